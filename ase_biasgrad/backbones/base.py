@@ -1,0 +1,39 @@
+"""`Backbone`: a network that gives per-atom energies without their zero."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ase_biasgrad.graph import AtomGraph
+
+
+class Backbone(nn.Module, ABC):
+    """Per-atom energies ε_i(R) of a batch of structures.
+
+    A subclass stores in `arguments` the keyword arguments that rebuild it (JSON values only),
+    in `cutoff` the range in Å of its edges (`inf` for all pairs of a molecule), and names its
+    architecture in `name`.
+    """
+
+    name: ClassVar[str]
+    cutoff: float
+    arguments: dict[str, Any]
+
+    @abstractmethod
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV, differentiable in `graph.positions` and `graph.cell`."""
+
+    def energy_shifts(self) -> list[nn.Parameter]:
+        """Parameters that shift every atom's energy by a constant and nothing else.
+
+        The force stage freezes them at zero: they have no gradient there, and what they could
+        learn belongs to the bias.
+        """
+        return []
+
+    def take_energy_shift(self) -> float:
+        """Set `energy_shifts` to zero and return what they added to each atom's energy, in eV."""
+        return 0.0

@@ -1,0 +1,117 @@
+"""`AtomGraph`: a batch of structures as tensors, and how it is made from arrays or `ase.Atoms`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_biasgrad.neighbours import Edges, neighbour_list
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+@dataclass(frozen=True)
+class AtomGraph:
+    """A batch of `b` structures with `n` atoms and `e` directed edges altogether.
+
+    The edge `k` points from the centre `edge_index[0, k]` to the neighbour `edge_index[1, k]`
+    in the cell image `edge_shift[k]`. Edges carry no lengths: vectors are computed from
+    positions inside the potential, so that forces and stress are derivatives of one energy.
+    """
+
+    positions: Tensor  # (n, 3) float64, Å
+    numbers: Tensor  # (n,) int64
+    cell: Tensor  # (b, 3, 3) float64, Å, rows are lattice vectors
+    pbc: Tensor  # (b, 3) bool
+    edge_index: Tensor  # (2, e) int64
+    edge_shift: Tensor  # (e, 3) integer multiples of the cell vectors
+    batch: Tensor  # (n,) int64, structure that each atom belongs to
+
+    @property
+    def n_structures(self) -> int:
+        return self.cell.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    def edge_vectors(self) -> Tensor:
+        """Vectors r_j + S·cell − r_i from centre to neighbour, `(e, 3)`, in Å."""
+        centre, neighbour = self.edge_index
+        vectors = self.positions[neighbour] - self.positions[centre]  # (e, 3)
+        if self.pbc.device.type == "cpu" and not bool(self.pbc.any()):
+            return vectors
+        shift = self.edge_shift.to(self.cell.dtype)  # (e, 3)
+        return vectors + torch.einsum("ek,ekl->el", shift, self.cell[self.batch[centre]])
+
+    def to(self, device: torch.device | str) -> AtomGraph:
+        """The same batch on another device."""
+        return AtomGraph(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def with_geometry(self, positions: Tensor, cell: Tensor) -> AtomGraph:
+        """The same batch and edges with other positions `(n, 3)` and cells `(b, 3, 3)`."""
+        return replace(self, positions=positions, cell=cell)
+
+
+def graph_from_arrays(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cutoff: float,
+    cell: np.ndarray | None = None,
+    pbc: np.ndarray | Sequence[bool] | None = None,
+    edges: Edges | None = None,
+) -> AtomGraph:
+    """One structure as a graph of all pairs within `cutoff` (Å; a molecule gets all pairs).
+
+    Parameters are NumPy arrays: numbers `(n,)`, positions `(n, 3)` in Å, cell `(3, 3)` in Å,
+    pbc `(3,)`. `edges` replaces the neighbour search by a list at hand.
+    """
+    pbc = np.zeros(3, bool) if pbc is None else np.asarray(pbc, bool)
+    cell = np.zeros((3, 3)) if cell is None else np.asarray(cell, float)
+    edges = neighbour_list(positions, cell, pbc, cutoff) if edges is None else edges
+    return AtomGraph(
+        positions=torch.tensor(np.asarray(positions, float)).reshape(-1, 3),
+        numbers=torch.tensor(np.asarray(numbers), dtype=torch.int64),
+        cell=torch.tensor(cell)[None],
+        pbc=torch.tensor(pbc)[None],
+        edge_index=torch.from_numpy(np.stack([edges.centre, edges.neighbour]).astype(np.int64)),
+        edge_shift=torch.from_numpy(edges.shift.astype(np.int32)),
+        batch=torch.zeros(len(numbers), dtype=torch.int64),
+    )
+
+
+def graph_from_atoms(atoms: Atoms, cutoff: float) -> AtomGraph:
+    """`ase.Atoms` as a graph of all pairs within `cutoff` (Å)."""
+    return graph_from_arrays(
+        atoms.numbers, atoms.positions, cutoff, cell=atoms.cell.array, pbc=atoms.pbc
+    )
+
+
+def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
+    """Join graphs into one batch, in order."""
+    atoms = torch.tensor([len(g.numbers) for g in graphs])
+    structures = torch.tensor([g.n_structures for g in graphs])
+    first_atom = torch.cumsum(atoms, 0) - atoms
+    first_structure = torch.cumsum(structures, 0) - structures
+    pairs = list(zip(graphs, first_atom.tolist(), first_structure.tolist(), strict=True))
+    return AtomGraph(
+        positions=torch.cat([g.positions for g in graphs]),
+        numbers=torch.cat([g.numbers for g in graphs]),
+        cell=torch.cat([g.cell for g in graphs]),
+        pbc=torch.cat([g.pbc for g in graphs]),
+        edge_index=torch.cat([g.edge_index + first for g, first, _ in pairs], dim=1),
+        edge_shift=torch.cat([g.edge_shift for g in graphs]),
+        batch=torch.cat([g.batch + first for g, _, first in pairs]),
+    )
+
+
+def sum_per_structure(values: Tensor, graph: AtomGraph) -> Tensor:
+    """Sum per-atom values `(n, ...)` over the atoms of each structure: `(b, ...)`."""
+    total = values.new_zeros((graph.n_structures, *values.shape[1:]))
+    return total.index_add(0, graph.batch, values)

@@ -1,0 +1,204 @@
+"""Neighbour lists: exact pairs within a cutoff, and a list with a skin that stays exact.
+
+matscipy does the search. It raises on cells without volume and drops atoms with NaN positions,
+so the cell is completed and the input checked here first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
+
+# Molecules up to this size use all pairs, whatever their distance: the list is then constant.
+ALL_PAIRS_UP_TO = 32
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges: centre i `(e,)`, neighbour j `(e,)`, integer cell shift S `(e, 3)`.
+
+    The vector of an edge is r_j + S·cell − r_i.
+    """
+
+    centre: np.ndarray
+    neighbour: np.ndarray
+    shift: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.centre)
+
+    def select(self, mask: np.ndarray) -> Edges:
+        return Edges(self.centre[mask], self.neighbour[mask], self.shift[mask])
+
+    def vectors(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Edge vectors in Å, `(e, 3)`."""
+        return positions[self.neighbour] - positions[self.centre] + self.shift @ cell
+
+
+def all_pairs(n: int) -> Edges:
+    """Every ordered pair of `n` atoms without periodicity, sorted by centre."""
+    centre, neighbour = np.nonzero(~np.eye(n, dtype=bool))
+    return Edges(centre, neighbour, np.zeros((len(centre), 3), np.int32))
+
+
+def neighbour_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> Edges:
+    """All directed edges shorter than `cutoff`, self-images included, sorted by centre.
+
+    Structures without periodicity and of at most `ALL_PAIRS_UP_TO` atoms get all pairs.
+
+    Parameters
+    ----------
+    positions, cell, pbc
+        `(n, 3)` Å, `(3, 3)` Å (rows are lattice vectors), `(3,)` bool. Cell vectors along
+        directions without periodicity are ignored and may be zero; atoms may lie outside.
+    cutoff
+        In Å.
+
+    Raises
+    ------
+    ValueError
+        On non-finite positions or cell, or periodic cell vectors without volume.
+    """
+    positions = np.asarray(positions, float).reshape(-1, 3)
+    pbc = np.asarray(pbc, bool)
+    check_finite(positions, cell)
+    if not pbc.any() and len(positions) <= ALL_PAIRS_UP_TO:
+        return all_pairs(len(positions))
+    return pairs_within(positions, cell, pbc, cutoff)
+
+
+def pairs_within(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> Edges:
+    """All directed edges shorter than `cutoff` (Å); arguments as in `neighbour_list`."""
+    if len(positions) == 0:
+        return all_pairs(0)
+    box, origin = bounding_cell(positions, cell, pbc)
+    flip = np.linalg.det(box) < 0  # matscipy counts on a right-handed cell
+    order = [1, 0, 2] if flip else [0, 1, 2]
+    centre, neighbour, shift = matscipy_neighbour_list(
+        "ijS", cutoff=float(cutoff), positions=positions - origin, cell=box[order], pbc=pbc[order]
+    )
+    return Edges(centre, neighbour, shift[:, order])
+
+
+def check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
+    """Raise `ValueError` naming the first atom (or the cell) that is not finite."""
+    if not np.isfinite(positions).all():
+        atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
+        raise ValueError(f"the position of atom {atom} is not finite: {positions[atom]}")
+    if not np.isfinite(cell).all():
+        raise ValueError(f"the cell is not finite: {np.asarray(cell).tolist()}")
+
+
+def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Replace the vectors of non-periodic directions by unit vectors normal to the others.
+
+    Raises
+    ------
+    ValueError
+        If a periodic cell vector is zero or the periodic ones are linearly dependent.
+    """
+    periodic = np.asarray(cell, float)[pbc]  # (periodic directions, 3)
+    lengths = np.linalg.norm(periodic, axis=1)
+    if len(periodic):
+        singular = np.linalg.svd(periodic / np.maximum(lengths, 1e-300)[:, None])[1]
+        if lengths.min() < 1e-8 or singular.min() < 1e-8:
+            raise ValueError(
+                f"pbc={pbc.tolist()} needs linearly independent cell vectors along these "
+                f"directions, but the cell is {np.asarray(cell).tolist()}; set the cell or pbc"
+            )
+    normals = np.linalg.svd(periodic, full_matrices=True)[2][len(periodic) :]  # rows span the rest
+    complete = np.array(cell, float)
+    complete[~pbc] = normals
+    return complete
+
+
+def bounding_cell(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A cell with volume that holds all atoms along non-periodic directions, and its origin."""
+    box = complete_cell(cell, pbc)
+    fractional = positions @ np.linalg.inv(box)  # (n, 3)
+    low, high = fractional.min(axis=0), fractional.max(axis=0)
+    low[pbc] = 0.0
+    origin = (low - 0.5 * ~pbc) @ box  # half an Å of room on either side
+    box[~pbc] *= (high - low + 1.0)[~pbc, None]
+    return box, origin
+
+
+class SkinList:
+    """Edges within `cutoff` that are searched anew only when an atom could have come in.
+
+    Pairs within `cutoff + skin` of a reference geometry are kept. Let F map the reference
+    cell to the present one (h' = h F), and u be the displacements from the affinely moved
+    reference positions. A pair outside the list was longer than `cutoff + skin`, so it is now
+    longer than σ_min(F) (cutoff + skin) − 2 max|u|: the list is complete as long as this is
+    at least `cutoff`. A change of numbers, count or pbc always searches anew.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        if not (cutoff > 0 and skin >= 0):
+            raise ValueError(f"cutoff must be > 0 and skin ≥ 0 Å, not {cutoff} and {skin}")
+        self.cutoff, self.skin = float(cutoff), float(skin)
+        self.searches = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the reference geometry; the next call searches anew."""
+        self._numbers: np.ndarray | None = None
+
+    def candidates(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> Edges:
+        """Edges that hold every pair within the cutoff, and some up to `cutoff + skin`."""
+        if not self._is_complete(numbers, positions, cell, pbc):
+            self._search(numbers, positions, cell, pbc)
+        return self._edges
+
+    def edges(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> Edges:
+        """Exactly the edges of `neighbour_list`."""
+        edges = self.candidates(numbers, positions, cell, pbc)
+        if self._constant:
+            return edges
+        vectors = edges.vectors(positions, np.where(pbc[:, None], cell, 0.0))
+        return edges.select(np.einsum("ek,ek->e", vectors, vectors) < self.cutoff**2)
+
+    def _search(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> None:
+        self.reset()
+        self._edges = neighbour_list(positions, cell, pbc, self.cutoff + self.skin)
+        self._constant = not pbc.any() and len(positions) <= ALL_PAIRS_UP_TO
+        self._positions, self._cell = positions.copy(), np.array(cell, float)
+        self._pbc = pbc.copy()
+        self._numbers = numbers.copy()
+        self.searches += 1
+
+    def _is_complete(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> bool:
+        if self._numbers is None or not np.array_equal(self._numbers, numbers):
+            return False
+        if not np.array_equal(self._pbc, pbc):
+            return False
+        check_finite(positions, cell)
+        if self._constant:
+            return True
+        reference, stretch = self._positions, 1.0
+        if pbc.any() and not np.array_equal(self._cell, cell):
+            deformation = np.linalg.solve(
+                complete_cell(self._cell, pbc), complete_cell(cell, pbc)
+            )
+            reference = reference @ deformation
+            stretch = np.linalg.svd(deformation, compute_uv=False).min()
+        moved = positions - reference
+        furthest = np.sqrt(np.einsum("nk,nk->n", moved, moved).max(initial=0.0))
+        # 1e-9 Å absorbs rounding in this bound itself
+        return bool(stretch * (self.cutoff + self.skin) - 2 * furthest >= self.cutoff + 1e-9)

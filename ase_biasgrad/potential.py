@@ -1,0 +1,142 @@
+"""`Potential`: a backbone and its bias, with forces and stress as derivatives of the energy.
+
+This is the reference that every engine is checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.bias import Bias
+from ase_biasgrad.graph import AtomGraph, sum_per_structure
+
+PROPERTIES = ("energy", "energies", "forces", "stress")
+
+
+class Potential(nn.Module):
+    """E(R) = Σ_i ε_i(R) + b.
+
+    Parameters
+    ----------
+    backbone
+        Gives ε_i.
+    bias
+        Gives b from the composition; a new, unfitted one by default.
+    elements
+        Atomic numbers that the backbone was trained for.
+    """
+
+    def __init__(
+        self, backbone: Backbone, bias: Bias | None = None, elements: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.bias = Bias() if bias is None else bias
+        self.elements = tuple(sorted({int(z) for z in elements}))
+
+    @property
+    def cutoff(self) -> float:
+        """Range of the edges in Å."""
+        return self.backbone.cutoff
+
+    def forward(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """Energy of each structure `(b,)` and its parts by atom `(n,)`, float64 eV."""
+        own = self.backbone(graph).to(torch.float64)  # (n,)
+        of_structures = (graph.numbers, graph.batch, graph.n_structures)
+        energy = sum_per_structure(own, graph) + self.bias(*of_structures)
+        return energy, own + self.bias.per_atom(*of_structures)
+
+    def evaluate(
+        self,
+        graph: AtomGraph,
+        properties: Iterable[str] = ("energy", "forces"),
+        create_graph: bool = False,
+    ) -> dict[str, Tensor]:
+        """Properties of a batch by autograd.
+
+        Parameters
+        ----------
+        graph
+            The batch; its positions are taken as constants.
+        properties
+            Any of `energy (b,)` eV, `energies (n,)` eV, `forces (n, 3)` eV/Å and `stress (b, 6)`
+            eV/Å³ in Voigt order xx yy zz yz xz xy, tension positive. Without forces or stress
+            nothing is differentiated.
+        create_graph
+            Keep derivatives differentiable, to train on them.
+
+        Raises
+        ------
+        ValueError
+            On an unknown property, or stress of a structure whose cell has no volume.
+        """
+        wanted = set(properties)
+        if unknown := wanted - set(PROPERTIES):
+            raise ValueError(f"unknown properties {sorted(unknown)}; choose from {PROPERTIES}")
+        if not wanted & {"forces", "stress"}:
+            with torch.set_grad_enabled(create_graph):
+                energy, energies = self(graph)
+            return _only(wanted, energy=energy, energies=energies)
+
+        with torch.enable_grad():
+            positions = graph.positions.detach().requires_grad_()
+            strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_("stress" in wanted)
+            leaves = [positions, strain] if "stress" in wanted else [positions]
+            moved = strained(graph, positions, strain) if "stress" in wanted else (
+                graph.with_geometry(positions, graph.cell)
+            )
+            energy, energies = self(moved)
+            gradients = torch.autograd.grad(
+                energy.sum(), leaves, create_graph=create_graph, materialize_grads=True
+            )
+        stress = voigt_stress(gradients[1], graph.cell) if "stress" in wanted else None
+        if not create_graph:
+            energy, energies = energy.detach(), energies.detach()
+        return _only(
+            wanted, energy=energy, energies=energies, forces=-gradients[0], stress=stress
+        )
+
+
+def strained(graph: AtomGraph, positions: Tensor, strain: Tensor) -> AtomGraph:
+    """The batch under a symmetric strain `(b, 3, 3)`: r' = r (1 + ε), h' = h (1 + ε)."""
+    symmetric = 0.5 * (strain + strain.transpose(1, 2))
+    moved = positions + torch.einsum("nk,nkl->nl", positions, symmetric[graph.batch])
+    return graph.with_geometry(moved, graph.cell + graph.cell @ symmetric)
+
+
+def voigt_stress(strain_gradient: Tensor, cell: Tensor) -> Tensor:
+    """σ = (1/V) ∂E/∂ε as `(b, 6)` in eV/Å³, order xx yy zz yz xz xy.
+
+    Raises
+    ------
+    ValueError
+        If a cell `(b, 3, 3)` has no volume.
+    """
+    volume = torch.linalg.det(cell).abs()  # (b,)
+    if bool((volume < 1e-12).any()):
+        raise ValueError(
+            f"stress needs cells with volume; structure {int(volume.argmin())} has none"
+        )
+    stress = strain_gradient / volume[:, None, None]
+    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+    return 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
+
+
+def freeze_energy_shifts(potential: Potential) -> None:
+    """Fold what only shifts the energy into the bias, and let it get no gradient.
+
+    The bias then holds every constant, in float64; forces are unchanged bit for bit.
+    """
+    shift = potential.backbone.take_energy_shift()
+    if shift:
+        potential.bias.per_element += shift
+    for parameter in potential.backbone.energy_shifts():
+        parameter.requires_grad_(False)
+
+
+def _only(wanted: set[str], **values: Tensor | None) -> dict[str, Tensor]:
+    return {name: values[name] for name in wanted if values.get(name) is not None}  # type: ignore[misc]

@@ -1,0 +1,49 @@
+"""What an engine is: the way in which a calculator evaluates the backbones of its potentials.
+
+Engines know nothing of biases: the calculator adds these in float64, so no engine can let a
+bias touch a force.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure as NumPy arrays, checked to be finite and to have supported elements."""
+
+    numbers: np.ndarray  # (n,) int64
+    positions: np.ndarray  # (n, 3) float64, Å
+    cell: np.ndarray  # (3, 3) float64, Å
+    pbc: np.ndarray  # (3,) bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Backbone energies and derivatives, float64; the first axis runs over the committee."""
+
+    energies: np.ndarray  # (members, n) eV, per atom, without bias
+    forces: np.ndarray | None = None  # (members, n, 3) eV/Å
+    strain_gradient: np.ndarray | None = None  # (members, 3, 3) eV, ∂E/∂ε, symmetric
+
+
+class Engine(Protocol):
+    """Evaluates one or several potentials of one architecture family on one device.
+
+    Engines own their neighbour lists (with a skin), hold no open handles and no compiled
+    graphs when pickled, and never change the structure they are given.
+    """
+
+    name: str
+
+    def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
+        """Per-atom energies; with `derivatives` also forces and the strain gradient."""
+        ...
+
+    def reset(self) -> None:
+        """Forget neighbour lists and everything else that depends on earlier structures."""
+        ...
