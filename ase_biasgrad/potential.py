@@ -45,10 +45,8 @@ class Potential(nn.Module):
 
     def forward(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Energy of each structure `(b,)` and its parts by atom `(n,)`, float64 eV."""
-        own = self.backbone(graph).to(torch.float64)  # (n,)
-        of_structures = (graph.numbers, graph.batch, graph.n_structures)
-        energy = sum_per_structure(own, graph) + self.bias(*of_structures)
-        return energy, own + self.bias.per_atom(*of_structures)
+        values = self._with_bias(self.backbone(graph).to(torch.float64), graph)
+        return values["energy"], values["energies"]
 
     def evaluate(
         self,
@@ -67,7 +65,7 @@ class Potential(nn.Module):
             eV/Å³ in Voigt order xx yy zz yz xz xy, tension positive. Without forces or stress
             nothing is differentiated.
         create_graph
-            Keep derivatives differentiable, to train on them.
+            Keep everything differentiable in the parameters, to train on it.
 
         Raises
         ------
@@ -77,28 +75,37 @@ class Potential(nn.Module):
         wanted = set(properties)
         if unknown := wanted - set(PROPERTIES):
             raise ValueError(f"unknown properties {sorted(unknown)}; choose from {PROPERTIES}")
-        if not wanted & {"forces", "stress"}:
-            with torch.set_grad_enabled(create_graph):
-                energy, energies = self(graph)
-            return _only(wanted, energy=energy, energies=energies)
+        with torch.set_grad_enabled(create_graph or bool(wanted & {"forces", "stress"})):
+            values = self._differentiated(graph, wanted, create_graph)
+            if wanted & {"energy", "energies"}:
+                own = values.pop("own") if create_graph else values.pop("own").detach()
+                values |= self._with_bias(own, graph)
+        return {name: values[name] for name in PROPERTIES if name in wanted}
 
-        with torch.enable_grad():
-            positions = graph.positions.detach().requires_grad_()
-            strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_("stress" in wanted)
-            leaves = [positions, strain] if "stress" in wanted else [positions]
-            moved = strained(graph, positions, strain) if "stress" in wanted else (
-                graph.with_geometry(positions, graph.cell)
-            )
-            energy, energies = self(moved)
-            gradients = torch.autograd.grad(
-                energy.sum(), leaves, create_graph=create_graph, materialize_grads=True
-            )
-        stress = voigt_stress(gradients[1], graph.cell) if "stress" in wanted else None
-        if not create_graph:
-            energy, energies = energy.detach(), energies.detach()
-        return _only(
-            wanted, energy=energy, energies=energies, forces=-gradients[0], stress=stress
+    def _differentiated(
+        self, graph: AtomGraph, wanted: set[str], create_graph: bool
+    ) -> dict[str, Tensor]:
+        """Backbone energies `own (n,)`, with forces and stress if wanted; no bias in sight."""
+        if not wanted & {"forces", "stress"}:
+            return {"own": self.backbone(graph).to(torch.float64)}
+        positions = graph.positions.detach().requires_grad_()
+        leaves, moved = [positions], graph.with_geometry(positions, graph.cell)
+        if "stress" in wanted:
+            strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()  # (b, 3, 3)
+            leaves, moved = [positions, strain], strained(graph, positions, strain)
+        own = self.backbone(moved).to(torch.float64)
+        gradients = torch.autograd.grad(
+            own.sum(), leaves, create_graph=create_graph, materialize_grads=True
         )
+        values = {"own": own, "forces": -gradients[0]}
+        if "stress" in wanted:
+            values["stress"] = voigt_stress(gradients[1], graph.cell)
+        return values
+
+    def _with_bias(self, own: Tensor, graph: AtomGraph) -> dict[str, Tensor]:
+        of_structures = (graph.numbers, graph.batch, graph.n_structures)
+        energy = sum_per_structure(own, graph) + self.bias(*of_structures)
+        return {"energy": energy, "energies": own + self.bias.per_atom(*of_structures)}
 
 
 def strained(graph: AtomGraph, positions: Tensor, strain: Tensor) -> AtomGraph:
@@ -137,6 +144,3 @@ def freeze_energy_shifts(potential: Potential) -> None:
     for parameter in potential.backbone.energy_shifts():
         parameter.requires_grad_(False)
 
-
-def _only(wanted: set[str], **values: Tensor | None) -> dict[str, Tensor]:
-    return {name: values[name] for name in wanted if values.get(name) is not None}  # type: ignore[misc]

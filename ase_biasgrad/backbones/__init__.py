@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet
 
-__all__ = ["Backbone", "PaiNN", "SchNet", "backbone_class", "build_backbone"]
+__all__ = [
+    "Backbone",
+    "PaiNN",
+    "SchNet",
+    "backbone_arguments",
+    "backbone_class",
+    "build_backbone",
+]
 
 BACKBONES: tuple[type[Backbone], ...] = (SchNet, PaiNN)
 
@@ -30,3 +38,16 @@ def backbone_class(name: str) -> type[Backbone]:
 def build_backbone(name: str, arguments: dict[str, Any]) -> Backbone:
     """A new backbone with random weights."""
     return backbone_class(name)(**arguments)
+
+
+def backbone_arguments(cls: type[Backbone]) -> dict[str, Any]:
+    """Keyword arguments of a backbone and their defaults, those passed to a base class included."""
+    arguments: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if "__init__" in vars(base) and issubclass(base, Backbone) and base is not Backbone:
+            arguments |= {
+                name: parameter.default
+                for name, parameter in inspect.signature(base.__init__).parameters.items()
+                if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
+            }
+    return arguments

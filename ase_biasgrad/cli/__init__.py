@@ -1,0 +1,33 @@
+"""The command line: `biasgrad …`. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ase_biasgrad.cli import data, potential, simulate, train
+
+app = typer.Typer(
+    help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data", help="Make, import and look at datasets.")
+app.command("train")(train.train)
+app.command("fit-bias")(potential.fit_bias)
+app.command("evaluate")(potential.evaluate)
+app.command("convert")(potential.convert)
+app.command("info")(potential.info)
+app.command("relax")(simulate.relax)
+app.command("md")(simulate.md)
+
+
+def main() -> None:
+    """Entry point: errors that a user can cause end in one message and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"biasgrad: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,173 @@
+"""Commands about a potential at hand: `fit-bias`, `evaluate`, `convert`, `info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ase_biasgrad.checkpoint import Checkpoint
+    from ase_biasgrad.training.resident import ResidentFrames
+
+CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
+DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one")]
+Frames = Annotated[
+    str | None,
+    typer.Option(help="frames to use, as a slice such as :1000 or ::10; all by default"),
+]
+
+
+def fit_bias(
+    checkpoint: CheckpointPath,
+    data: DataPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="new checkpoint")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto, mean, median, efwt, gradient, least-squares, least-absolute-deviation"
+        ),
+    ] = "auto",
+    frames: Frames = None,
+    device: Device = "auto",
+) -> None:
+    """Run the bias stage alone; forces and stress stay the same, bit for bit."""
+    from ase_biasgrad.checkpoint import file_hash, save_checkpoint
+    from ase_biasgrad.metrics import error_norms
+    from ase_biasgrad.training import bias_stage
+
+    loaded, resident = _loaded(checkpoint, data, frames, device)
+    left = bias_stage.fit_bias(loaded.potential, resident, method)
+    history = {
+        **loaded.training,
+        "bias_fitted_on": {"sha256": file_hash(data), "frames": len(resident)},
+    }
+    save_checkpoint(output, loaded.potential.cpu(), history)
+    bias = loaded.potential.bias
+    typer.echo(f"energy zero: {bias.zero}; fit: {bias.fit_report}")
+    if bias.fit_report.get("rank", 0) < bias.fit_report.get("elements", 0):
+        typer.echo(
+            "the data does not determine every element: the smallest values were taken, and only "
+            "compositions that combine those of the data have a known energy zero"
+        )
+    norms = error_norms(left)
+    typer.echo(
+        f"energy residuals left: MAE {1000 * norms.mae:.3f} meV, RMSE {1000 * norms.rmse:.3f} meV"
+    )
+    typer.echo(f"checkpoint: {output}")
+
+
+def evaluate(
+    checkpoint: CheckpointPath,
+    data: DataPath,
+    json: Annotated[Path | None, typer.Option(help="write the numbers here")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="write a report with pictures into this folder")
+    ] = None,
+    frames: Frames = None,
+    device: Device = "auto",
+) -> None:
+    """Errors of a potential on labelled frames."""
+    from ase_biasgrad.training.evaluate import evaluate as measured
+    from ase_biasgrad.training.evaluate import save_json, table
+
+    loaded, resident = _loaded(checkpoint, data, frames, device)
+    result = measured(loaded.potential, resident, progress=True)
+    typer.echo(table(result))
+    if json is not None:
+        save_json(result, json)
+    if report is not None:
+        from ase_biasgrad.training.report import write_report
+
+        metrics = checkpoint.parent / "metrics.csv"
+        pictures = write_report(report, result, metrics if metrics.exists() else None)
+        typer.echo("pictures: " + ", ".join(str(picture) for picture in pictures))
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(help="SchNetPack model file (best_model)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="new checkpoint")],
+    energy_unit: Annotated[str, typer.Option(help="unit of the model's energies")],
+    length_unit: Annotated[str, typer.Option(help="unit of the model's lengths")] = "Angstrom",
+    data: Annotated[Path | None, typer.Option(help="dataset to fit the bias to")] = None,
+    method: Annotated[str, typer.Option(help="bias fit, as in fit-bias")] = "auto",
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle", help="I trust this file: reading it runs code that it contains"
+        ),
+    ] = False,
+) -> None:
+    """Bring in a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
+    from ase_biasgrad.checkpoint import file_hash, save_checkpoint
+    from ase_biasgrad.convert import convert_schnetpack
+
+    if not trust:
+        raise typer.BadParameter(
+            "SchNetPack models are pickles, and reading one runs code that it contains; "
+            "say --trust-pickle if you trust where it comes from"
+        )
+    potential = convert_schnetpack(model, energy_unit, length_unit)
+    if data is not None:
+        from ase_biasgrad.dataset import Dataset
+        from ase_biasgrad.training.bias_stage import fit_bias
+        from ase_biasgrad.training.resident import ResidentFrames
+
+        dataset = Dataset(data)
+        fit_bias(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff), method)
+    save_checkpoint(
+        output, potential, {"converted_from": {"file": model.name, "sha256": file_hash(model)}}
+    )
+    typer.echo(f"checkpoint: {output}; energy zero: {potential.bias.zero}")
+
+
+def info(checkpoint: CheckpointPath) -> None:
+    """What a checkpoint holds and where it comes from."""
+    import yaml
+
+    from ase_biasgrad.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    typer.echo(yaml.safe_dump({"sha256": loaded.sha256, **loaded.metadata}, sort_keys=False))
+
+
+def _loaded(
+    checkpoint: Path, data: Path, frames: str | None, device: str
+) -> tuple[Checkpoint, ResidentFrames]:
+    import torch
+
+    from ase_biasgrad.checkpoint import load_checkpoint
+    from ase_biasgrad.dataset import Dataset
+    from ase_biasgrad.training.resident import ResidentFrames
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
+    loaded.potential.to(device)
+    chosen = range(len(dataset))[_slice(frames)]
+    unknown = set(dataset.compositions()[list(chosen)].sum(axis=0).nonzero()[0].tolist()) - set(
+        loaded.potential.elements
+    )
+    if unknown:
+        from ase.data import chemical_symbols
+
+        raise ValueError(
+            f"{data}: holds {sorted(chemical_symbols[z] for z in unknown)}, which {checkpoint} "
+            f"was not trained for; it knows "
+            f"{[chemical_symbols[z] for z in loaded.potential.elements]}"
+        )
+    return loaded, ResidentFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
+
+
+def _slice(text: str | None) -> slice:
+    if text is None:
+        return slice(None)
+    try:
+        parts = [int(part) if part else None for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 3:
+        raise typer.BadParameter(f"--frames {text!r} is no slice such as :1000, 500: or ::10")
+    return slice(*parts)

@@ -1,0 +1,49 @@
+"""`biasgrad train`: a configuration in, a checkpoint out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file with options; see --options")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="options that override it: force_stage.epochs=50 …")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="run folder")] = Path("run"),
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with the interrupted run in this folder")
+    ] = None,
+    options: Annotated[
+        bool, typer.Option("--options", help="print every option with its default and meaning")
+    ] = False,
+) -> None:
+    """Train a potential: the force stage, then the bias stage."""
+    from ase_biasgrad.training.config import describe_options, load_config
+
+    if options:
+        typer.echo(describe_options(), nl=False)
+        return
+    if (config is None) == (resume is None):
+        raise typer.BadParameter("name either a configuration or --resume RUN")
+    from ase_biasgrad.training import run
+    from ase_biasgrad.training.evaluate import table
+
+    try:
+        if resume is not None:
+            folder, result = resume, run.resume(resume)
+        else:
+            assert config is not None
+            folder, result = output, run.train(load_config(config, overrides or []), output)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True
+        )
+        raise typer.Exit(130) from None
+    typer.echo("validation frames\n" + table(result.after_bias))
+    typer.echo(f"checkpoint: {result.checkpoint}\nreport: {folder / 'report'}")

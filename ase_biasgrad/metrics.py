@@ -1,0 +1,117 @@
+"""Errors of predicted energies and forces, and what they say about each other.
+
+Energies in eV, forces in eV/Å, all in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ase_biasgrad.bias_fits import ENERGY_WITHIN, FORCE_WITHIN
+
+EV_TO_KCAL_MOL = 23.060547830619026  # ase.units.mol / ase.units.kcal
+
+
+@dataclass(frozen=True)
+class ErrorNorms:
+    """Mean absolute, root mean square and largest absolute error of `count` numbers."""
+
+    mae: float
+    rmse: float
+    largest: float
+    count: int
+
+
+def error_norms(errors: np.ndarray) -> ErrorNorms:
+    """Norms of an array of errors of any shape."""
+    errors = np.asarray(errors, np.float64).ravel()
+    if len(errors) == 0:
+        return ErrorNorms(np.nan, np.nan, np.nan, 0)
+    absolute = np.abs(errors)
+    return ErrorNorms(
+        float(absolute.mean()),
+        float(np.sqrt(np.mean(errors**2))),
+        float(absolute.max()),
+        len(errors),
+    )
+
+
+@dataclass(frozen=True)
+class EFwT:
+    """Share of frames with energy and forces within threshold, and its two halves.
+
+    Open Catalyst Project (Chanussot et al. 2021, ACS Catal. 11, 6059): the energy of a frame
+    is off by less than 0.02 eV, and its largest force component by less than 0.03 eV/Å.
+    """
+
+    both: float
+    energy: float
+    forces: float
+
+
+def energies_within(errors: np.ndarray) -> np.ndarray:
+    """`(m,)` bool: |energy error| < 0.02 eV, strictly."""
+    return np.abs(errors) < ENERGY_WITHIN
+
+
+def forces_within(largest_component_errors: np.ndarray) -> np.ndarray:
+    """`(m,)` bool: the largest force component error of a frame < 0.03 eV/Å, strictly."""
+    return np.abs(largest_component_errors) < FORCE_WITHIN
+
+
+def efwt(energy_errors: np.ndarray, largest_force_errors: np.ndarray) -> EFwT:
+    """EFwT of frames with energy errors `(m,)` and largest force component errors `(m,)`."""
+    energy, forces = energies_within(energy_errors), forces_within(largest_force_errors)
+    return EFwT(float(np.mean(energy & forces)), float(np.mean(energy)), float(np.mean(forces)))
+
+
+@dataclass(frozen=True)
+class EnergyRelation:
+    """Regression of E_ref on E_model within compositions (each centred on its mean).
+
+    A bias can mend an offset only. A slope far from 1 is a unit error, a slope near −1 a sign
+    error, and a low correlation means that the forces are no gradient of the energy.
+    """
+
+    slope: float
+    correlation: float
+    verdict: str
+
+
+def energy_relation(
+    reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray
+) -> EnergyRelation:
+    """Relate energies `(m,)` in eV within the compositions labelled by `groups (m,)`."""
+    x, y = centred(predicted, groups), centred(reference, groups)
+    spread = float(np.sqrt(np.sum(x**2) * np.sum(y**2)))
+    if spread == 0.0:
+        return EnergyRelation(np.nan, np.nan, "energies do not vary within a composition")
+    slope, correlation = float(np.sum(x * y) / np.sum(x**2)), float(np.sum(x * y) / spread)
+    return EnergyRelation(slope, correlation, _verdict(slope, correlation))
+
+
+def _verdict(slope: float, correlation: float) -> str:
+    if abs(correlation) < 0.9:
+        return "energies hardly follow: the forces may be no gradient of the energy, or undertrained"
+    if slope < 0:
+        return "sign error: reference energies fall where the potential rises"
+    for name, factor in {
+        "kcal/mol": EV_TO_KCAL_MOL,
+        "kJ/mol": 96.48533212331002,
+        "Hartree": 1 / 27.211386024367243,
+    }.items():
+        if abs(slope / factor - 1) < 0.1:
+            return f"unit error: reference energies look like {name}, not eV"
+    if abs(slope - 1) > 0.1:
+        return "scale error: energies and forces of the reference do not belong together"
+    return "consistent: a bias is all that the energies need"
+
+
+def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values `(m,)` less the mean of their group `(m,)`."""
+    _, group = np.unique(groups, return_inverse=True)
+    group = group.ravel()
+    means = np.bincount(group, weights=values) / np.bincount(group)
+    return np.asarray(values, np.float64) - means[group]

@@ -1,0 +1,200 @@
+"""What a training run is told: typed, documented, and validated before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ase_biasgrad.bias import BiasMethod
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file and option."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataOptions(_Options):
+    """Which frames are used for what. Splits are seeded and stored in the run folder."""
+
+    path: Path = Field(description="dataset file (HDF5) made by `biasgrad data …`")
+    train: int | float = Field(0.8, gt=0, description="training frames, or their share if < 1")
+    validation: int | float = Field(0.1, gt=0, description="validation frames, or their share")
+    seed: int = Field(0, ge=0, description="seed of the split")
+    contiguous: bool = Field(
+        False, description="split into blocks of consecutive frames (one trajectory is correlated)"
+    )
+
+
+class BackboneOptions(_Options):
+    """The network. All other keys are passed to it as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field("painn", description="schnet, painn, …")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @field_validator("name")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        from ase_biasgrad.backbones import backbone_class
+
+        backbone_class(name)
+        return name
+
+    @model_validator(mode="after")
+    def _takes_arguments(self) -> BackboneOptions:
+        from ase_biasgrad.backbones import backbone_class, backbone_arguments
+
+        known = backbone_arguments(backbone_class(self.name))
+        if unknown := set(self.arguments) - set(known):
+            raise ValueError(f"{self.name} takes no {sorted(unknown)}; it takes {sorted(known)}")
+        return self
+
+
+class ScheduleOptions(_Options):
+    """How the learning rate changes."""
+
+    name: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_steps: int = Field(500, ge=0, description="optimizer steps of linear warm-up")
+    factor: float = Field(0.7, gt=0, lt=1, description="plateau: multiply the rate by this")
+    patience: int = Field(25, ge=1, description="plateau: epochs without improvement")
+    minimum: float = Field(1e-6, ge=0, description="lowest learning rate")
+
+
+class JointOptions(_Options):
+    """The baseline: energies in the loss as well, centred per composition in float64."""
+
+    energy_weight: float = Field(
+        0.05, gt=0, description="weight of the energy term beside the force term of weight 1"
+    )
+
+
+class ForceStageOptions(_Options):
+    """The loss and its minimisation. Residuals count in units of the training forces' RMS."""
+
+    epochs: int = Field(1000, ge=1)
+    batch_size: int = Field(8, ge=1, description="structures per step and process")
+    loss: Literal["l1", "l2", "huber"] = "l1"
+    huber_delta: float = Field(0.05, gt=0, description="in units of the RMS force")
+    stress_weight: float = Field(0.1, ge=0, description="used where the data has stress")
+    joint: JointOptions | None = Field(None, description="train on energies too (baseline)")
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    amsgrad: bool = True
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float = Field(10.0, ge=0, description="norm; 0 switches it off")
+    schedule: ScheduleOptions = ScheduleOptions()
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="averaged weights; 0 switches it off")
+    early_stopping: int = Field(0, ge=0, description="epochs without improvement; 0: never")
+    validate_every: int = Field(1, ge=1, description="epochs")
+
+
+class BiasStageOptions(_Options):
+    """How the bias is fitted afterwards."""
+
+    method: BiasMethod | Literal["auto"] = Field(
+        "auto", description="auto: mean for one composition, least-squares for several"
+    )
+
+
+class TrainerOptions(_Options):
+    """Passed to Lightning's Trainer."""
+
+    accelerator: str = Field("auto", description="auto takes CUDA where there is one")
+    devices: int | str = "auto"
+    num_nodes: int = Field(1, ge=1)
+    strategy: str = "auto"
+    precision: Literal["32-true", "64-true"] = "32-true"
+    max_time: str | None = Field(None, description="DD:HH:MM:SS, stop the force stage after it")
+    loggers: list[Literal["tensorboard", "wandb"]] = []
+    progress_bar: bool = True
+
+
+class TrainConfig(_Options):
+    """A whole training run."""
+
+    data: DataOptions
+    backbone: BackboneOptions = BackboneOptions()
+    force_stage: ForceStageOptions = ForceStageOptions()
+    bias_stage: BiasStageOptions = BiasStageOptions()
+    trainer: TrainerOptions = TrainerOptions()
+    seed: int = Field(0, ge=0, description="initial weights and order of batches")
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """Read a YAML file and apply overrides such as `force_stage.epochs=50`.
+
+    A relative `data.path` in the file is taken from the file's folder, one in an override from
+    the working folder.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file or override, the option, and what is allowed.
+    """
+    path = Path(path)
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: holds no options; see `biasgrad train --options`")
+    data = options.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = str(path.parent / data["path"])
+    for override in overrides:
+        _apply(options, override)
+    return config_from(options, str(path))
+
+
+def config_from(options: dict[str, Any], source: str = "configuration") -> TrainConfig:
+    """Validate options at hand; errors as in `load_config`."""
+    try:
+        return TrainConfig.model_validate(options)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            + ("" if item["type"] == "missing" else f" (it is {item['input']!r})")
+            for item in error.errors()
+        ]
+        raise ConfigError("\n".join([f"{source}: options that cannot be used:", *lines])) from error
+
+
+def _apply(options: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write it as option=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        options = options.setdefault(parent, {})
+        if not isinstance(options, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a group of options")
+    options[last] = yaml.safe_load(value)
+
+
+def describe_options() -> str:
+    """Every option with its default and meaning, as commented YAML."""
+    return "\n".join(_described(TrainConfig, 0)) + "\n"
+
+
+def _described(model: type[BaseModel], depth: int) -> list[str]:
+    indent = "  " * depth
+    lines: list[str] = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation if isinstance(field.annotation, type) else None
+        if nested is not None and issubclass(nested, BaseModel):
+            lines += [f"{indent}{name}:  # {(nested.__doc__ or '').splitlines()[0]}"]
+            lines += _described(nested, depth + 1)
+            continue
+        default = "<required>" if field.is_required() else yaml.safe_dump(field.default).split("\n")[0]
+        note = f"  # {field.description}" if field.description else ""
+        lines.append(f"{indent}{name}: {default}{note}")
+    return lines

@@ -1,0 +1,200 @@
+"""The force stage: fit the backbone to forces, and stress where there is some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ase_biasgrad.potential import Potential
+from ase_biasgrad.training.config import ForceStageOptions
+from ase_biasgrad.training.resident import Batch, ResidentFrames
+
+
+class ForceStage(pl.LightningModule):
+    """Minimises the force loss; residuals count in units of the RMS training force.
+
+    Parameters
+    ----------
+    potential
+        Changed in place.
+    options
+        Loss, optimizer, schedule.
+    force_unit, stress_unit
+        RMS force (eV/Å) and stress (eV/Å³) of the training frames; `stress_unit=None` leaves
+        stress out.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        options: ForceStageOptions,
+        force_unit: float,
+        stress_unit: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.options = options
+        self.force_unit = force_unit
+        self.stress_unit = stress_unit if options.stress_weight > 0 else None
+        self._training_losses: list[Tensor] = []
+        self._validation: list[tuple[Tensor, ...]] = []
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        return ("forces",) if self.stress_unit is None else ("forces", "stress")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+        """Frames are resident on the device already."""
+        return batch
+
+    def loss(self, batch: Batch, predicted: dict[str, Tensor]) -> Tensor:
+        """Loss of one batch, a scalar."""
+        assert batch.forces is not None
+        total = self._norm((predicted["forces"] - batch.forces) / self.force_unit)
+        if self.stress_unit is not None and batch.stress is not None:
+            known = torch.isfinite(batch.stress)
+            residual = torch.where(known, predicted["stress"] - batch.stress, 0.0)
+            total = total + self.options.stress_weight * self._norm(residual / self.stress_unit)
+        return total
+
+    def _norm(self, residual: Tensor) -> Tensor:
+        if self.options.loss == "l1":
+            return residual.abs().mean()
+        if self.options.loss == "l2":
+            return residual.square().mean()
+        delta = self.options.huber_delta
+        return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=delta)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        predicted = self.potential.evaluate(batch.graph, self.properties, create_graph=True)
+        loss = self.loss(batch, predicted)
+        self._training_losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = torch.stack(self._training_losses).mean()
+        self._training_losses.clear()
+        self.log("train_loss", loss, sync_dist=True)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        properties = ("energy", *self.properties)
+        predicted = {
+            name: value.detach()
+            for name, value in self.potential.evaluate(batch.graph, properties).items()
+        }
+        assert batch.forces is not None
+        error = predicted["forces"] - batch.forces
+        atoms = torch.tensor(float(error.numel()), device=error.device)
+        self._validation.append(
+            (self.loss(batch, predicted) * atoms, error.abs().sum(), error.square().sum(), atoms)
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        loss, absolute, square, count = (
+            torch.stack(column).sum() for column in zip(*self._validation, strict=True)
+        )
+        self._validation.clear()
+        self.log("val_loss", loss / count, sync_dist=True)
+        self.log("val_force_mae", absolute / count, sync_dist=True)
+        self.log("val_force_rmse", (square / count).sqrt(), sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options, schedule = self.options, self.options.schedule
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        algorithm = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+        optimizer = algorithm(
+            parameters,
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            amsgrad=options.amsgrad,
+        )
+        if schedule.name == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer,
+                factor=schedule.factor,
+                patience=schedule.patience,
+                min_lr=schedule.minimum,
+            )
+            per_epoch = {
+                "scheduler": plateau,
+                "monitor": "val_loss",
+                "frequency": options.validate_every,
+            }
+            return {"optimizer": optimizer, "lr_scheduler": per_epoch}
+        total = int(self.trainer.estimated_stepping_batches)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    def _rate(self, step: int, total: int) -> float:
+        """Learning rate relative to its largest value: linear warm-up, then cosine or constant."""
+        schedule = self.options.schedule
+        if step < schedule.warmup_steps:
+            return (step + 1) / schedule.warmup_steps
+        if schedule.name == "constant":
+            return 1.0
+        lowest = min(1.0, schedule.minimum / self.options.learning_rate)
+        done = (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps)
+        return lowest + (1 - lowest) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Warm up for plateau, whose schedule knows epochs only."""
+        schedule = self.options.schedule
+        step = self.trainer.global_step
+        if schedule.name == "plateau" and step < schedule.warmup_steps:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.options.learning_rate * (step + 1) / schedule.warmup_steps
+        super().optimizer_step(*args, **kwargs)
+
+
+class JointStage(ForceStage):
+    """The baseline: forces and energies in one loss. Energies are relative to the bias.
+
+    The bias holds the mean energy of each composition (float64), so that the loss sees centred
+    energies; per structure, residuals count in units of RMS force × 1 Å.
+    """
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        return ("energy", *super().properties)
+
+    def loss(self, batch: Batch, predicted: dict[str, Tensor]) -> Tensor:
+        assert self.options.joint is not None
+        assert batch.energy is not None
+        # float64 here, whatever the networks use: energies may be −1e4 eV
+        residual = (predicted["energy"] - batch.energy) / self.force_unit
+        return super().loss(batch, predicted) + self.options.joint.energy_weight * self._norm(
+            residual
+        )
+
+
+def rms(values: Tensor | None) -> float | None:
+    """Root mean square of the finite entries, or None without any."""
+    if values is None:
+        return None
+    finite = values[torch.isfinite(values)]
+    return float(finite.square().mean().sqrt()) if len(finite) else None
+
+
+def check_labels(frames: ResidentFrames, needs: tuple[str, ...], where: str) -> None:
+    """Raise `ValueError` naming the first frame that lacks a label in `needs`."""
+    for name in needs:
+        values = getattr(frames, name)
+        if values is None:
+            raise ValueError(f"{where}: has no {name}, which this training needs")
+        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
+        if name == "forces":
+            owner = torch.repeat_interleave(
+                torch.arange(len(frames)), torch.from_numpy(frames.atom_counts)
+            ).to(values.device)
+            bad = torch.zeros(len(frames), device=values.device, dtype=torch.int64)
+            finite = bad.index_add_(0, owner, (~finite).long()) == 0
+        if not bool(finite.all()):
+            frame = int(frames.frames[int((~finite).nonzero()[0])])
+            raise ValueError(f"{where}: frame {frame} has no finite {name}")
+
+

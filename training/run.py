@@ -1,0 +1,268 @@
+"""A training run: both stages, in a run folder from which an interrupted run goes on.
+
+The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per epoch),
+`states/last.ckpt` and `states/best.ckpt` (Lightning's training states), and at the end
+`potential.safetensors`, `evaluation.json` and the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.checkpoint import save_checkpoint
+from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.files import whole_file
+from ase_biasgrad.potential import Potential, freeze_energy_shifts
+from ase_biasgrad.splits import random_split
+from ase_biasgrad.training.batches import EpochBatches, batch_loader
+from ase_biasgrad.training.bias_stage import fit_bias
+from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
+from ase_biasgrad.training.evaluate import Report, evaluate, save_json
+from ase_biasgrad.training.force_stage import ForceStage, JointStage, check_labels, rms
+from ase_biasgrad.training.loggers import EpochTable, extra_loggers
+from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.weight_averaging import WeightAverage
+
+CHECKPOINT_NAME = "potential.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the final checkpoint is, and the validation errors before and after the bias."""
+
+    checkpoint: Path
+    before_bias: Report
+    after_bias: Report
+
+
+def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
+    """Train in a new run folder.
+
+    Raises
+    ------
+    FileExistsError
+        If `folder` holds a run already.
+    ConfigError, ValueError
+        On options or data that cannot be used, before any work starts.
+    """
+    folder = Path(folder)
+    if (folder / "config.yaml").exists():
+        raise FileExistsError(
+            f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
+            "or name another folder"
+        )
+    dataset = Dataset(config.data.path)
+    split = _split(config, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "split.json", {k: v.tolist() for k, v in split.items()})
+    options = config.model_dump(mode="json")
+    options["data"]["path"] = str(Path(config.data.path).resolve())
+    with whole_file(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    _write_json(folder / "data.json", {"sha256": dataset.hash(), "frames": len(dataset)})
+    return _run(config, folder, dataset, split)
+
+
+def resume(folder: str | Path) -> TrainingResult:
+    """Go on with the run in `folder` from its last whole epoch.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run, or its data has changed since.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: is no run folder (it has no config.yaml)")
+    config = config_from(
+        yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        str(folder / "config.yaml"),
+    )
+    dataset = Dataset(config.data.path)
+    data_file = folder / "data.json"
+    if data_file.exists() and json.loads(data_file.read_text())["sha256"] != dataset.hash():
+        raise ConfigError(f"{config.data.path}: has changed since the run in {folder} began")
+    split_file = folder / "split.json"
+    split = (
+        {k: np.array(v, np.int64) for k, v in json.loads(split_file.read_text()).items()}
+        if split_file.exists()
+        else _split(config, dataset)
+    )
+    return _run(config, folder, dataset, split)
+
+
+def _run(
+    config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
+) -> TrainingResult:
+    device = _device(config)
+    potential = _new_potential(config, dataset)
+    show = config.trainer.progress_bar
+    training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
+    validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
+    stage = _stage(config, potential, training, validation)
+    trainer = _trainer(config, folder)
+    world = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    batch_size = config.force_stage.batch_size
+    last = folder / "states" / "last.ckpt"
+    with warnings.catch_warnings():
+        # Lightning suggests worker processes; frames are resident, there is nothing to fetch
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+        trainer.fit(
+            stage,
+            batch_loader(training, EpochBatches(len(training), batch_size, config.seed, **world)),
+            batch_loader(validation, EpochBatches(len(validation), 4 * batch_size, None)),
+            ckpt_path=str(last) if last.exists() else None,
+            weights_only=False if last.exists() else None,
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    _load_best(stage, folder)
+    return _finish(config, folder, dataset, potential.to(device), training, validation)
+
+
+def _finish(
+    config: TrainConfig,
+    folder: Path,
+    dataset: Dataset,
+    potential: Potential,
+    training: ResidentFrames,
+    validation: ResidentFrames,
+) -> TrainingResult:
+    """Bias stage, evaluation and final checkpoint."""
+    potential.requires_grad_(False).eval()
+    before = evaluate(potential, validation)
+    if config.force_stage.joint is None and training.energy is not None:
+        fit_bias(potential, training, config.bias_stage.method)
+    after = evaluate(potential, validation)
+    save_json(after, folder / "evaluation.json")
+    checkpoint = folder / CHECKPOINT_NAME
+    save_checkpoint(checkpoint, potential, _provenance(config, dataset, training, after))
+    from ase_biasgrad.training.report import write_report
+
+    write_report(folder / "report", after, metrics=folder / "metrics.csv")
+    return TrainingResult(checkpoint, before, after)
+
+
+def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
+    sizes = {"train": config.data.train, "validation": config.data.validation}
+    return random_split(
+        len(dataset), sizes, seed=config.data.seed, contiguous=config.data.contiguous
+    )
+
+
+def _new_potential(config: TrainConfig, dataset: Dataset) -> Potential:
+    pl.seed_everything(config.seed, verbose=False)
+    try:
+        backbone = build_backbone(config.backbone.name, config.backbone.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"backbone: {error}") from error
+    elements = np.flatnonzero(dataset.compositions().sum(axis=0))
+    potential = Potential(backbone, elements=elements.tolist())
+    return potential.double() if config.trainer.precision == "64-true" else potential
+
+
+def _stage(
+    config: TrainConfig,
+    potential: Potential,
+    training: ResidentFrames,
+    validation: ResidentFrames,
+) -> ForceStage:
+    joint = config.force_stage.joint is not None
+    needs = ("energy", "forces") if joint else ("forces",)
+    for frames in (training, validation):
+        check_labels(frames, needs, str(config.data.path))
+    force_unit, stress_unit = rms(training.forces), rms(training.stress)
+    if not force_unit:
+        raise ConfigError(f"{config.data.path}: all training forces are zero")
+    if "scale" in potential.backbone.arguments and "scale" not in config.backbone.arguments:
+        potential.backbone.scale = force_unit  # type: ignore[assignment]
+        potential.backbone.arguments["scale"] = force_unit
+    if not joint:
+        freeze_energy_shifts(potential)
+        return ForceStage(potential, config.force_stage, force_unit, stress_unit)
+    assert training.energy is not None
+    potential.bias.fit(training.energy.cpu().numpy(), training.compositions(), "mean")
+    return JointStage(potential, config.force_stage, force_unit, stress_unit)
+
+
+def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
+    options, stage = config.trainer, config.force_stage
+    states = pl.callbacks.ModelCheckpoint(
+        folder / "states", "best", monitor="val_loss", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[pl.Callback] = [states, EpochTable(folder / "metrics.csv")]
+    if stage.ema_decay > 0:
+        callbacks.append(WeightAverage(stage.ema_decay))
+    if stage.early_stopping:
+        callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=stage.early_stopping))
+    return pl.Trainer(
+        accelerator=_accelerator(config),
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=stage.epochs,
+        max_time=options.max_time,
+        callbacks=callbacks,
+        logger=extra_loggers(options.loggers, folder),
+        gradient_clip_val=stage.gradient_clip or None,
+        check_val_every_n_epoch=stage.validate_every,
+        enable_progress_bar=options.progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,  # forces are gradients, in validation too
+        num_sanity_val_steps=0,
+        log_every_n_steps=1_000_000,
+    )
+
+
+def _accelerator(config: TrainConfig) -> str:
+    """CUDA where there is one, else the CPU (Apple's MPS has no float64)."""
+    if config.trainer.accelerator != "auto":
+        return config.trainer.accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if _accelerator(config) == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _load_best(stage: ForceStage, folder: Path) -> None:
+    best = folder / "states" / "best.ckpt"
+    # our own file, written by this run
+    state = torch.load(best, map_location="cpu", weights_only=False)["state_dict"]
+    stage.load_state_dict(state)
+
+
+def _provenance(
+    config: TrainConfig, dataset: Dataset, training: ResidentFrames, report: Report
+) -> dict[str, Any]:
+    packages = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
+    return {
+        "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
+        "data": {"sha256": dataset.hash(), "frames": len(dataset), "trained_on": len(training)},
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
+        "validation": report.summary(),
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
