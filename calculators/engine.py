@@ -7,9 +7,12 @@ bias touch a force.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ase_biasgrad.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Engine(Protocol):
     """
 
     name: str
+    cutoff: float
+    backbones: list[Backbone]
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
@@ -46,4 +51,8 @@ class Engine(Protocol):
 
     def reset(self) -> None:
         """Forget neighbour lists and everything else that depends on earlier structures."""
+        ...
+
+    def fresh(self) -> Engine:
+        """Another engine without state that shares the weights."""
         ...

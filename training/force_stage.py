@@ -75,10 +75,15 @@ class ForceStage(pl.LightningModule):
         self._training_losses.append(loss.detach())
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        loss = torch.stack(self._training_losses).mean()
+    def mean_training_loss(self) -> Tensor:
+        """Mean loss over the batches of this epoch so far, a scalar."""
+        return torch.stack(self._training_losses).mean()
+
+    def on_train_epoch_start(self) -> None:
         self._training_losses.clear()
-        self.log("train_loss", loss, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", self.mean_training_loss(), sync_dist=True)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, _: int) -> None:

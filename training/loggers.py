@@ -9,6 +9,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ase_biasgrad.training.force_stage import ForceStage
+
 COLUMNS = (
     "epoch",
     "step",
@@ -43,7 +45,7 @@ class EpochTable(pl.Callback):
         before = float(kept[-1]["seconds"]) if kept else 0.0
         self._begin = time.monotonic() - before
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: ForceStage) -> None:
         if not trainer.is_global_zero:
             return
         values: dict[str, Any] = {
@@ -52,7 +54,14 @@ class EpochTable(pl.Callback):
             "seconds": round(time.monotonic() - self._begin, 3),
         }
         metrics = trainer.callback_metrics
-        values |= {name: float(metrics[name]) for name in COLUMNS if name in metrics}
+        values |= {
+            name: float(metrics[name])
+            for name in COLUMNS
+            if name.startswith("val_") and name in metrics
+        }
+        # callbacks run before the stage logs these two
+        values["train_loss"] = float(pl_module.mean_training_loss())
+        values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(values)
 
@@ -62,7 +71,7 @@ def read_epoch_table(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["val_loss"] is not None]
+        return [row for row in csv.DictReader(file) if row["train_loss"]]
 
 
 def extra_loggers(names: list[str], folder: Path) -> list[Any] | bool:

@@ -1,0 +1,363 @@
+"""`BiasGradCalculator`: one or several potentials as an ASE calculator."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from ase.calculators.calculator import (
+    CalculationFailed,
+    Calculator,
+    CalculatorSetupError,
+    InputError,
+    all_changes,
+)
+from ase.data import chemical_symbols
+from ase.outputs import Properties, all_outputs
+
+from ase_biasgrad.bias import N_ELEMENTS, Bias
+from ase_biasgrad.calculators.engine import Evaluation, Structure
+from ase_biasgrad.calculators.reference_engine import evaluate_batch
+from ase_biasgrad.calculators.select_engine import select_engine
+from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.graph import graph_from_arrays
+from ase_biasgrad.potential import Potential
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# what people write into atoms.info; no backbone of ours reads any, so only neutral values pass
+NEUTRAL_INFO = {"charge": 0, "total_charge": 0, "spin": 0, "spin_multiplicity": 1}
+
+
+class EnergyZeroWarning(UserWarning):
+    """The energy of a potential has an arbitrary zero; differences at one composition are valid."""
+
+
+class BiasGradCalculator(Calculator):
+    """Energy, forces and stress of a potential, or the mean of a committee.
+
+    One evaluation gives every property, so asking for another one costs nothing. Energies are
+    in eV, forces in eV/Å, stress in eV/Å³ (Voigt order xx yy zz yz xz xy, tension positive).
+
+    A committee (several checkpoints) also leaves the standard deviations over its members
+    (ddof=1, for each component) in `calc.results` as `energy_std`, `forces_std (n, 3)` and
+    `stress_std (6,)`.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint file, a `Potential`, or a list of these (a committee).
+    device
+        `cpu`, `cuda`, `cuda:1`, … or `auto`: CUDA where there is one.
+    dtype
+        Of the networks: `float32` or `float64`. Positions, the bias and energy sums are always
+        float64.
+    engine
+        `auto` takes the fastest that fits, `reference` evaluates by autograd. The attribute
+        `engine` names the one that runs.
+    skin
+        Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
+        atom could have come in. Results do not depend on it.
+    strict
+        Raise an error instead of a warning where the energy zero is not known.
+
+    Raises
+    ------
+    ase.calculators.calculator.CalculatorSetupError
+        On arguments that cannot be used.
+    ase_biasgrad.checkpoint.CheckpointError
+        On a file that is no checkpoint.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
+    nolabel = True
+    _info: tuple[Any, ...] = ()
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Potential | Sequence[str | Path | Potential],
+        device: str = "auto",
+        dtype: str = "float32",
+        engine: str = "auto",
+        skin: float = 0.5,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise CalculatorSetupError(f"dtype={dtype!r} is unknown; choose from {sorted(DTYPES)}")
+        if isinstance(checkpoint, (str, Path, Potential)):
+            checkpoint = [checkpoint]
+        if not checkpoint:
+            raise CalculatorSetupError("no checkpoint was given")
+        self.sources: list[dict[str, str]] = []
+        potentials = [self._loaded(source) for source in checkpoint]
+        self.device = _device(device)
+        self.dtype, self.skin, self.strict = dtype, float(skin), strict
+        self.biases: list[Bias] = [potential.bias.cpu() for potential in potentials]
+        self.elements = set.intersection(*(set(p.elements) for p in potentials))
+        try:
+            self._engine = select_engine(
+                [p.backbone for p in potentials], self.device, DTYPES[dtype], engine, self.skin
+            )
+        except ValueError as error:
+            raise CalculatorSetupError(str(error)) from error
+        self._warned = False
+        self._bias_of: tuple[bytes, np.ndarray] | None = None
+
+    def _loaded(self, source: str | Path | Potential) -> Potential:
+        if isinstance(source, Potential):
+            self.sources.append({"potential": source.backbone.name})
+            return copy.deepcopy(source)
+        loaded = load_checkpoint(source)
+        self.sources.append({"checkpoint": loaded.path.name, "sha256": loaded.sha256})
+        return loaded.potential
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs."""
+        return self._engine.name
+
+    # --- state -----------------------------------------------------------------------------
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What changed since the last calculation, exactly; `tol` is there for ASE's sake."""
+        last = self.atoms
+        if last is None:
+            return list(all_changes)
+        changes = [
+            name
+            for name in ("positions", "numbers")
+            if not np.array_equal(last.arrays[name], atoms.arrays[name])
+        ]
+        if not np.array_equal(last.cell.array, atoms.cell.array):
+            changes.append("cell")
+        if not np.array_equal(last.pbc, atoms.pbc):
+            changes.append("pbc")
+        for name in ("initial_charges", "initial_magmoms"):
+            old, new = last.arrays.get(name), atoms.arrays.get(name)
+            if (old is None) != (new is None) or not (old is None or np.array_equal(old, new)):
+                changes.append(name)
+        if self._info != _info_of(atoms):
+            changes.append("info")
+        return changes
+
+    def reset(self) -> None:
+        """Forget results and neighbour lists."""
+        super().reset()
+        if hasattr(self, "_engine"):
+            self._engine.reset()
+
+    def set(self, **arguments: Any) -> dict[str, Any]:
+        """Nothing can be set afterwards: make a new calculator.
+
+        Raises
+        ------
+        CalculatorSetupError
+            If any argument is given.
+        """
+        if arguments:
+            raise CalculatorSetupError(
+                f"{sorted(arguments)} cannot be set; make a new BiasGradCalculator"
+            )
+        return {}
+
+    def copy(self) -> BiasGradCalculator:
+        """Another calculator without results that shares the weights."""
+        other = copy.copy(self)
+        other.atoms, other.results, other._bias_of = None, {}, None
+        other._engine = self._engine.fresh()
+        return other
+
+    def todict(self) -> dict[str, Any]:
+        """What this calculator is, as JSON values."""
+        return {
+            "potentials": self.sources,
+            "device": str(self.device),
+            "dtype": self.dtype,
+            "engine": self.engine,
+        }
+
+    def export_properties(self) -> Properties:
+        """The results under ASE's standard names."""
+        return Properties({k: v for k, v in self.results.items() if k in all_outputs})
+
+    # --- calculation -----------------------------------------------------------------------
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fill `results`; everything that ASE's documentation says of this method."""
+        if atoms is not None:
+            self.atoms = atoms.copy()
+        if self.atoms is None:
+            raise InputError("there are no atoms to calculate")
+        structure = self._structure(self.atoms)
+        self._info = _info_of(self.atoms)
+        derivatives = bool({"forces", "stress"} & set(properties))
+        if len(structure.numbers) == 0:
+            evaluation = _nothing(len(self.biases))
+        else:
+            evaluation = self._engine.evaluate(structure, derivatives)
+        self.results = self._results(structure, evaluation)
+
+    def _results(self, structure: Structure, evaluation: Evaluation) -> dict[str, Any]:
+        energies = evaluation.energies + self._bias_per_atom(structure.numbers)  # (members, n)
+        members: dict[str, np.ndarray] = {"energy": energies.sum(axis=1), "energies": energies}
+        if evaluation.forces is not None:
+            members["forces"] = evaluation.forces
+            volume = abs(np.linalg.det(structure.cell))
+            if evaluation.strain_gradient is not None and volume > 1e-12:
+                members["stress"] = _voigt(evaluation.strain_gradient / volume)
+        for name, values in members.items():
+            if not np.isfinite(values).all():
+                raise CalculationFailed(
+                    f"the {name} of {len(structure.numbers)} atoms came out as NaN or infinity: "
+                    "the structure is far outside of what the potential was trained on"
+                )
+        results: dict[str, Any] = {
+            name: np.ascontiguousarray(values.mean(axis=0)) for name, values in members.items()
+        }
+        results["energy"] = results["free_energy"] = float(results["energy"])
+        if len(self.biases) > 1:
+            for name in ("energy", "forces", "stress"):
+                if name in members:
+                    results[f"{name}_std"] = np.std(members[name], axis=0, ddof=1)
+            results["energy_std"] = float(results["energy_std"])
+        return results
+
+    def _structure(self, atoms: Atoms) -> Structure:
+        numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
+        if not np.isfinite(positions).all():
+            atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
+            raise InputError(f"the position of atom {atom} is not finite: {positions[atom]}")
+        if not np.isfinite(atoms.cell.array).all():
+            raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
+        if unknown := set(numbers.tolist()) - self.elements:
+            names = sorted(chemical_symbols[z] for z in unknown)
+            known = [chemical_symbols[z] for z in sorted(self.elements)]
+            raise InputError(f"the potential does not know {names}; it was trained for {known}")
+        for key, neutral in NEUTRAL_INFO.items():
+            if atoms.info.get(key, neutral) != neutral:
+                raise InputError(
+                    f"atoms.info[{key!r}] is {atoms.info[key]}, and the potential has no such "
+                    f"input; it describes {key}={neutral} only"
+                )
+        for name in ("initial_charges", "initial_magmoms"):
+            if name in atoms.arrays and abs(atoms.arrays[name].sum()) > 1e-6:
+                raise InputError(f"{name} do not sum to zero, and the potential has no such input")
+        try:
+            _check_cell(atoms.cell.array, atoms.pbc)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
+
+    def _bias_per_atom(self, numbers: np.ndarray) -> np.ndarray:
+        """Biases split over the atoms, `(members, n)`; they depend on the numbers alone."""
+        key = numbers.tobytes()
+        if self._bias_of is None or self._bias_of[0] != key:
+            self._check_energy_zero(numbers)
+            z, batch = torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.int64)
+            values = [bias.per_atom(z, batch, 1).numpy() for bias in self.biases]
+            self._bias_of = (key, np.stack(values))
+        return self._bias_of[1]
+
+    def _check_energy_zero(self, numbers: np.ndarray) -> None:
+        counts = np.bincount(numbers, minlength=N_ELEMENTS)
+        if len(numbers) == 0 or all(bias.knows(counts) for bias in self.biases):
+            return
+        zeros = {bias.zero for bias in self.biases}
+        reason = (
+            "the bias of this potential has not been fitted (run `biasgrad fit-bias`)"
+            if "none" in zeros
+            else f"the {'/'.join(sorted(zeros))} bias was fitted to other compositions"
+        )
+        message = (
+            f"the energy zero is not known: {reason}. Forces, stress and energy differences at "
+            "one composition are valid; do not compare energies across compositions"
+        )
+        if self.strict:
+            raise InputError(message)
+        if not self._warned:
+            warnings.warn(message, EnergyZeroWarning, stacklevel=5)
+            self._warned = True
+
+    # --- many structures -------------------------------------------------------------------
+
+    def evaluate_many(
+        self, structures: Sequence[Atoms], atoms_per_batch: int = 2000
+    ) -> list[dict[str, Any]]:
+        """Results of many structures, in batches of about `atoms_per_batch` atoms.
+
+        Returns for each structure what `results` would hold after a full calculation. The
+        state of the calculator does not change. Errors are those of `calculate`, and name the
+        structure.
+        """
+        checked = []
+        for k, atoms in enumerate(structures):
+            try:
+                checked.append(self._structure(atoms))
+            except InputError as error:
+                raise InputError(f"structure {k}: {error}") from error
+        sizes = np.cumsum([max(1, len(s.numbers)) for s in checked]) // atoms_per_batch
+        results: list[dict[str, Any]] = []
+        for which in np.unique(sizes):
+            batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
+            graphs = [
+                graph_from_arrays(s.numbers, s.positions, self._engine.cutoff, s.cell, s.pbc)
+                for s in batch
+            ]
+            evaluations = evaluate_batch(self._engine.backbones, graphs, self.device)
+            results += [self._results(s, e) for s, e in zip(batch, evaluations, strict=True)]
+        return results
+
+
+def _info_of(atoms: Atoms) -> tuple[Any, ...]:
+    return tuple(atoms.info.get(key) for key in NEUTRAL_INFO)
+
+
+def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
+    from ase_biasgrad.neighbours import complete_cell
+
+    complete_cell(cell, pbc)
+
+
+def _voigt(stress: np.ndarray) -> np.ndarray:
+    """Symmetric part of `(members, 3, 3)` as `(members, 6)`, order xx yy zz yz xz xy."""
+    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+    return 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
+
+
+def _nothing(members: int) -> Evaluation:
+    return Evaluation(
+        np.zeros((members, 0)), np.zeros((members, 0, 3)), np.zeros((members, 3, 3))
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CalculatorSetupError(f"device={name!r} is unknown: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CalculatorSetupError(f"device={name!r}: this torch sees no CUDA device; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise CalculatorSetupError(f"device={name!r} has no float64; use cpu or cuda")
+    return device
