@@ -231,7 +231,7 @@ class BiasGradCalculator(Calculator):
                     "the structure is far outside of what the potential was trained on"
                 )
         results: dict[str, Any] = {
-            name: np.ascontiguousarray(values.mean(axis=0)) for name, values in members.items()
+            name: np.array(values.mean(axis=0), order="C") for name, values in members.items()
         }
         results["energy"] = results["free_energy"] = float(results["energy"])
         if len(self.biases) > 1:

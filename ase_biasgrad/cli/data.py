@@ -1,0 +1,143 @@
+"""`biasgrad data …`: make, import and look at datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ase_biasgrad.importers import ImportReport
+
+app = typer.Typer(no_args_is_help=True)
+Output = Annotated[Path, typer.Option("--output", "-o", help="new dataset file")]
+Labels = Annotated[str, typer.Option(help="label set of rMD17 files: revised or original")]
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="npz, extxyz, ASE databases, … of any number")],
+    output: Output,
+    energy_unit: Annotated[str | None, typer.Option(help="eV, kcal/mol, Hartree, …")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="Angstrom, Bohr, nm")] = None,
+    labels: Labels = "revised",
+    key: Annotated[
+        list[str] | None, typer.Option(help="where a label is: energy=dft_energy, forces=…")
+    ] = None,
+    skip_unlabelled: Annotated[
+        bool, typer.Option(help="leave out frames without energy or forces")
+    ] = False,
+) -> None:
+    """Bring reference data into one dataset file, in eV and Å."""
+    from ase_biasgrad.importers import ImportOptions, import_files
+
+    pairs = [text.partition("=") for text in key or []]
+    for (name, equals, value), text in zip(pairs, key or [], strict=True):
+        if not (name in ("energy", "forces", "stress") and equals and value):
+            raise typer.BadParameter(f"--key {text!r}: write energy=…, forces=… or stress=…")
+    options = ImportOptions(
+        labels, energy_unit, length_unit, {name: value for name, _, value in pairs}, skip_unlabelled
+    )
+    _say(import_files(files, output, options), output)
+
+
+@app.command()
+def md17(
+    molecule: Annotated[str, typer.Argument(help="such as ethanol")],
+    output: Output,
+    revised: Annotated[bool, typer.Option("--revised", help="rMD17")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="a file at hand instead of a download")
+    ] = None,
+    labels: Labels = "revised",
+) -> None:
+    """A molecule of MD17 or revised MD17 (kcal/mol)."""
+    from ase_biasgrad.md17 import import_md17
+
+    _say(import_md17(molecule, output, revised, source, labels), output)
+
+
+@app.command()
+def sample(
+    structure: Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")],
+    output: Output,
+    calculator: Annotated[
+        str, typer.Option(help="gfn2-xtb, gfn1-xtb, ipea1-xtb, emt, …, or module:Class")
+    ] = "gfn2-xtb",
+    arguments: Annotated[str, typer.Option(help="its keyword arguments, as JSON")] = "{}",
+    temperature: Annotated[list[float] | None, typer.Option(help="K; may be repeated")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="kept at each temperature")] = 1000,
+    interval: Annotated[int, typer.Option(min=1, help="steps between kept frames")] = 10,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    friction: Annotated[float, typer.Option(help="1/fs")] = 0.02,
+    equilibration: Annotated[int, typer.Option(min=0, help="steps before the first")] = 500,
+    relax: Annotated[bool, typer.Option(help="relax the structure first")] = True,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make reference data by Langevin dynamics."""
+    import json
+
+    from ase_biasgrad import sampling
+
+    try:
+        keywords = json.loads(arguments)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"--arguments is no JSON: {error}") from error
+    atoms = sampling.starting_structure(structure)
+    labeller = sampling.labelling_calculator(calculator, keywords)
+    if relax:
+        atoms = sampling.relaxed(atoms, labeller)
+    sampling.sample(
+        atoms,
+        labeller,
+        output,
+        temperatures=temperature or [500.0],
+        frames=frames,
+        interval=interval,
+        timestep=timestep,
+        friction=friction,
+        equilibration=equilibration,
+        seed=seed,
+        provenance={"calculator": calculator, "arguments": keywords, "structure": structure},
+    )
+    typer.echo(f"{output}: {frames * len(temperature or [500.0])} frames by {calculator}")
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="dataset file")],
+) -> None:
+    """What a dataset holds."""
+    import json
+
+    import numpy as np
+
+    from ase_biasgrad.dataset import LABELS, Dataset, formula
+
+    with Dataset(path) as dataset:
+        labels = [label for label in LABELS if dataset.has(label)]
+        typer.echo(f"{path}: {len(dataset)} frames; labels: {', '.join(labels) or 'none'}")
+        counts = dataset.compositions()
+        compositions, frames = np.unique(counts, axis=0, return_counts=True)
+        for composition, number in list(zip(compositions, frames, strict=True))[:20]:
+            typer.echo(f"  {formula(composition)}: {number} frames, {composition.sum()} atoms each")
+        if len(compositions) > 20:
+            typer.echo(f"  … and {len(compositions) - 20} more compositions")
+        for label, unit in (("energy", "eV"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
+            if label in labels:
+                values = np.concatenate([np.ravel(g.read(label)) for g in dataset.groups()])
+                typer.echo(
+                    f"  {label}: mean {values.mean():.6g}, standard deviation "
+                    f"{values.std():.6g}, from {values.min():.6g} to {values.max():.6g} {unit}"
+                )
+        typer.echo(f"  provenance: {json.dumps(dataset.provenance)}")
+        typer.echo(f"  sha256 of the content: {dataset.hash()}")
+
+
+def _say(report: ImportReport, output: Path) -> None:
+    for conversion in report.conversions:
+        typer.echo(conversion)
+    if report.skipped:
+        typer.echo(f"left out {report.skipped} frames without labels")
+    typer.echo(f"{output}: {report.frames} frames")

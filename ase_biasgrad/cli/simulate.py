@@ -1,0 +1,185 @@
+"""`biasgrad relax` and `biasgrad md`: what people do every day, from a shell."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Structure = Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")]
+Checkpoints = Annotated[
+    list[Path], typer.Option("--checkpoint", "-c", help="may be repeated: a committee")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64")]
+
+
+class Optimizer(str, Enum):
+    """Optimizers of ASE."""
+
+    lbfgs = "lbfgs"
+    bfgs = "bfgs"
+    fire = "fire"
+
+
+class Ensemble(str, Enum):
+    """Kinds of dynamics."""
+
+    nve = "nve"
+    langevin = "langevin"
+    npt = "npt"
+
+
+def relax(
+    structure: Structure,
+    checkpoint: Checkpoints,
+    output: Annotated[Path, typer.Option("--output", "-o", help="any format that ASE writes")],
+    fmax: Annotated[float, typer.Option(help="largest force left, eV/Å")] = 0.02,
+    steps: Annotated[int, typer.Option(min=1)] = 500,
+    optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.lbfgs,
+    cell: Annotated[bool, typer.Option("--cell", help="relax the cell as well")] = False,
+    trajectory: Annotated[Path | None, typer.Option(help="write the path here")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float64",
+) -> None:
+    """Relax a structure; exit code 1 if it does not converge."""
+    from ase.filters import FrechetCellFilter
+    from ase.io import write
+    from ase.optimize import BFGS, FIRE, LBFGS
+
+    atoms = _with_calculator(structure, checkpoint, device, dtype)
+    algorithm = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}[optimizer.value]
+    target = FrechetCellFilter(atoms) if cell else atoms
+    path = None if trajectory is None else str(trajectory)
+    search = algorithm(target, trajectory=path)
+    converged = search.run(fmax=fmax, steps=steps)
+    write(output, atoms)
+    verdict = "converged" if converged else "NOT converged"
+    typer.echo(
+        f"{verdict} after {search.nsteps} steps: energy {atoms.get_potential_energy():.6f} eV, "
+        f"written to {output}"
+    )
+    raise typer.Exit(0 if converged else 1)
+
+
+def md(
+    structure: Structure,
+    checkpoint: Checkpoints,
+    output: Annotated[Path, typer.Option("--output", "-o", help="trajectory (*.traj)")],
+    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    ensemble: Annotated[Ensemble, typer.Option()] = Ensemble.nve,
+    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="GPa, for npt")] = 0.0,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    friction: Annotated[float, typer.Option(help="1/fs, for langevin")] = 0.01,
+    interval: Annotated[int, typer.Option(min=1, help="steps between written frames")] = 10,
+    log: Annotated[Path | None, typer.Option(help="write energies and temperatures here")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="go on from the last frame of the trajectory")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Molecular dynamics."""
+    import numpy as np
+    from ase import units
+    from ase.io import Trajectory, read
+    from ase.md import MDLogger
+    from ase.md.velocitydistribution import (
+        MaxwellBoltzmannDistribution,
+        Stationary,
+        ZeroRotation,
+    )
+    from tqdm import tqdm
+
+    if output.suffix != ".traj":
+        raise typer.BadParameter(f"{output}: trajectories are written as *.traj")
+    if output.exists() and not restart:
+        raise typer.BadParameter(f"{output}: exists; say --restart to go on, or name another file")
+    random = np.random.default_rng(seed)
+    atoms = _with_calculator(structure, checkpoint, device, dtype)
+    if restart:
+        last = read(output, index=-1)
+        atoms.set_cell(last.cell)
+        atoms.positions = last.positions
+        atoms.set_momenta(last.get_momenta())
+    else:
+        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random)
+        Stationary(atoms)
+        if not atoms.pbc.any():
+            ZeroRotation(atoms)
+    dynamics = _dynamics(atoms, ensemble, timestep * units.fs, temperature, pressure, friction, random)
+    if not restart:
+        Trajectory(str(output), "w", atoms).write()
+    dynamics.attach(Trajectory(str(output), "a", atoms).write, interval=interval)
+    if log is not None:
+        logger = MDLogger(dynamics, atoms, str(log), header=not restart, mode="a")
+        dynamics.attach(logger, interval=interval)
+    # both observers would fire again at step 0, which the file holds already
+    for _ in tqdm(_quietly(dynamics, steps), "md", total=steps):
+        pass
+    typer.echo(
+        f"{output}: {steps} steps of {timestep:g} fs, {ensemble.value}; last temperature "
+        f"{atoms.get_temperature():.1f} K, potential energy {atoms.get_potential_energy():.6f} eV"
+    )
+
+
+def _quietly(dynamics: Any, steps: int) -> Any:
+    """Steps one by one, without the frame that `irun` gives before the first."""
+    observers, dynamics.observers = dynamics.observers, []
+    running = dynamics.irun(steps)
+    next(running)
+    dynamics.observers = observers
+    return running
+
+
+def _dynamics(
+    atoms: Atoms,
+    ensemble: Ensemble,
+    timestep: float,
+    temperature: float,
+    pressure: float,
+    friction: float,
+    random: Any,
+) -> Any:
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.nose_hoover_chain import MTKNPT
+    from ase.md.verlet import VelocityVerlet
+
+    if ensemble is Ensemble.nve:
+        return VelocityVerlet(atoms, timestep)
+    if ensemble is Ensemble.langevin:
+        return Langevin(
+            atoms,
+            timestep,
+            temperature_K=temperature,
+            friction=friction / units.fs,
+            fixcm=False,
+            rng=random,
+        )
+    if not atoms.pbc.all():
+        raise ValueError("npt needs a structure that is periodic in all three directions")
+    return MTKNPT(
+        atoms,
+        timestep,
+        temperature_K=temperature,
+        pressure_au=pressure * units.GPa,
+        tdamp=100 * timestep,
+        pdamp=1000 * timestep,
+    )
+
+
+def _with_calculator(structure: str, checkpoint: list[Path], device: str, dtype: str) -> Atoms:
+    from ase_biasgrad.calculators import BiasGradCalculator
+    from ase_biasgrad.sampling import starting_structure
+
+    atoms = starting_structure(structure)
+    atoms.calc = BiasGradCalculator(list(checkpoint), device=device, dtype=dtype)
+    return atoms
