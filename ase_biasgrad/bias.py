@@ -146,7 +146,9 @@ class Bias(nn.Module):
         solve: dict[str, Callable[[np.ndarray], float]] = {
             "mean": lambda frames: bias_fits.mean(residuals[frames]),
             "median": lambda frames: bias_fits.median(residuals[frames]),
-            "gradient": lambda frames: bias_fits.gradient_descent(residuals[frames]),
+            "gradient": lambda frames: bias_fits.gradient_descent(
+                residuals[frames], start=bias_fits.mean(residuals[frames])
+            ),
             "efwt": lambda frames: bias_fits.efwt_window(
                 residuals[frames], None if forces_within is None else forces_within[frames]
             ),

@@ -21,7 +21,7 @@ MD17_MOLECULES = (
     "uracil",
 )
 # Christensen and von Lilienfeld 2020, arXiv:2007.09593
-RMD17_URL = "https://archive.materialscloud.org/record/file?filename=rmd17.tar.bz2&record_id=466"
+RMD17_URL = "https://figshare.com/ndownloader/files/23950376"
 RMD17_MOLECULES = (
     "aspirin",
     "azobenzene",

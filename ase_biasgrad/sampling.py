@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +44,7 @@ def labelling_calculator(name: str, arguments: dict[str, Any] | None = None) -> 
         try:
             from tblite.ase import TBLite
         except ImportError as error:
-            raise ImportError(
-                f"{name} needs tblite; install it with: pip install 'ase-biasgrad[xtb]'"
-            ) from error
+            raise ImportError(_why_no_tblite(name, error)) from error
         return TBLite(**{"method": TBLITE_METHODS[name.lower()], "verbosity": 0, **arguments})
     if ":" in name:
         module, _, attribute = name.partition(":")
@@ -62,6 +62,17 @@ def labelling_calculator(name: str, arguments: dict[str, Any] | None = None) -> 
             f"there is no calculator {name!r}; use {known}, one that ASE knows (emt, lj, …), or "
             "module:Class"
         ) from error
+
+
+def _why_no_tblite(name: str, error: ImportError) -> str:
+    if importlib.util.find_spec("tblite") is None:
+        return f"{name} needs tblite; install it with: pip install 'ase-biasgrad[xtb]'"
+    if "torch" in sys.modules:
+        return (
+            f"{name}: tblite does not load after this torch, which brings an older OpenMP; put "
+            "`import tblite.ase` before everything that imports torch"
+        )
+    return f"{name}: tblite is installed but does not load: {error.__cause__ or error}"
 
 
 def sample(

@@ -7,6 +7,9 @@ import argparse
 import time
 from pathlib import Path
 
+# before torch: on Python 3.11 torch 2.4 brings an OpenMP that tblite cannot use
+import tblite.ase  # noqa: F401, I001
+
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule

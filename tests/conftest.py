@@ -1,15 +1,50 @@
 """Fixtures shared by all tests."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+BACKBONES = ("schnet", "painn")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real reference data; tests that need it are skipped where it is missing."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"reference data not found beside the repository ({SHARED_DATA.name}/)")
+        pytest.skip("the reference data (shared/data) is not beside the repository")
     return SHARED_DATA
+
+
+def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potential:
+    """Random weights of a size that gives forces of the order of 1 eV/Å."""
+    torch.manual_seed(seed)
+    sizes = {"features": 16, "interactions": 2, "cutoff": 4.0, "radial_functions": 12}
+    scale = {"schnet": 2.0, "painn": 0.05}[name]
+    backbone = build_backbone(name, {**sizes, "scale": scale, **arguments})
+    return Potential(backbone, elements=[1, 6, 8, 29])
+
+
+def ethanol(seed: int = 0) -> Atoms:
+    """Ethanol away from its minimum."""
+    atoms = molecule("CH3CH2OH")
+    atoms.positions += np.random.default_rng(seed).normal(0, 0.05, (9, 3))
+    return atoms
+
+
+def copper(seed: int = 0) -> Atoms:
+    """A sheared copper cell smaller than the cutoff, atoms off their sites."""
+    atoms = bulk("Cu", cubic=True)
+    random = np.random.default_rng(seed)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + random.normal(0, 0.03, (3, 3))), scale_atoms=True)
+    atoms.positions += random.normal(0, 0.05, (4, 3))
+    return atoms

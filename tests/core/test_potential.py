@@ -1,0 +1,99 @@
+"""Derivatives and symmetries of the reference potential, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from conftest import BACKBONES, copper, ethanol, small_potential
+from scipy.spatial.transform import Rotation
+
+from ase_biasgrad.backbones import backbone_arguments, backbone_class, build_backbone
+from ase_biasgrad.graph import collate, graph_from_atoms
+from ase_biasgrad.potential import Potential
+
+
+def evaluated(potential: Potential, atoms: Atoms, *properties: str) -> dict[str, np.ndarray]:
+    graph = graph_from_atoms(atoms, potential.cutoff)
+    return {k: v.numpy() for k, v in potential.evaluate(graph, properties).items()}
+
+
+@pytest.fixture(params=BACKBONES)
+def potential(request) -> Potential:
+    return small_potential(request.param).double()
+
+
+@pytest.mark.parametrize("structure", [ethanol, copper])
+def test_gradcheck(potential, structure):
+    graph = graph_from_atoms(structure(), potential.cutoff)
+    positions = graph.positions.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda r: potential(graph.with_geometry(r, graph.cell))[0], (positions,), atol=1e-6
+    )
+
+
+def test_rotation_translation_and_permutation(potential):
+    atoms = ethanol()
+    rotation = Rotation.from_euler("xyz", [0.3, 1.0, -2.0]).as_matrix()
+    order = np.random.default_rng(0).permutation(9)
+    moved = Atoms(atoms.numbers[order], (atoms.positions @ rotation.T + [3.0, -1.0, 7.0])[order])
+    one = evaluated(potential, atoms, "energy", "forces")
+    two = evaluated(potential, moved, "energy", "forces")
+    np.testing.assert_allclose(one["energy"], two["energy"], atol=1e-10)
+    np.testing.assert_allclose((one["forces"] @ rotation.T)[order], two["forces"], atol=1e-9)
+    assert np.abs(one["forces"]).max() > 0.01
+    assert np.abs(one["forces"].sum(axis=0)).max() < 1e-10
+
+
+def test_a_batch_gives_what_its_structures_give(potential):
+    structures = [ethanol(), copper(), copper(2)]
+    graphs = [graph_from_atoms(atoms, potential.cutoff) for atoms in structures]
+    together = potential.evaluate(collate(graphs), ["energy", "forces"])
+    alone = [potential.evaluate(graph, ["energy", "forces"]) for graph in graphs]
+    for name in ("energy", "forces"):
+        expected = torch.cat([values[name] for values in alone])
+        torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
+
+
+def test_energies_sum_to_the_energy_and_energy_alone_differentiates_nothing(potential):
+    values = potential.evaluate(graph_from_atoms(ethanol(), potential.cutoff), ["energy", "energies"])
+    assert abs(float(values["energies"].sum() - values["energy"][0])) < 1e-12
+    assert not values["energy"].requires_grad
+
+
+def test_a_supercell_has_a_multiple_of_the_energy_and_the_same_stress(potential):
+    one = evaluated(potential, copper(), "energy", "stress")
+    two = evaluated(potential, copper() * (2, 1, 2), "energy", "stress")
+    np.testing.assert_allclose(4 * one["energy"], two["energy"], atol=1e-9)
+    np.testing.assert_allclose(one["stress"], two["stress"], atol=1e-10)
+
+
+def test_an_isolated_atom_has_no_force_and_stress_needs_volume(potential):
+    values = evaluated(potential, Atoms("O"), "energy", "forces")
+    assert np.isfinite(values["energy"]).all()
+    assert (values["forces"] == 0).all()
+    with pytest.raises(ValueError, match="volume"):
+        evaluated(potential, ethanol(), "stress")
+    with pytest.raises(ValueError, match="unknown properties"):
+        evaluated(potential, ethanol(), "dipole")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_gets_a_gradient_in_the_force_stage(name):
+    from ase_biasgrad.potential import freeze_energy_shifts
+
+    potential = small_potential(name)
+    freeze_energy_shifts(potential)
+    graph = graph_from_atoms(ethanol(), potential.cutoff)
+    potential.evaluate(graph, ["forces"], create_graph=True)["forces"].square().sum().backward()
+    missing = [n for n, p in potential.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_unknown_backbones_and_arguments_are_named():
+    with pytest.raises(ValueError, match="schnet, painn"):
+        build_backbone("mace", {})
+    with pytest.raises(ValueError, match="radial_basis='chebyshev'"):
+        build_backbone("schnet", {"radial_basis": "chebyshev"})
+    arguments = backbone_arguments(backbone_class("schnet"))
+    assert arguments["interactions"] == 6
+    assert arguments["features"] == 128
