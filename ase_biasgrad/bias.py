@@ -207,9 +207,7 @@ class Bias(nn.Module):
         return self
 
 
-def composition_counts(
-    numbers: Tensor, batch: Tensor, n_structures: int | None = None
-) -> Tensor:
+def composition_counts(numbers: Tensor, batch: Tensor, n_structures: int | None = None) -> Tensor:
     """Atoms of each element in each structure, `(b, N_ELEMENTS)` int64."""
     if n_structures is None:
         n_structures = int(batch.max()) + 1 if len(batch) else 0

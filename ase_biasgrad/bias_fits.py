@@ -111,7 +111,7 @@ def least_absolute_deviation(residuals: np.ndarray, counts: np.ndarray) -> Eleme
 
     residuals, counts = _checked(residuals), np.asarray(counts, float)
     start = least_squares(residuals, counts)
-    _, singular, rows = np.linalg.svd(np.unique(counts, axis=0), full_matrices=False)
+    _, _, rows = np.linalg.svd(np.unique(counts, axis=0), full_matrices=False)
     basis = rows[: start.rank]  # (rank, elements), orthonormal
     # r' = r − start is small, whatever the size of the energies: HiGHS works to 1e-7
     remainder = residuals - counts @ start.values

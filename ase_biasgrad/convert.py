@@ -46,7 +46,9 @@ def convert_schnetpack(
         try:
             model = torch.load(model, map_location="cpu", weights_only=False)
         except Exception as error:
-            raise ConversionError(f"{model}: cannot be read as a SchNetPack model: {error}") from error
+            raise ConversionError(
+                f"{model}: cannot be read as a SchNetPack model: {error}"
+            ) from error
     assert isinstance(model, nn.Module)
     factor = energy_unit(energy)
     backbone = _backbone(model, factor)
@@ -103,7 +105,9 @@ def _backbone(model: Any, factor: float) -> SchNetPackBackbone:
         backbone.representation.load_state_dict(representation.state_dict())
         backbone.readout.load_state_dict(readout.state_dict())
     except RuntimeError as error:
-        raise ConversionError(f"its layers differ from those of {backbone.name}: {error}") from error
+        raise ConversionError(
+            f"its layers differ from those of {backbone.name}: {error}"
+        ) from error
     return backbone
 
 

@@ -170,9 +170,10 @@ class DatasetWriter:
             values = values[None] if single else values
             if values.shape != (m, *shape):
                 expected = shape if single else (m, *shape)
+                found = values.shape[1:] if single else values.shape
                 raise DataError(
                     f"{source}: {name} of frame {self.frames}: has shape "
-                    f"{np.shape(given[name])}, expected {expected} for {len(numbers)} atoms"
+                    f"{found}, expected {expected} for {len(numbers)} atoms"
                 )
             rows[name] = values
         self._check(numbers, rows, source)
@@ -372,7 +373,7 @@ class Dataset:
         energy = one["energy"]
         return Frame(
             group.numbers,
-            one["positions"],
+            np.asarray(one["positions"]),
             np.zeros((3, 3)) if one["cell"] is None else one["cell"],
             np.zeros(3, bool) if one["pbc"] is None else one["pbc"],
             None if energy is None else float(energy),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class ImportOptions:
 def import_files(
     paths: Sequence[str | Path],
     output: str | Path,
-    options: ImportOptions = ImportOptions(),  # noqa: B008
+    options: ImportOptions = ImportOptions(),
     progress: bool = True,
 ) -> ImportReport:
     """Read `paths` one after another into the dataset file `output`.
@@ -74,11 +74,11 @@ def import_files(
     ase_biasgrad.units.UnitError
         On an unknown unit.
     """
-    paths = [Path(path) for path in paths]
+    sources = [Path(path) for path in paths]
     report = ImportReport(0, 0, [])
-    provenance = {"sources": [path.name for path in paths], "labels": options.labels}
+    provenance = {"sources": [path.name for path in sources], "labels": options.labels}
     with DatasetWriter(output, provenance) as writer:
-        for path in paths:
+        for path in sources:
             if not path.is_file():
                 raise DataError(f"{path}: no such file")
             read = _import_npz if path.suffix == ".npz" else _import_ase
@@ -220,17 +220,11 @@ def _ase_frames(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _ase_label(atoms: Any, values: dict[str, Any], choices: tuple[str, ...]) -> Any:
+    results = {} if atoms.calc is None else atoms.calc.results
     for key in choices:
-        places: tuple[Callable[[], Any], ...] = (
-            lambda key=key: values.get(key),
-            lambda key=key: atoms.info.get(key),
-            lambda key=key: atoms.arrays.get(key),
-            lambda key=key: atoms.calc.results.get(key) if atoms.calc is not None else None,
-        )
-        for place in places:
-            found = place()
-            if found is not None:
-                array = np.asarray(found, np.float64)
+        for place in (values, atoms.info, atoms.arrays, results):
+            if place.get(key) is not None:
+                array = np.asarray(place[key], np.float64)
                 return array.reshape(()) if array.size == 1 else array
     return None
 

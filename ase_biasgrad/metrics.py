@@ -94,7 +94,9 @@ def energy_relation(
 
 def _verdict(slope: float, correlation: float) -> str:
     if abs(correlation) < 0.9:
-        return "energies hardly follow: the forces may be no gradient of the energy, or undertrained"
+        return (
+            "energies hardly follow: the forces may be no gradient of the energy, or undertrained"
+        )
     if slope < 0:
         return "sign error: reference energies fall where the potential rises"
     for name, factor in {

@@ -71,9 +71,7 @@ def neighbour_list(
     return pairs_within(positions, cell, pbc, cutoff)
 
 
-def pairs_within(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
-) -> Edges:
+def pairs_within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> Edges:
     """All directed edges shorter than `cutoff` (Å); arguments as in `neighbour_list`."""
     if len(positions) == 0:
         return all_pairs(0)
@@ -193,9 +191,7 @@ class SkinList:
             return True
         reference, stretch = self._positions, 1.0
         if pbc.any() and not np.array_equal(self._cell, cell):
-            deformation = np.linalg.solve(
-                complete_cell(self._cell, pbc), complete_cell(cell, pbc)
-            )
+            deformation = np.linalg.solve(complete_cell(self._cell, pbc), complete_cell(cell, pbc))
             reference = reference @ deformation
             stretch = np.linalg.svd(deformation, compute_uv=False).min()
         moved = positions - reference

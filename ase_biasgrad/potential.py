@@ -143,4 +143,3 @@ def freeze_energy_shifts(potential: Potential) -> None:
         potential.bias.per_element += shift
     for parameter in potential.backbone.energy_shifts():
         parameter.requires_grad_(False)
-

@@ -132,7 +132,7 @@ def _langevin(
     from ase import units
     from ase.constraints import FixCom
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from ase.md.velocitydistribution import Stationary, thermalize_momenta
 
     if temperature <= 0 or timestep <= 0 or friction <= 0:
         raise ValueError("temperature, timestep and friction must be positive")
@@ -140,7 +140,7 @@ def _langevin(
     moving.calc = calculator
     if not moving.constraints:
         moving.set_constraint(FixCom())
-    MaxwellBoltzmannDistribution(moving, temperature_K=temperature, rng=random)
+    thermalize_momenta(moving, temperature, rng=random)
     Stationary(moving)
     dynamics = Langevin(
         moving,

@@ -37,7 +37,9 @@ def random_split(
     if not contiguous:
         order = random.permutation(n)
         ends = np.cumsum(list(counts.values()))
-        return {k: np.sort(order[end - counts[k] : end]) for k, end in zip(counts, ends, strict=True)}
+        return {
+            k: np.sort(order[end - counts[k] : end]) for k, end in zip(counts, ends, strict=True)
+        }
     names = list(counts)
     first, parts = 0, {}
     for k in random.permutation(len(names)):

@@ -344,9 +344,7 @@ def _voigt(stress: np.ndarray) -> np.ndarray:
 
 
 def _nothing(members: int) -> Evaluation:
-    return Evaluation(
-        np.zeros((members, 0)), np.zeros((members, 0, 3)), np.zeros((members, 3, 3))
-    )
+    return Evaluation(np.zeros((members, 0)), np.zeros((members, 0, 3)), np.zeros((members, 3, 3)))
 
 
 def _device(name: str) -> torch.device:

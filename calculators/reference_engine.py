@@ -48,8 +48,7 @@ class ReferenceEngine:
         ).to(self.device)
         if not derivatives:
             with torch.no_grad():
-                energies = [backbone(graph) for backbone in self.backbones]
-            return Evaluation(_stacked(energies))
+                return Evaluation(_stacked([backbone(graph) for backbone in self.backbones]))
         values = [_differentiated(backbone, graph) for backbone in self.backbones]
         energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
         return Evaluation(energies, forces, strain[:, 0])

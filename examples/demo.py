@@ -7,13 +7,13 @@ import argparse
 import time
 from pathlib import Path
 
-# before torch: on Python 3.11 torch 2.4 brings an OpenMP that tblite cannot use
-import tblite.ase  # noqa: F401, I001
-
 import numpy as np
+
+# before torch: on Python 3.11 torch 2.4 brings an OpenMP that tblite cannot use
+import tblite.ase  # noqa: F401
 from ase import Atoms, units
 from ase.build import molecule
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
@@ -100,7 +100,7 @@ def sorted_distances(atoms: Atoms) -> np.ndarray:
 
 def nve(atoms: Atoms, steps: int) -> tuple[float, float]:
     """Slope of the total energy in eV/atom/ps, and seconds per step."""
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
     Stationary(atoms)
     ZeroRotation(atoms)
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)

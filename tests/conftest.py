@@ -45,6 +45,8 @@ def copper(seed: int = 0) -> Atoms:
     """A sheared copper cell smaller than the cutoff, atoms off their sites."""
     atoms = bulk("Cu", cubic=True)
     random = np.random.default_rng(seed)
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + random.normal(0, 0.03, (3, 3))), scale_atoms=True)
+    atoms.set_cell(
+        atoms.cell.array @ (np.eye(3) + random.normal(0, 0.03, (3, 3))), scale_atoms=True
+    )
     atoms.positions += random.normal(0, 0.05, (4, 3))
     return atoms

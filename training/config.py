@@ -51,7 +51,7 @@ class BackboneOptions(_Options):
 
     @model_validator(mode="after")
     def _takes_arguments(self) -> BackboneOptions:
-        from ase_biasgrad.backbones import backbone_class, backbone_arguments
+        from ase_biasgrad.backbones import backbone_arguments, backbone_class
 
         known = backbone_arguments(backbone_class(self.name))
         if unknown := set(self.arguments) - set(known):
@@ -91,7 +91,7 @@ class ForceStageOptions(_Options):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(10.0, ge=0, description="norm; 0 switches it off")
-    schedule: ScheduleOptions = ScheduleOptions()
+    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
     ema_decay: float = Field(0.995, ge=0, lt=1, description="averaged weights; 0 switches it off")
     early_stopping: int = Field(0, ge=0, description="epochs without improvement; 0: never")
     validate_every: int = Field(1, ge=1, description="epochs")
@@ -106,15 +106,15 @@ class BiasStageOptions(_Options):
 
 
 class TrainerOptions(_Options):
-    """Passed to Lightning's Trainer."""
+    """Devices and loggers, for Lightning's Trainer."""
 
     accelerator: str = Field("auto", description="auto takes CUDA where there is one")
     devices: int | str = "auto"
     num_nodes: int = Field(1, ge=1)
     strategy: str = "auto"
-    precision: Literal["32-true", "64-true"] = "32-true"
+    precision: Literal["float32", "float64"] = Field("float32", description="of the network")
     max_time: str | None = Field(None, description="DD:HH:MM:SS, stop the force stage after it")
-    loggers: list[Literal["tensorboard", "wandb"]] = []
+    loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="beside the CSV table")
     progress_bar: bool = True
 
 
@@ -122,10 +122,10 @@ class TrainConfig(_Options):
     """A whole training run."""
 
     data: DataOptions
-    backbone: BackboneOptions = BackboneOptions()
-    force_stage: ForceStageOptions = ForceStageOptions()
-    bias_stage: BiasStageOptions = BiasStageOptions()
-    trainer: TrainerOptions = TrainerOptions()
+    backbone: BackboneOptions = Field(default_factory=BackboneOptions)
+    force_stage: ForceStageOptions = Field(default_factory=ForceStageOptions)
+    bias_stage: BiasStageOptions = Field(default_factory=BiasStageOptions)
+    trainer: TrainerOptions = Field(default_factory=TrainerOptions)
     seed: int = Field(0, ge=0, description="initial weights and order of batches")
 
 
@@ -194,7 +194,9 @@ def _described(model: type[BaseModel], depth: int) -> list[str]:
             lines += [f"{indent}{name}:  # {(nested.__doc__ or '').splitlines()[0]}"]
             lines += _described(nested, depth + 1)
             continue
-        default = "<required>" if field.is_required() else yaml.safe_dump(field.default).split("\n")[0]
+        default = (
+            "<required>" if field.is_required() else yaml.safe_dump(field.default).split("\n")[0]
+        )
         note = f"  # {field.description}" if field.description else ""
         lines.append(f"{indent}{name}: {default}{note}")
     return lines

@@ -127,7 +127,10 @@ def _energy_part(
             )
             for k, composition in enumerate(compositions)
         },
-        "energy_pairs": (centred(reference, group), predicted - reference + centred(reference, group)),
+        "energy_pairs": (
+            centred(reference, group),
+            predicted - reference + centred(reference, group),
+        ),
     }
 
 

@@ -201,5 +201,3 @@ def check_labels(frames: ResidentFrames, needs: tuple[str, ...], where: str) -> 
         if not bool(finite.all()):
             frame = int(frames.frames[int((~finite).nonzero()[0])])
             raise ValueError(f"{where}: frame {frame} has no finite {name}")
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def read_epoch_table(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def extra_loggers(names: list[str], folder: Path) -> list[Any] | bool:
+def extra_loggers(names: Sequence[str], folder: Path) -> list[Any] | bool:
     """Lightning's TensorBoard and Weights & Biases loggers; `False` without any."""
     loggers: list[Any] = []
     if "tensorboard" in names:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from ase_biasgrad.dataset import Dataset, Group
@@ -49,7 +50,7 @@ class Ragged:
         return _to(rows, device), _to(owner, device)
 
 
-class ResidentFrames:
+class ResidentFrames(TorchDataset[Batch]):
     """All frames of a dataset, or some of them, ready to be batched on one device.
 
     Parameters

@@ -8,6 +8,7 @@ The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per e
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import warnings
@@ -20,6 +21,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.checkpoint import save_checkpoint
@@ -59,20 +61,15 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
         On options or data that cannot be used, before any work starts.
     """
     folder = Path(folder)
-    if (folder / "config.yaml").exists():
+    if _is_main_process() and (folder / "config.yaml").exists():
         raise FileExistsError(
             f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
             "or name another folder"
         )
     dataset = Dataset(config.data.path)
     split = _split(config, dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "split.json", {k: v.tolist() for k, v in split.items()})
-    options = config.model_dump(mode="json")
-    options["data"]["path"] = str(Path(config.data.path).resolve())
-    with whole_file(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-    _write_json(folder / "data.json", {"sha256": dataset.hash(), "frames": len(dataset)})
+    if _is_main_process():
+        _write_inputs(config, folder, dataset, split)
     return _run(config, folder, dataset, split)
 
 
@@ -92,16 +89,29 @@ def resume(folder: str | Path) -> TrainingResult:
         str(folder / "config.yaml"),
     )
     dataset = Dataset(config.data.path)
-    data_file = folder / "data.json"
-    if data_file.exists() and json.loads(data_file.read_text())["sha256"] != dataset.hash():
+    if json.loads((folder / "data.json").read_text())["sha256"] != dataset.hash():
         raise ConfigError(f"{config.data.path}: has changed since the run in {folder} began")
-    split_file = folder / "split.json"
-    split = (
-        {k: np.array(v, np.int64) for k, v in json.loads(split_file.read_text()).items()}
-        if split_file.exists()
-        else _split(config, dataset)
-    )
+    stored = json.loads((folder / "split.json").read_text())
+    split = {name: np.array(frames, np.int64) for name, frames in stored.items()}
     return _run(config, folder, dataset, split)
+
+
+def _is_main_process() -> bool:
+    """Whether this process writes files: of several (DDP) only one does."""
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+def _write_inputs(
+    config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "split.json", {k: v.tolist() for k, v in split.items()})
+    _write_json(folder / "data.json", {"sha256": dataset.hash(), "frames": len(dataset)})
+    options = config.model_dump(mode="json")
+    options["data"]["path"] = str(Path(config.data.path).resolve())
+    # last, because its presence makes the folder a run
+    with whole_file(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
 
 def _run(
@@ -130,6 +140,7 @@ def _run(
         )
     if trainer.interrupted:
         raise KeyboardInterrupt
+    trainer.strategy.barrier()
     _load_best(stage, folder)
     return _finish(config, folder, dataset, potential.to(device), training, validation)
 
@@ -148,8 +159,10 @@ def _finish(
     if config.force_stage.joint is None and training.energy is not None:
         fit_bias(potential, training, config.bias_stage.method)
     after = evaluate(potential, validation)
-    save_json(after, folder / "evaluation.json")
     checkpoint = folder / CHECKPOINT_NAME
+    if not _is_main_process():
+        return TrainingResult(checkpoint, before, after)
+    save_json(after, folder / "evaluation.json")
     save_checkpoint(checkpoint, potential, _provenance(config, dataset, training, after))
     from ase_biasgrad.training.report import write_report
 
@@ -172,7 +185,7 @@ def _new_potential(config: TrainConfig, dataset: Dataset) -> Potential:
         raise ConfigError(f"backbone: {error}") from error
     elements = np.flatnonzero(dataset.compositions().sum(axis=0))
     potential = Potential(backbone, elements=elements.tolist())
-    return potential.double() if config.trainer.precision == "64-true" else potential
+    return potential.double() if config.trainer.precision == "float64" else potential
 
 
 def _stage(
@@ -200,6 +213,8 @@ def _stage(
 
 
 def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
+    # warnings stay; Lightning's greetings go
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     options, stage = config.trainer, config.force_stage
     states = pl.callbacks.ModelCheckpoint(
         folder / "states", "best", monitor="val_loss", save_last=True, enable_version_counter=False
@@ -214,7 +229,6 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=options.strategy,
-        precision=options.precision,
         max_epochs=stage.epochs,
         max_time=options.max_time,
         callbacks=callbacks,
@@ -257,7 +271,8 @@ def _provenance(
     return {
         "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
         "data": {"sha256": dataset.hash(), "frames": len(dataset), "trained_on": len(training)},
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages}
+        | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
         "validation": report.summary(),
     }

@@ -111,9 +111,7 @@ class SchNet(SchNetPackBackbone):
     name: ClassVar[str] = "schnet"
 
     def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
-        super().__init__(
-            interactions=interactions, radial_functions=radial_functions, **arguments
-        )
+        super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)
 
     def _representation(
         self, features: int, interactions: int, radial_basis: nn.Module, envelope: nn.Module

@@ -17,7 +17,9 @@ Labels = Annotated[str, typer.Option(help="label set of rMD17 files: revised or 
 
 @app.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="npz, extxyz, ASE databases, … of any number")],
+    files: Annotated[
+        list[Path], typer.Argument(help="npz, extxyz, ASE databases, … of any number")
+    ],
     output: Output,
     energy_unit: Annotated[str | None, typer.Option(help="eV, kcal/mol, Hartree, …")] = None,
     length_unit: Annotated[str | None, typer.Option(help="Angstrom, Bohr, nm")] = None,
@@ -126,7 +128,9 @@ def info(
             typer.echo(f"  … and {len(compositions) - 20} more compositions")
         for label, unit in (("energy", "eV"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
             if label in labels:
-                values = np.concatenate([np.ravel(g.read(label)) for g in dataset.groups()])
+                values = np.concatenate(
+                    [np.ravel(np.asarray(g.read(label))) for g in dataset.groups()]
+                )
                 typer.echo(
                     f"  {label}: mean {values.mean():.6g}, standard deviation "
                     f"{values.std():.6g}, from {values.min():.6g} to {values.max():.6g} {unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
 Dtype = Annotated[str, typer.Option(help="float32 or float64")]
 
 
-class Optimizer(str, Enum):
+class Optimizer(StrEnum):
     """Optimizers of ASE."""
 
     lbfgs = "lbfgs"
@@ -27,7 +27,7 @@ class Optimizer(str, Enum):
     fire = "fire"
 
 
-class Ensemble(str, Enum):
+class Ensemble(StrEnum):
     """Kinds of dynamics."""
 
     nve = "nve"
@@ -92,9 +92,9 @@ def md(
     from ase.io import Trajectory, read
     from ase.md import MDLogger
     from ase.md.velocitydistribution import (
-        MaxwellBoltzmannDistribution,
         Stationary,
         ZeroRotation,
+        thermalize_momenta,
     )
     from tqdm import tqdm
 
@@ -110,11 +110,13 @@ def md(
         atoms.positions = last.positions
         atoms.set_momenta(last.get_momenta())
     else:
-        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random)
+        thermalize_momenta(atoms, temperature, rng=random)
         Stationary(atoms)
         if not atoms.pbc.any():
             ZeroRotation(atoms)
-    dynamics = _dynamics(atoms, ensemble, timestep * units.fs, temperature, pressure, friction, random)
+    dynamics = _dynamics(
+        atoms, ensemble, timestep * units.fs, temperature, pressure, friction, random
+    )
     if not restart:
         Trajectory(str(output), "w", atoms).write()
     dynamics.attach(Trajectory(str(output), "a", atoms).write, interval=interval)

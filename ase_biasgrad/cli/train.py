@@ -41,9 +41,7 @@ def train(
             assert config is not None
             folder, result = output, run.train(load_config(config, overrides or []), output)
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True
-        )
+        typer.echo(f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True)
         raise typer.Exit(130) from None
     typer.echo("validation frames\n" + table(result.after_bias))
     typer.echo(f"checkpoint: {result.checkpoint}\nreport: {folder / 'report'}")

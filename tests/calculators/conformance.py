@@ -25,7 +25,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import Trajectory, read
 from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import MTKNPT
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE, LBFGS
@@ -176,9 +176,7 @@ class Conformance:
             atoms.calc = calc
             fresh = atoms.copy()
             fresh.calc = make()
-            np.testing.assert_allclose(
-                atoms.get_forces(), fresh.get_forces(), atol=self.tolerance
-            )
+            np.testing.assert_allclose(atoms.get_forces(), fresh.get_forces(), atol=self.tolerance)
         twin = calc.copy()
         assert twin.results == {}
         assert twin.get_potential_energy(structures[0]) == pytest.approx(
@@ -210,7 +208,9 @@ class Conformance:
 
     # --- geometry --------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("pbc", [(True, False, True), (False, True, False), (True, True, False)])
+    @pytest.mark.parametrize(
+        "pbc", [(True, False, True), (False, True, False), (True, True, False)]
+    )
     def test_13_mixed_pbc_and_atoms_outside(self, make, pbc):
         atoms = copper()
         atoms.pbc = pbc
@@ -253,9 +253,7 @@ class Conformance:
                 atoms.set_cell(atoms.cell.array * random.uniform(0.98, 1.02), scale_atoms=True)
             fresh = atoms.copy()
             fresh.calc = make(skin=0.0)
-            np.testing.assert_allclose(
-                atoms.get_forces(), fresh.get_forces(), atol=self.tolerance
-            )
+            np.testing.assert_allclose(atoms.get_forces(), fresh.get_forces(), atol=self.tolerance)
 
     def test_15_bad_input_is_refused(self, make):
         atoms = ethanol()
@@ -333,16 +331,14 @@ class Conformance:
         random = np.random.default_rng(0)
         atoms = copper()
         atoms.calc = make()
-        MaxwellBoltzmannDistribution(atoms, temperature_K=50, rng=random)
+        thermalize_momenta(atoms, 50, rng=random)
         VelocityVerlet(atoms, 0.2 * units.fs).run(1)
         before = atoms.get_total_energy()
         VelocityVerlet(atoms, 0.2 * units.fs).run(20)
         assert abs(atoms.get_total_energy() - before) < 1e-3
         Langevin(atoms, units.fs, temperature_K=50, friction=0.01, fixcm=False, rng=random).run(3)
         volume = atoms.get_volume()
-        MTKNPT(
-            atoms, units.fs, temperature_K=50, pressure_au=0.1, tdamp=50, pdamp=500
-        ).run(3)
+        MTKNPT(atoms, units.fs, temperature_K=50, pressure_au=0.1, tdamp=50, pdamp=500).run(3)
         assert np.isfinite(atoms.positions).all()
         assert atoms.get_volume() != volume
 
@@ -362,7 +358,7 @@ class Conformance:
         first, last = ethanol(), ethanol()
         last.rotate(20, "x")
         images = [first, first.copy(), first.copy(), last]
-        band = NEB(images, allow_shared_calculator=True)
+        band = NEB(images, allow_shared_calculator=True, method="improvedtangent")
         band.interpolate()
         calc = make()
         for image in images:
@@ -417,9 +413,7 @@ class Conformance:
         ):
             atoms.calc = make()
             assert results["energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
-            np.testing.assert_allclose(
-                results["forces"], atoms.get_forces(), atol=self.tolerance
-            )
+            np.testing.assert_allclose(results["forces"], atoms.get_forces(), atol=self.tolerance)
             assert ("stress" in results) == bool(atoms.cell.rank == 3)
         structures[2].positions[0] = np.inf
         with pytest.raises(InputError, match="structure 2: the position of atom 0"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import CalculatorSetupError, get_calculator_class
 from ase.calculators.socketio import SocketClient, SocketIOCalculator
+from ase.io import read
 from conftest import copper, ethanol, small_potential
 from test_conformance import BACKBONES
 
@@ -198,10 +199,13 @@ def test_ase_run(tmp_path):
         writer.append(ethanol().numbers, ethanol().positions, energy=0.0)
     done = subprocess.run(
         [sys.executable, "-m", "ase", "run", "biasgrad", "x.biasgrad.h5"]
-        + ["-p", "checkpoint='p.safetensors',device='cpu'"],
+        + ["-o", "out.extxyz", "-p", "checkpoint='p.safetensors',device='cpu'"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "energy" in done.stdout.lower()
+    expected = ethanol()
+    expected.calc = BiasGradCalculator(tmp_path / "p.safetensors", device="cpu")
+    energy = read(tmp_path / "out.extxyz").get_potential_energy()
+    assert energy == pytest.approx(expected.get_potential_energy(), abs=1e-6)

@@ -117,14 +117,21 @@ def test_per_atom_parts_sum_to_the_bias():
     counts = counts_of({1: 2, 8: 1}, {1: 2, 8: 2})
     for method in METHODS:
         bias.fit(np.array([-3.0, 5.0]), counts, method)
-        total = torch.zeros(2, dtype=torch.float64).index_add(0, batch, bias.per_atom(numbers, batch))
+        total = torch.zeros(2, dtype=torch.float64).index_add(
+            0, batch, bias.per_atom(numbers, batch)
+        )
         torch.testing.assert_close(total, bias(numbers, batch), rtol=0, atol=1e-12)
 
 
 def test_bias_stays_float64():
     bias = Bias()
     bias.fit(np.array([-97_000.123456789]), counts_of({1: 2}), "mean")
-    for changed in (bias.float(), bias.to(torch.float32), bias.half(), torch.nn.Sequential(bias).float()[0]):
+    for changed in (
+        bias.float(),
+        bias.to(torch.float32),
+        bias.half(),
+        torch.nn.Sequential(bias).float()[0],
+    ):
         assert changed.constant.dtype == torch.float64
         assert float(changed.constant) == -97_000.123456789
         assert changed.compositions.dtype == torch.int64

@@ -20,7 +20,8 @@ def random_frames(seed: int, n: int) -> list[dict]:
         ]
         frame = {
             "numbers": numbers,
-            "positions": np.arange(len(numbers))[:, None] + random.normal(0, 0.05, (len(numbers), 3)),
+            "positions": np.arange(len(numbers))[:, None]
+            + random.normal(0, 0.05, (len(numbers), 3)),
             "energy": -4e5 + random.normal(),
             "forces": random.normal(size=(len(numbers), 3)),
         }

@@ -38,7 +38,9 @@ def test_periodic_extxyz_keeps_stress_and_cells(tmp_path, shared_data):
         np.testing.assert_allclose(frame.stress, atoms.get_stress(), rtol=1e-12)
         np.testing.assert_allclose(frame.forces, atoms.get_forces(), rtol=1e-12)
         np.testing.assert_allclose(frame.cell, atoms.cell.array)
-        np.testing.assert_allclose(frame.atoms().get_potential_energy(), atoms.get_potential_energy())
+        np.testing.assert_allclose(
+            frame.atoms().get_potential_energy(), atoms.get_potential_energy()
+        )
 
 
 def labelled(energy: float = 1.0) -> Atoms:
@@ -90,7 +92,11 @@ def test_bad_sources_are_named_and_leave_no_file(tmp_path):
     }
     bad = {
         "units": (good, ImportOptions(), "--energy-unit and --length-unit"),
-        "unit": (good, ImportOptions(energy_unit="cal", length_unit="Å"), "'cal' is no energy unit"),
+        "unit": (
+            good,
+            ImportOptions(energy_unit="cal", length_unit="Å"),
+            "'cal' is no energy unit",
+        ),
         "missing": ({k: v for k, v in good.items() if k != "forces"}, KCAL, "no forces or F"),
         "shape": ({**good, "energies": np.zeros(2)}, KCAL, r"energies: has shape \(2,\)"),
         "nan": ({**good, "energies": np.array([0, np.nan, 0])}, KCAL, "energy of frame 1"),

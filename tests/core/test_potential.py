@@ -55,7 +55,9 @@ def test_a_batch_gives_what_its_structures_give(potential):
 
 
 def test_energies_sum_to_the_energy_and_energy_alone_differentiates_nothing(potential):
-    values = potential.evaluate(graph_from_atoms(ethanol(), potential.cutoff), ["energy", "energies"])
+    values = potential.evaluate(
+        graph_from_atoms(ethanol(), potential.cutoff), ["energy", "energies"]
+    )
     assert abs(float(values["energies"].sum() - values["energy"][0])) < 1e-12
     assert not values["energy"].requires_grad
 

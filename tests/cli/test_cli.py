@@ -1,0 +1,135 @@
+"""The command line as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.io import read, write
+from conftest import small_potential
+
+from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
+from ase_biasgrad.dataset import Dataset
+
+
+def biasgrad(folder, *arguments, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "ase_biasgrad.cli", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    write(folder / "start.xyz", bulk("Cu", cubic=True))
+    biasgrad(
+        folder, "data", "sample", "start.xyz", "-o", "cu.h5", "--calculator", "emt",
+        "--frames", 20, "--interval", 3, "--equilibration", 5,
+        "--temperature", 300, "--temperature", 600,
+    )  # fmt: skip
+    return folder / "cu.h5"
+
+
+def test_sampled_data_is_labelled_by_the_calculator(data):
+    dataset = Dataset(data)
+    assert len(dataset) == 40
+    frame = dataset[33]
+    atoms = frame.atoms()
+    atoms.calc = EMT()
+    assert atoms.get_potential_energy() == pytest.approx(frame.energy, abs=1e-10)
+    np.testing.assert_allclose(atoms.get_forces(), frame.forces, atol=1e-10)
+    np.testing.assert_allclose(atoms.get_stress(), frame.stress, atol=1e-10)
+    assert np.abs(dataset[0].positions - dataset[39].positions).max() > 0.05
+
+
+def test_train_evaluate_fit_bias_and_info(folder, data):
+    (folder / "c.yaml").write_text(
+        "data: {path: cu.h5, train: 30, validation: 10}\n"
+        "backbone: {name: painn, features: 16, interactions: 2, cutoff: 4.0}\n"
+        "force_stage: {epochs: 50, batch_size: 5, schedule: {warmup_steps: 0}}\n"
+        "trainer: {progress_bar: false}\n"
+    )
+    said = biasgrad(folder, "train", "c.yaml", "force_stage.epochs=3", "-o", "run")
+    assert "energy zero: scalar" in said
+    assert "force MAE" in said
+    assert "no run folder" in biasgrad(folder, "train", "--resume", "nowhere", code=1)
+    assert "holds a run already" in biasgrad(folder, "train", "c.yaml", "-o", "run", code=1)
+    checkpoint = "run/potential.safetensors"
+    said = biasgrad(
+        folder, "evaluate", checkpoint, "cu.h5", "--json", "e.json", "--report", "rep",
+        "--frames", ":10",
+    )  # fmt: skip
+    assert "10 frames" in said
+    assert json.loads((folder / "e.json").read_text())["frames"] == 10
+    assert (folder / "rep" / "errors.png").exists()
+    biasgrad(folder, "fit-bias", checkpoint, "cu.h5", "-o", "m.safetensors", "--method", "median")
+    one, two = (load_checkpoint(folder / name) for name in (checkpoint, "m.safetensors"))
+    assert two.potential.bias.fit_report["method"] == "median"
+    assert float(one.potential.bias.constant) != float(two.potential.bias.constant)
+    assert "backbone" in biasgrad(folder, "info", checkpoint)
+    assert "learning_rate" in biasgrad(folder, "train", "--options")
+    assert "Cu4: 40 frames" in biasgrad(folder, "data", "info", "cu.h5")
+
+
+def test_relax(folder, data):
+    save_checkpoint(folder / "p.safetensors", small_potential("schnet"))
+    write(folder / "w.xyz", molecule("H2O"))
+    said = biasgrad(
+        folder, "relax", "w.xyz", "-c", "p.safetensors", "-o", "out.xyz", "--fmax", 0.05,
+        "--steps", 1, code=1,
+    )  # fmt: skip
+    assert "NOT converged after 1 steps" in said
+    assert len(read(folder / "out.xyz")) == 3
+    said = biasgrad(
+        folder, "relax", "start.xyz", "-c", "p.safetensors", "-o", "cell.cif", "--cell",
+        "--fmax", 100, "--trajectory", "path.traj",
+    )  # fmt: skip
+    assert "converged after 0 steps" in said
+    assert len(read(folder / "path.traj", ":")) == 1
+
+
+def test_md_and_its_restart(folder, data):
+    save_checkpoint(folder / "p.safetensors", small_potential("schnet"))
+    common = ("md", "start.xyz", "-c", "p.safetensors", "--interval", 2, "--dtype", "float64")
+    biasgrad(folder, *common, "-o", "a.traj", "--steps", 8, "--log", "a.log")
+    biasgrad(folder, *common, "-o", "b.traj", "--steps", 4)
+    assert "exists" in biasgrad(folder, *common, "-o", "b.traj", "--steps", 4, code=2)
+    biasgrad(folder, *common, "-o", "b.traj", "--steps", 4, "--restart")
+    one, two = (read(folder / f"{name}.traj", ":") for name in "ab")
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-9)
+    assert len((folder / "a.log").read_text().splitlines()) == 5
+    biasgrad(folder, *common, "-o", "l.traj", "--steps", 2, "--ensemble", "langevin")
+    biasgrad(folder, *common, "-o", "n.traj", "--steps", 2, "--ensemble", "npt")
+    write(folder / "w.xyz", molecule("H2O"))
+    said = biasgrad(
+        folder, "md", "w.xyz", "-c", "p.safetensors", "-o", "w.traj", "--ensemble", "npt", code=1
+    )
+    assert "periodic in all three directions" in said
+
+
+def test_errors_are_one_message(folder):
+    assert "no such file" in biasgrad(folder, "data", "import", "x.npz", "-o", "x.h5", code=1)
+    assert "no such checkpoint" in biasgrad(folder, "info", "x.safetensors", code=1)
+    assert "--trust-pickle" in biasgrad(
+        folder, "convert", "m", "-o", "x.safetensors", "--energy-unit", "eV", code=2
+    )
+    assert "no calculator 'magic'" in biasgrad(
+        folder, "data", "sample", "H2O", "-o", "x.h5", "--calculator", "magic", code=1
+    )
+    assert not (folder / "x.h5").exists()

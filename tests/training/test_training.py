@@ -1,0 +1,341 @@
+"""Training on Lennard-Jones data: what must hold of stages, runs and reports."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.lj import LennardJones
+from conftest import copper, ethanol, small_potential
+
+from ase_biasgrad.bias import N_ELEMENTS
+from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.dataset import Dataset, DatasetWriter
+from ase_biasgrad.graph import collate, graph_from_atoms
+from ase_biasgrad.training.batches import EpochBatches
+from ase_biasgrad.training.bias_stage import fit_bias
+from ase_biasgrad.training.config import ConfigError, config_from, describe_options, load_config
+from ase_biasgrad.training.evaluate import evaluate, table
+from ase_biasgrad.training.predict import predict
+from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.run import resume, train
+
+OFFSET = -12_345.678
+
+
+def write_clusters(
+    path, frames: int = 60, periodic: bool = False, energies: bool = True, sizes=(5, 4, 4)
+):
+    """Argon-like clusters of two sizes (as oxygen and hydrogen), labelled by Lennard-Jones."""
+    random = np.random.default_rng(0)
+    with DatasetWriter(path) as writer:
+        for k in range(frames):
+            n = sizes[k % len(sizes)]
+            grid = np.array([[0, 0, 0], [1.2, 0, 0], [0, 1.2, 0], [0, 0, 1.2], [1.2, 1.2, 0]])[:n]
+            atoms = Atoms("OHHHH"[:n], grid + random.normal(0, 0.06, (n, 3)))
+            if periodic:
+                atoms.set_cell(np.eye(3) * 3.5)
+                atoms.pbc = True
+            atoms.calc = LennardJones(rc=3.0, smooth=True)
+            writer.append(
+                atoms.numbers,
+                atoms.positions,
+                energy=atoms.get_potential_energy() + OFFSET * n if energies else None,
+                forces=atoms.get_forces(),
+                stress=atoms.get_stress() if periodic else None,
+                cell=atoms.cell.array,
+                pbc=atoms.pbc,
+            )
+    return path
+
+
+def options(path, **force_stage) -> dict:
+    return {
+        "data": {"path": str(path), "train": 40, "validation": 10},
+        "backbone": {"name": "schnet", "features": 16, "interactions": 2, "cutoff": 4.0},
+        "force_stage": {
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 5e-3,
+            "schedule": {"warmup_steps": 2},
+            **force_stage,
+        },
+        "trainer": {"progress_bar": False, "accelerator": "cpu"},
+    }
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_resident_frames_give_what_the_dataset_holds(tmp_path):
+    dataset = Dataset(write_clusters(tmp_path / "x.h5", periodic=True))
+    chosen = [7, 3, 59, 0, 12]
+    frames = ResidentFrames(dataset, chosen, 4.0)
+    batch = frames.batch([4, 0, 2])
+    expected = [dataset[chosen[k]] for k in (4, 0, 2)]
+    graph = collate([graph_from_atoms(frame.atoms(), 4.0) for frame in expected])
+    for name in ("positions", "numbers", "cell", "pbc", "batch"):
+        assert torch.equal(getattr(batch.graph, name), getattr(graph, name)), name
+    edges = [
+        set(zip(*g.edge_index.tolist(), *g.edge_shift.T.tolist(), strict=True))
+        for g in (batch.graph, graph)
+    ]
+    assert edges[0] == edges[1]
+    np.testing.assert_array_equal(batch.energy, [frame.energy for frame in expected])
+    np.testing.assert_array_equal(batch.forces, np.concatenate([f.forces for f in expected]))
+    np.testing.assert_array_equal(batch.stress, [frame.stress for frame in expected])
+
+
+def test_batches_are_seeded_and_shared_out():
+    one = EpochBatches(20, 6, seed=3)
+    one.set_epoch(2)
+    whole = list(one)
+    assert sorted(sum(whole, [])) == list(range(20))
+    shares = [EpochBatches(20, 3, 3, rank, 2) for rank in range(2)]
+    for share in shares:
+        share.set_epoch(2)
+    for k, pair in enumerate(zip(*shares, strict=True)):
+        assert sum(pair, []) == whole[k]
+    one.set_epoch(3)
+    assert list(one) != whole
+    with pytest.raises(ValueError, match="do not fill"):
+        EpochBatches(5, 3, 0, 0, 2)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_two_stages_learn_and_the_bias_mends_the_energy_alone(tmp_path, periodic):
+    path = write_clusters(tmp_path / "x.h5", periodic=periodic)
+    result = train(config_from(options(path, epochs=25)), tmp_path / "run")
+    before, after = result.before_bias, result.after_bias
+    assert after.forces.mae < 0.6 * after.force_rms
+    assert before.forces == after.forces
+    assert before.energy.mae > 1e4
+    assert after.energy.mae < 0.5
+    assert after.energy_zero == "per-element"
+    loaded = load_checkpoint(result.checkpoint)
+    assert loaded.potential.bias.fit_report["rank"] == 2
+    assert loaded.training["data"]["sha256"] == Dataset(path).hash()
+    curve = [float(row["val_force_mae"]) for row in rows(tmp_path / "run")]
+    assert len(curve) == 25
+    assert min(curve) < 0.8 * curve[0]
+    for name in ("errors.png", "learning_curve.png", "summary.txt", "summary.json"):
+        assert (tmp_path / "run" / "report" / name).stat().st_size > 100
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["efwt"]["both"] <= 1
+
+
+def test_joint_training_centres_energies(tmp_path):
+    path = write_clusters(tmp_path / "x.h5")
+    config = config_from(options(path, epochs=8, joint={"energy_weight": 0.1}))
+    result = train(config, tmp_path / "run")
+    assert result.after_bias.energy.mae < 5.0
+    potential = load_checkpoint(result.checkpoint).potential
+    assert potential.bias.zero == "per-composition"
+
+
+def test_an_interrupted_run_goes_on_with_the_same_curve(tmp_path):
+    path = write_clusters(tmp_path / "x.h5")
+    train(config_from(options(path, epochs=6)), tmp_path / "whole")
+    script = (
+        "import sys, json\nfrom ase_biasgrad.training.run import train\n"
+        "from ase_biasgrad.training.config import config_from\n"
+        "train(config_from(json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(options(path, epochs=6)), str(cut)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (cut / "states" / "last.ckpt").exists():
+            break
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (cut / "states" / "last.ckpt").exists()
+    resume(cut)
+    columns = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_force_mae")
+    one, two = rows(tmp_path / "whole"), rows(cut)
+    assert [[r[c] for c in columns] for r in one] == [[r[c] for c in columns] for r in two]
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(config_from(options(path)), cut)
+
+
+def test_resuming_notices_changed_data(tmp_path):
+    path = write_clusters(tmp_path / "x.h5")
+    train(config_from(options(path, epochs=1)), tmp_path / "run")
+    write_clusters(path, frames=61)
+    with pytest.raises(ConfigError, match="has changed since"):
+        resume(tmp_path / "run")
+    with pytest.raises(ConfigError, match="no run folder"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
+@pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+def test_losses_and_schedules(tmp_path, loss, schedule):
+    path = write_clusters(tmp_path / "x.h5", energies=False)
+    stage = {
+        "epochs": 2,
+        "loss": loss,
+        "optimizer": "adam",
+        "ema_decay": 0.0,
+        "schedule": {"name": schedule, "warmup_steps": 3},
+    }
+    result = train(config_from(options(path, **stage)), tmp_path / "run")
+    assert np.isfinite(result.after_bias.forces.mae)
+    assert result.after_bias.energy is None
+    assert load_checkpoint(result.checkpoint).potential.bias.zero == "none"
+
+
+def test_float64_training(tmp_path):
+    path = write_clusters(tmp_path / "x.h5")
+    config = options(path, epochs=1)
+    config["trainer"]["precision"] = "float64"
+    result = train(config_from(config), tmp_path / "run")
+    parameters = list(load_checkpoint(result.checkpoint).potential.parameters())
+    assert {parameter.dtype for parameter in parameters} == {torch.float64}
+
+
+@pytest.mark.parametrize("method", ["mean", "median", "efwt", "gradient", "least-squares"])
+def test_the_bias_stage_leaves_predictions_of_forces_alone(tmp_path, method):
+    dataset = Dataset(write_clusters(tmp_path / "x.h5", periodic=True))
+    potential = small_potential("painn")
+    frames = ResidentFrames(dataset, range(len(dataset)), potential.cutoff)
+    before = predict(potential, frames, stress=True)
+    left = fit_bias(potential, frames, method)
+    after = predict(potential, frames, stress=True)
+    assert np.array_equal(before.forces, after.forces)
+    assert np.array_equal(before.stress, after.stress)
+    np.testing.assert_allclose(left, frames.energy.numpy() - after.energy, atol=1e-8)
+    again = fit_bias(potential, frames, method)
+    np.testing.assert_allclose(again, left, atol=1e-8)
+
+
+def test_evaluation_tells_an_offset_from_a_sign_or_unit_error(tmp_path):
+    potential = small_potential()
+    graphs = [ethanol(seed) for seed in range(20)]
+    factors = {"consistent": 1.0, "sign error": -1.0, "kcal/mol": 23.06}
+    for verdict, factor in factors.items():
+        path = tmp_path / f"{factor}.h5"
+        with DatasetWriter(path) as writer:
+            for atoms in graphs:
+                graph = graph_from_atoms(atoms, potential.cutoff)
+                values = potential.evaluate(graph, ["energy", "forces"])
+                writer.append(
+                    atoms.numbers,
+                    atoms.positions,
+                    energy=factor * float(values["energy"]) - 100.0,
+                    forces=values["forces"].numpy(),
+                )
+        frames = ResidentFrames(Dataset(path), range(20), potential.cutoff)
+        report = evaluate(potential, frames)
+        assert verdict in report.relation.verdict
+        assert report.relation.slope == pytest.approx(factor, rel=1e-3)
+        assert report.forces.mae < 1e-6
+        assert report.efwt.forces == 1.0
+        assert report.efwt.both == 0.0
+        assert "EFwT" in table(report)
+        spread = report.by_composition["C2H6O"].spread
+        assert spread < 1e-5 if factor == 1.0 else spread > 1e-3
+
+
+def test_the_table_of_a_known_error(tmp_path):
+    potential = small_potential()
+    atoms = copper()
+    values = potential.evaluate(graph_from_atoms(atoms, 4.0), ["energy", "forces", "stress"])
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        writer.append(
+            atoms.numbers,
+            atoms.positions,
+            energy=float(values["energy"]) + 0.016,
+            forces=values["forces"].numpy() + 0.02,
+            stress=values["stress"][0].numpy() + 0.003,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+        )
+    report = evaluate(potential, ResidentFrames(Dataset(tmp_path / "x.h5"), [0], 4.0))
+    assert report.energy.mae == pytest.approx(0.016)
+    assert report.energy_per_atom.mae == pytest.approx(0.004)
+    assert report.forces.rmse == pytest.approx(0.02)
+    assert report.stress.mae == pytest.approx(0.003)
+    assert report.efwt.both == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"force_stage": {"epochs": 0}}, "force_stage.epochs"),
+        ({"force_stage": {"epoch": 5}}, "force_stage.epoch: Extra inputs"),
+        ({"backbone": {"name": "mace"}}, "no backbone 'mace'"),
+        ({"backbone": {"name": "painn", "width": 3}}, r"painn takes no \['width'\]"),
+        ({"data": {"train": 10}}, "data.path: Field required"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config_from({"data": {"path": "x.h5"}, **change})
+
+
+def test_configuration_files_and_overrides(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {path: d.h5}\nforce_stage: {epochs: 7}\n")
+    config = load_config(file, ["force_stage.epochs=9", "backbone.features=32"])
+    assert config.data.path == tmp_path / "d.h5"
+    assert config.force_stage.epochs == 9
+    assert config.backbone.arguments == {"features": 32}
+    with pytest.raises(ConfigError, match="write it as option=value"):
+        load_config(file, ["force_stage.epochs"])
+    file.write_text("- 1")
+    with pytest.raises(ConfigError, match="holds no options"):
+        load_config(file)
+    assert "learning_rate" in describe_options()
+
+
+def test_data_that_cannot_be_used_is_refused(tmp_path):
+    with DatasetWriter(tmp_path / "e.h5") as writer:
+        for k in range(60):
+            writer.append(np.array([1]), np.zeros((1, 3)), energy=float(k))
+    with pytest.raises(ValueError, match="has no forces"):
+        train(config_from(options(tmp_path / "e.h5")), tmp_path / "run")
+    config = options(write_clusters(tmp_path / "x.h5"))
+    config["data"]["train"] = 600
+    with pytest.raises(ValueError, match="there are 60"):
+        train(config_from(config), tmp_path / "run2")
+    assert not (tmp_path / "run2").exists()
+    assert N_ELEMENTS == 119
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
+    # frames of one size: each process takes the mean over its own atoms
+    path = write_clusters(tmp_path / "x.h5", sizes=(4,))
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        "import sys, json\nfrom ase_biasgrad.training.run import train\n"
+        "from ase_biasgrad.training.config import config_from\n"
+        "if __name__ == '__main__':\n"
+        "    train(config_from(json.loads(sys.argv[1])), sys.argv[2])\n"
+    )
+    one = options(path, epochs=3, batch_size=8)
+    two = options(path, epochs=3, batch_size=4)
+    two["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    for name, config in (("one", one), ("two", two)):
+        done = subprocess.run(
+            [sys.executable, str(script), json.dumps(config), str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
