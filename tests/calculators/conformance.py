@@ -197,13 +197,13 @@ class Conformance:
         import torch
 
         state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-        random = np.random.get_state()[1].copy()
+        random = np.random.get_state()[1].copy()  # noqa: NPY002 (the global one is meant)
         atoms = copper()
         atoms.calc = make()
         atoms.get_forces()
         assert torch.get_default_dtype() == dtype
         assert torch.equal(torch.get_rng_state(), state)
-        assert np.array_equal(np.random.get_state()[1], random)
+        assert np.array_equal(np.random.get_state()[1], random)  # noqa: NPY002
         assert capsys.readouterr() == ("", "")
 
     # --- geometry --------------------------------------------------------------------------

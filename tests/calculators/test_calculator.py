@@ -4,6 +4,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import uuid
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_spawned_processes_get_calculators(tmp_path):
 def test_sockets(tmp_path):
     atoms, remote = copper(), copper()
     remote.calc = BiasGradCalculator(small_potential(), dtype="float64")
-    name = f"biasgrad-test-{tmp_path.name}-{np.random.randint(10**9)}"
+    name = f"biasgrad-test-{uuid.uuid4().hex}"
     with SocketIOCalculator(unixsocket=name) as server:
         client = threading.Thread(
             target=lambda: SocketClient(unixsocket=name).run(remote, use_stress=True)
@@ -197,12 +198,10 @@ def test_ase_run(tmp_path):
     save_checkpoint(tmp_path / "p.safetensors", small_potential())
     with DatasetWriter(tmp_path / "x.biasgrad.h5") as writer:
         writer.append(ethanol().numbers, ethanol().positions, energy=0.0)
+    command = ["-m", "ase", "run", "biasgrad", "x.biasgrad.h5", "-o", "out.extxyz"]
+    parameters = "checkpoint='p.safetensors',device='cpu'"
     done = subprocess.run(
-        [sys.executable, "-m", "ase", "run", "biasgrad", "x.biasgrad.h5"]
-        + ["-o", "out.extxyz", "-p", "checkpoint='p.safetensors',device='cpu'"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        [sys.executable, *command, "-p", parameters], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     expected = ethanol()

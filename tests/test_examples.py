@@ -1,0 +1,60 @@
+"""Every example runs as a script and says what it should."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SAYS = {
+    "md.py": r"energy changed by -?0\.\d+ meV per atom",
+    "relax_cell.py": r"lattice constant 3\.[4-8]\d+ Å",
+    "vibrations.py": r"meV\s+cm\^-1",
+    "neb.py": r"barrier \d\.\d+ eV",
+    "equation_of_state.py": r"lattice constant 3\.[4-8]\d+ Å, bulk modulus \d+ GPa",
+    "train_from_extxyz.py": r"energy zero: scalar",
+    "fit_bias_of_schnetpack_model.py": r"forces are bit-identical",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One folder for all, so that the potential that they share is trained once."""
+    folder = tmp_path_factory.mktemp("examples")
+    for script in EXAMPLES.glob("*.py"):
+        shutil.copy(script, folder)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_example(folder, name):
+    assert re.search(SAYS[name], run(folder, name))
+
+
+def test_every_example_is_tested():
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    assert scripts == {*SAYS, "common.py", "demo.py"}
+
+
+def test_demo(folder):
+    pytest.importorskip("tblite")
+    said = run(
+        folder, "demo.py", "--frames", "40", "--epochs", "3", "--features", "16", "--steps", "40"
+    )
+    for line in ("EFwT on the test trajectory", "energy drift of NVE", "time per MD step"):
+        assert line in said
+    pictures = said.rsplit("pictures", 1)[1].split()
+    assert all((folder / picture.strip(",")).exists() for picture in pictures)
+    forces = re.findall(r"force MAE (?:before the bias stage|after it) +([\d.]+)", said)
+    assert forces[0] == forces[1]
