@@ -127,19 +127,22 @@ def _run(
     world = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batch_size = config.force_stage.batch_size
     last = folder / "states" / "last.ckpt"
+    training_batches = EpochBatches(len(training), batch_size, config.seed, **world)
+    validation_batches = EpochBatches(len(validation), 4 * batch_size, None)
     with warnings.catch_warnings():
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
-        trainer.fit(
-            stage,
-            batch_loader(training, EpochBatches(len(training), batch_size, config.seed, **world)),
-            batch_loader(validation, EpochBatches(len(validation), 4 * batch_size, None)),
-            ckpt_path=str(last) if last.exists() else None,
-            weights_only=False if last.exists() else None,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(
+                stage,
+                batch_loader(training, training_batches),
+                batch_loader(validation, validation_batches),
+                ckpt_path=str(last) if last.exists() else None,
+                weights_only=False if last.exists() else None,
+            )
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
     trainer.strategy.barrier()
     _load_best(stage, folder)
     return _finish(config, folder, dataset, potential.to(device), training, validation)

@@ -1,8 +1,10 @@
 """The command line as a user types it."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -83,6 +85,24 @@ def test_train_evaluate_fit_bias_and_info(folder, data):
     assert "backbone" in biasgrad(folder, "info", checkpoint)
     assert "learning_rate" in biasgrad(folder, "train", "--options")
     assert "Cu4: 40 frames" in biasgrad(folder, "data", "info", "cu.h5")
+
+
+def test_ctrl_c_says_how_to_go_on(folder, data):
+    (folder / "long.yaml").write_text(
+        "data: {path: cu.h5, train: 30, validation: 10}\n"
+        "backbone: {name: schnet, features: 8, interactions: 1, cutoff: 4.0}\n"
+        "force_stage: {epochs: 100000, batch_size: 5}\n"
+        "trainer: {progress_bar: false}\n"
+    )
+    command = [sys.executable, "-m", "ase_biasgrad.cli", "train", "long.yaml", "-o", "long"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    last, deadline = folder / "long" / "states" / "last.ckpt", time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "biasgrad train --resume long" in said
 
 
 def test_relax(folder, data):
