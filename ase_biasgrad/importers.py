@@ -162,8 +162,8 @@ def _npz_units(
 def _import_ase(
     path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool
 ) -> tuple[int, str]:
-    energy = energy_unit(options.energy_unit or "eV")
-    length = length_unit(options.length_unit or "Angstrom")
+    energy_name, length_name, convention = _ase_units(path, options)
+    energy, length = energy_unit(energy_name), length_unit(length_name)
     keys = {n: (k,) for n, k in (options.keys or {}).items()}
     skipped = 0
     for frame, (atoms, values) in enumerate(
@@ -195,9 +195,49 @@ def _import_ase(
             pbc=atoms.pbc,
             source=f"{path} (its frame {frame})",
         )
-    units = f"{options.energy_unit or 'eV'} → eV, {options.length_unit or 'Angstrom'} → Å"
-    said = " by ASE's convention" if options.energy_unit is None else ""
-    return skipped, f"{path.name}: {units}{said}"
+    units = f"energies {energy_name} → eV, lengths {length_name} → Å"
+    return skipped, f"{path.name}: {units} ({convention})"
+
+
+def _ase_units(path: Path, options: ImportOptions) -> tuple[str, str, str]:
+    """Names of the energy and length units of a file, and who says so.
+
+    SchNetPack's databases carry their units as metadata; everything else that ASE reads is in
+    eV and Å unless the options say otherwise.
+    """
+    own: dict[str, str] = {}
+    if path.suffix == ".db":
+        from ase.db import connect
+
+        metadata = connect(str(path)).metadata
+        key = (options.keys or {}).get("energy", "energy")
+        properties = metadata.get("_property_unit_dict", {})
+        own = {"energy": properties.get(key, ""), "length": metadata.get("_distance_unit", "")}
+        if properties and not own["energy"]:
+            raise DataError(
+                f"{path}: a SchNetPack database without the property {key!r}; name its energy "
+                f"with --key energy=…: it has {sorted(properties)}"
+            )
+        forces = properties.get((options.keys or {}).get("forces", "forces"))
+        expected = energy_unit(own["energy"] or "eV") / length_unit(own["length"] or "Angstrom")
+        if forces is not None and not np.isclose(_force_unit(path, forces), expected):
+            raise DataError(
+                f"{path}: its forces are in {forces}, its energies and lengths in "
+                f"{own['energy']} and {own['length']}; convert them to units that belong together"
+            )
+    energy = options.energy_unit or own.get("energy") or "eV"
+    length = options.length_unit or own.get("length") or "Angstrom"
+    if options.energy_unit or options.length_unit:
+        return energy, length, "as you said"
+    return energy, length, "its metadata" if own.get("energy") else "ASE's convention"
+
+
+def _force_unit(path: Path, name: str) -> float:
+    """A unit such as `kcal/mol/Ang` in eV/Å."""
+    energy, slash, length = name.rpartition("/")
+    if not slash:
+        raise DataError(f"{path}: {name!r} is no unit of forces, such as eV/Ang")
+    return energy_unit(energy) / length_unit(length)
 
 
 def _ase_frames(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -73,14 +73,25 @@ def test_ase_databases(tmp_path):
     assert [frame.energy for frame in Dataset(tmp_path / "x.h5")] == [1.5, 2.5]
 
 
-def test_schnetpack_databases_hold_labels_in_their_data(tmp_path):
-    with connect(tmp_path / "x.db") as database:
-        database.write(
-            Atoms("OH", [[0, 0, 0], [0, 0, 1]]),
-            data={"energy": np.array([3.0]), "forces": np.ones((2, 3))},
-        )
-    import_files([tmp_path / "x.db"], tmp_path / "x.h5", KCAL, progress=False)
-    assert Dataset(tmp_path / "x.h5")[0].energy == pytest.approx(3 * kcal / mol)
+def test_schnetpack_databases_carry_their_units(tmp_path):
+    from schnetpack.data import ASEAtomsData
+
+    database = ASEAtomsData.create(
+        str(tmp_path / "x.db"),
+        distance_unit="Bohr",
+        property_unit_dict={"energy": "kcal/mol", "forces": "kcal/mol/Bohr"},
+    )
+    labels = {"energy": np.array([3.0]), "forces": np.ones((2, 3))}
+    database.add_systems([labels], [Atoms("OH", [[0, 0, 0], [0, 0, 2]])])
+    report = import_files([tmp_path / "x.db"], tmp_path / "x.h5", progress=False)
+    frame = Dataset(tmp_path / "x.h5")[0]
+    assert frame.energy == pytest.approx(3 * kcal / mol)
+    assert frame.positions[1, 2] == pytest.approx(2 * length_unit("Bohr"))
+    assert frame.forces[0, 0] == pytest.approx(kcal / mol / length_unit("Bohr"))
+    assert "kcal/mol → eV" in report.conversions[0]
+    options = ImportOptions(keys={"energy": "U0"})
+    with pytest.raises(DataError, match=r"without the property 'U0'.*'energy'"):
+        import_files([tmp_path / "x.db"], tmp_path / "y.h5", options, progress=False)
 
 
 def test_bad_sources_are_named_and_leave_no_file(tmp_path):
