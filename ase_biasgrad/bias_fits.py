@@ -21,12 +21,12 @@ def mean(residuals: np.ndarray) -> float:
 
 
 def median(residuals: np.ndarray) -> float:
-    """argmin_b Σ |r − b|, for residuals `(m,)` in eV."""
+    """argmin_b Σ abs(r − b), for residuals `(m,)` in eV."""
     return float(np.median(_checked(residuals)))
 
 
 def efwt_window(residuals: np.ndarray, forces_within: np.ndarray | None = None) -> float:
-    """argmax_b of the frames with |r − b| < 0.02 eV whose forces are within 0.03 eV/Å.
+    """argmax_b of the frames with abs(r − b) < 0.02 eV whose forces are within 0.03 eV/Å.
 
     A window of width 0.04 eV slides over the sorted residuals. Of equally good windows the one
     nearest to the median is taken, and b is put in the middle of the residuals it holds.
@@ -56,7 +56,7 @@ def efwt_window(residuals: np.ndarray, forces_within: np.ndarray | None = None) 
 def gradient_descent(
     residuals: np.ndarray, start: float = 0.0, steps: int = 20_000, learning_rate: float = 1e-3
 ) -> float:
-    """Minimise Σ |r − b| by Adam from `start`, as the original work trained its bias.
+    """Minimise Σ abs(r − b) by Adam from `start`, as the original work trained its bias.
 
     Kept to be compared with: `median` is the exact minimum. With a bias that starts far from
     the residuals it moves by about `learning_rate` eV per step and stops on the way.
@@ -101,7 +101,7 @@ def least_squares(residuals: np.ndarray, counts: np.ndarray) -> ElementFit:
 
 
 def least_absolute_deviation(residuals: np.ndarray, counts: np.ndarray) -> ElementFit:
-    """argmin_b Σ |r − counts·b|, by linear programming (HiGHS), free of undetermined parts.
+    """argmin_b Σ abs(r − counts·b), by linear programming (HiGHS), free of undetermined parts.
 
     The unknowns are coordinates in the row space of `counts (m, elements)`, so that combinations
     of elements that no frame determines stay zero, as in `least_squares`.
