@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# networks of a few thousand weights are slower on two threads than on one, here and in the
+# processes that tests start; set before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

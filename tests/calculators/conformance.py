@@ -398,7 +398,7 @@ class Conformance:
         with pytest.warns(EnergyZeroWarning, match="has not been fitted"):
             atoms.get_potential_energy()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", EnergyZeroWarning)
             atoms.rattle(0.01)
             atoms.get_forces()
         atoms.calc = make(strict=True)

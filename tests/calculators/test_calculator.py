@@ -120,7 +120,7 @@ def test_energies_and_forces_equal_those_of_schnetpack(tmp_path, name):
     torch.nn.init.constant_(model.output_modules[0].outnet[-1].bias, 0.3)
     torch.save(model, tmp_path / "best_model")
     theirs = spk.interfaces.SpkCalculator(
-        model_file=str(tmp_path / "best_model"),
+        str(tmp_path / "best_model"),  # by position: SchNetPack 2.2 renamed the argument
         neighbor_list=spk.transform.MatScipyNeighborList(cutoff=5.0),
         energy_unit="kcal/mol",
         dtype=torch.float64,

@@ -339,3 +339,15 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_training_on_cuda_follows_the_cpu(tmp_path):
+    path = write_clusters(tmp_path / "x.h5", periodic=True)
+    for device in ("cpu", "cuda"):
+        config = options(path, epochs=3)
+        config["trainer"]["accelerator"] = device
+        train(config_from(config), tmp_path / device)
+    for a, b in zip(rows(tmp_path / "cpu"), rows(tmp_path / "cuda"), strict=True):
+        assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), rel=1e-2)
