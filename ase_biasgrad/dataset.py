@@ -3,15 +3,19 @@
 A file has the attributes `format`, `version`, `units` and `provenance` (JSON), and a group per
 composition: `frames/<name>` with `numbers (n,)`, `index (m,)` (place of each frame in the order
 of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)`,
-`forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`. Frames whose atoms come
-in another order form a group of their own. Every frame of a file has the same labels.
+`forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`, and other labels by name
+`(m, …)`. Frames whose atoms come in another order form a group of their own. Every frame of a
+file has the same labels; stress only those that are periodic in all three directions.
+
+The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
+`ase.io.read` knows the file by its content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +34,11 @@ FORMAT, VERSION = "ase-biasgrad dataset", 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³, Voigt, tension > 0"}
 LABELS = ("energy", "forces", "stress")
 CLOSEST = 0.1  # Å; atoms closer than this lie on top of each other
-FRAMES_BUFFERED = 2048
+RESERVED = ("numbers", "index", "positions", "cell", "pbc", *LABELS)
+BYTES_BUFFERED = 32 * 2**20
+ROWS_WORTH_CHUNKS = 64  # groups of fewer frames are written in one piece where possible
+HEADER = b"ase-biasgrad dataset\n"  # at the start of the file, for readers that look there
+HEADER_SIZE = 512
 
 
 class DataError(ValueError):
@@ -48,13 +56,15 @@ class Frame:
     energy: float | None  # eV
     forces: np.ndarray | None  # (n, 3) eV/Å
     stress: np.ndarray | None  # (6,) eV/Å³
+    labels: dict[str, np.ndarray] = field(default_factory=dict)  # all others, as written
 
     def atoms(self) -> Atoms:
-        """As `ase.Atoms`, labels in a `SinglePointCalculator`."""
+        """As `ase.Atoms`, labels in a `SinglePointCalculator`, others in `info`."""
         from ase import Atoms
         from ase.calculators.singlepoint import SinglePointCalculator
 
         atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc)
+        atoms.info.update(self.labels)
         labels = {name: getattr(self, name) for name in LABELS if getattr(self, name) is not None}
         if labels:
             atoms.calc = SinglePointCalculator(atoms, **labels)
@@ -78,7 +88,11 @@ class _Buffer:
 
     numbers: np.ndarray
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    index: list[np.ndarray] = field(default_factory=list)
+    frames: int = 0
+    bytes: int = 0
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate(values) for name, values in self.rows.items()}
 
 
 class DatasetWriter:
@@ -93,20 +107,28 @@ class DatasetWriter:
         The new file.
     provenance
         JSON values that say where the data comes from.
+
+    Raises
+    ------
+    TypeError
+        If `provenance` is no JSON.
     """
 
     def __init__(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._provenance = provenance or {}
-        self._labels: frozenset[str] | None = None
-        self._buffers: dict[tuple[bytes, bool], _Buffer] = {}
-        self._names: dict[tuple[bytes, bool], str] = {}
-        self._buffered = 0
+        self._provenance = json.dumps(provenance or {})
+        self._labels: dict[bool, frozenset[str]] = {}  # of frames with and without stress
+        self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
+        self._names: dict[tuple[bytes, frozenset[str]], str] = {}
+        self._bytes = 0
 
     def __enter__(self) -> DatasetWriter:
         self._whole = whole_file(self.path)
-        self._file = h5py.File(self._whole.__enter__(), "w")
+        self._temporary = self._whole.__enter__()
+        self._file = h5py.File(
+            self._temporary, "w", libver=("v110", "v110"), userblock_size=HEADER_SIZE
+        )
         return self
 
     def __exit__(
@@ -119,6 +141,9 @@ class DatasetWriter:
             if kind is None:
                 self._finish()
             self._file.close()
+            if kind is None:
+                with self._temporary.open("r+b") as file:
+                    file.write(HEADER)
         except BaseException as problem:
             self._file.close()
             self._whole.__exit__(type(problem), problem, problem.__traceback__)
@@ -135,12 +160,13 @@ class DatasetWriter:
         stress: np.ndarray | None = None,
         cell: np.ndarray | None = None,
         pbc: np.ndarray | Sequence[bool] | None = None,
+        labels: Mapping[str, Any] | None = None,
         source: str = "",
     ) -> None:
         """Add one frame, or a block of `m` frames of the same atoms.
 
-        Shapes are those of the file without or with the leading `m`; units eV, Å. `source` is
-        named in errors.
+        Shapes are those of the file without or with the leading `m`; units eV, Å. `labels` are
+        others by name, kept as they are. `source` is named in errors.
 
         Raises
         ------
@@ -149,22 +175,21 @@ class DatasetWriter:
             other, or labels that other frames do not have.
         """
         source = source or str(self.path)
-        numbers = np.asarray(numbers, np.int64)
-        block = np.asarray(positions, np.float64)
+        where = f"of frame {self.frames}"
+        numbers = _atomic_numbers(numbers, source, where)
+        block = _array(positions, np.float64, f"{source}: positions {where}")
         single = block.ndim == 2
         m = 1 if single else len(block)
-        if numbers.ndim != 1 or not ((numbers >= 1) & (numbers <= 118)).all():
-            raise DataError(f"{source}: numbers: {numbers.tolist()} are no atomic numbers (1…118)")
-        given = {"positions": positions, "energy": energy, "forces": forces, "stress": stress}
-        has_cell = (cell is not None and bool(np.any(cell))) or bool(np.any(pbc))
-        if has_cell:
+        given = {"positions": block, "energy": energy, "forces": forces, "stress": stress}
+        if (cell is not None and bool(np.any(cell))) or bool(np.any(pbc)):
             given["cell"] = np.zeros((3, 3)) if cell is None else cell
-            given["pbc"] = np.zeros(3, bool) if pbc is None else np.asarray(pbc, bool)
+            given["pbc"] = np.zeros(3, bool) if pbc is None else pbc
         rows = {}
         for name, shape in _shapes(len(numbers)).items():
             if given.get(name) is None:
                 continue
-            values = np.asarray(given[name], bool if name == "pbc" else np.float64)
+            kind = bool if name == "pbc" else np.float64
+            values = _array(given[name], kind, f"{source}: {name} {where}")
             if name in ("cell", "pbc") and values.shape == shape and not single:
                 values = np.broadcast_to(values, (m, *shape))
             values = values[None] if single else values
@@ -172,22 +197,44 @@ class DatasetWriter:
                 expected = shape if single else (m, *shape)
                 found = values.shape[1:] if single else values.shape
                 raise DataError(
-                    f"{source}: {name} of frame {self.frames}: has shape "
+                    f"{source}: {name} {where}: has shape "
                     f"{found}, expected {expected} for {len(numbers)} atoms"
                 )
             rows[name] = values
-        self._check(numbers, rows, source)
-        self._store(numbers, has_cell, rows, m)
+        for name, value in (labels or {}).items():
+            rows[name] = self._other_label(name, value, m, single, f"{source}: {name} {where}")
+        if m:
+            self._check(rows, source)
+            self._store(numbers, rows, m)
 
-    def _check(self, numbers: np.ndarray, rows: dict[str, np.ndarray], source: str) -> None:
-        labels = frozenset(rows) & frozenset(LABELS)
-        if self._labels is None:
-            self._labels = labels
-        if labels != self._labels:
+    def _other_label(self, name: str, value: Any, m: int, single: bool, where: str) -> np.ndarray:
+        if name in RESERVED or "/" in name or not name.strip("."):
+            raise DataError(f"{where}: a label cannot have this name")
+        values = _array(value, np.float64, where)
+        values = values[None] if single else values
+        if values.ndim == 0 or len(values) != m:
+            raise DataError(f"{where}: has shape {values.shape}, expected ({m}, …)")
+        return values
+
+    def _check(self, rows: dict[str, np.ndarray], source: str) -> None:
+        labels = frozenset(rows) - {"positions", "cell", "pbc"}
+        # molecules and slabs have no stress, and may stand beside crystals that do
+        solid = bool("pbc" in rows and rows["pbc"].all())
+        if "stress" in labels and not solid:
             raise DataError(
-                f"{source}: frame {self.frames}: has the labels {sorted(labels)}, the frames "
-                f"before it have {sorted(self._labels)}; every frame needs the same ones"
+                f"{source}: stress of frame {self.frames}: only frames that are periodic in all "
+                "three directions have one"
             )
+        for other, expected in self._labels.items():
+            both = solid and other
+            if (labels if both else labels - {"stress"}) != (
+                expected if both else expected - {"stress"}
+            ):
+                raise DataError(
+                    f"{source}: frame {self.frames}: has the labels {sorted(labels)}, the frames "
+                    f"before it have {sorted(expected)}; every frame needs the same ones"
+                )
+        self._labels.setdefault(solid, labels)
         for name, values in rows.items():
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not finite.all():
@@ -207,63 +254,121 @@ class DatasetWriter:
                     "length unit?"
                 )
 
-    def _store(
-        self, numbers: np.ndarray, has_cell: bool, rows: dict[str, np.ndarray], m: int
-    ) -> None:
-        key = (numbers.tobytes(), has_cell)
+    def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
+        rows = {**rows, "index": np.arange(self.frames, self.frames + m)}
+        key = (numbers.tobytes(), frozenset(rows))
+        name = f"{len(self._names):06d}_{formula(np.bincount(numbers))}"
+        self._names.setdefault(key, name)
         buffer = self._buffers.setdefault(key, _Buffer(numbers.copy()))
         for name, values in rows.items():
-            buffer.rows.setdefault(name, []).append(np.array(values))
-        buffer.index.append(np.arange(self.frames, self.frames + m))
+            before = buffer.rows.setdefault(name, [])
+            if before and before[0].shape[1:] != values.shape[1:]:
+                raise DataError(
+                    f"{self.path}: {name} of frame {self.frames}: has shape {values.shape[1:]}, "
+                    f"frames of the same atoms before it {before[0].shape[1:]}"
+                )
+            before.append(np.array(values))
+        size = sum(values.nbytes for values in rows.values())
+        buffer.bytes += size
+        buffer.frames += m
         self.frames += m
-        self._buffered += m
-        if self._buffered >= FRAMES_BUFFERED:
+        self._bytes += size
+        if self._bytes >= BYTES_BUFFERED:
             self._flush()
 
     def _flush(self) -> None:
-        for key, buffer in self._buffers.items():
-            if key not in self._names:
-                self._names[key] = self._new_group(buffer)
-            group = self._file["frames"][self._names[key]]
-            columns = {name: np.concatenate(values) for name, values in buffer.rows.items()}
-            columns["index"] = np.concatenate(buffer.index)
-            for name, values in columns.items():
-                stored = group[name]
-                stored.resize(len(stored) + len(values), axis=0)
-                stored[len(stored) - len(values) :] = values
-        self._buffers.clear()
-        self._buffered = 0
+        """Write the groups with many frames waiting, or all where that would free too little.
 
-    def _new_group(self, buffer: _Buffer) -> str:
-        name = f"{len(self._names):06d}_{formula(np.bincount(buffer.numbers))}"
-        group = self._file.require_group("frames").create_group(name)
-        group["numbers"] = buffer.numbers
-        for key, values in buffer.rows.items():
-            shape = values[0].shape[1:]
-            length = max(1, min(256, 32768 // max(1, int(np.prod(shape)))))
-            group.create_dataset(
-                key,
-                (0, *shape),
-                values[0].dtype,
-                maxshape=(None, *shape),
-                chunks=(length, *shape),
-                compression="gzip",
-                compression_opts=1,
-                shuffle=True,
-            )
-        group.create_dataset("index", (0,), np.int64, maxshape=(None,), chunks=(1024,))
-        return name
+        Small groups wait, as one that is known whole takes much less room in the file.
+        """
+        large = [key for key, b in self._buffers.items() if b.frames >= ROWS_WORTH_CHUNKS]
+        if 2 * sum(self._buffers[key].bytes for key in large) < self._bytes:
+            large = list(self._buffers)
+        for key in large:
+            buffer = self._buffers.pop(key)
+            self._bytes -= buffer.bytes
+            self._extend(self._names[key], buffer)
+
+    def _extend(self, name: str, buffer: _Buffer) -> None:
+        frames = self._file.require_group("frames")
+        columns = buffer.columns()
+        if name not in frames:
+            _growing_group(frames.create_group(name), buffer.numbers, columns)
+        for key, values in columns.items():
+            stored = frames[name][key]
+            if stored.shape[1:] != values.shape[1:]:
+                raise DataError(
+                    f"{self.path}: {key}: has shape {values.shape[1:]}, frames of the same atoms "
+                    f"before have {stored.shape[1:]}"
+                )
+            stored.resize(len(stored) + len(values), axis=0)
+            stored[len(stored) - len(values) :] = values
 
     def _finish(self) -> None:
-        self._flush()
         if self.frames == 0:
             raise DataError(f"{self.path}: no frames to write")
+        frames = self._file.require_group("frames")
+        for key, buffer in self._buffers.items():
+            name = self._names[key]
+            if name in frames or buffer.frames >= ROWS_WORTH_CHUNKS:
+                self._extend(name, buffer)
+                continue
+            group = frames.create_group(name)
+            group["numbers"] = buffer.numbers
+            for column, values in buffer.columns().items():
+                group[column] = values
         self._file.attrs.update(
             format=FORMAT,
             version=VERSION,
             frames=self.frames,
             units=json.dumps(UNITS),
-            provenance=json.dumps(self._provenance),
+            provenance=self._provenance,
+        )
+
+
+def _array(values: Any, kind: type, where: str) -> np.ndarray:
+    """Real numbers as an array of `kind`."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{where}: holds {array.dtype}, expected real numbers")
+        return array.astype(kind)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{where}: {error}") from error
+
+
+def _atomic_numbers(numbers: Any, source: str, where: str) -> np.ndarray:
+    found = _array(numbers, np.float64, f"{source}: numbers {where}")
+    whole = np.rint(found)
+    if found.ndim != 1 or not len(found) or not np.all((whole >= 1) & (whole <= 118)):
+        raise DataError(
+            f"{source}: numbers {where}: {found.tolist()} are no atomic numbers (1…118)"
+        )
+    if not np.array_equal(found, whole):
+        raise DataError(f"{source}: numbers {where}: {found.tolist()} are not integers")
+    return whole.astype(np.int64)
+
+
+def _growing_group(
+    group: h5py.Group, numbers: np.ndarray, columns: Mapping[str, np.ndarray]
+) -> None:
+    """Empty columns that can be extended: chunked, lightly compressed, with checksums."""
+    group["numbers"] = numbers
+    for name, values in columns.items():
+        shape = values.shape[1:]
+        length = max(1, min(1024, 32768 // max(1, int(np.prod(shape)))))
+        group.create_dataset(
+            name,
+            (0, *shape),
+            values.dtype,
+            maxshape=(None, *shape),
+            chunks=(length, *(max(1, k) for k in shape)),
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+            fletcher32=True,
         )
 
 
@@ -291,36 +396,90 @@ def closest_pair(
 
 
 class Group:
-    """Frames of the same atoms in the same order."""
+    """Frames of the same atoms in the same order.
 
-    def __init__(self, name: str, stored: h5py.Group, in_memory: bool) -> None:
-        self.name = name
+    Attributes
+    ----------
+    name
+        In the file.
+    numbers
+        Atomic numbers `(n,)`.
+    index
+        Places of its frames `(m,)` in the dataset, ascending.
+    """
+
+    def __init__(self, stored: h5py.Group, in_memory: bool) -> None:
+        self.name = stored.name.rpartition("/")[2]
         self.numbers: np.ndarray = stored["numbers"][()]
         self.index: np.ndarray = stored["index"][()]
-        self._stored = {key: stored[key] for key in _shapes(0) if key in stored}
-        if in_memory:
-            self._stored = {key: values[()] for key, values in self._stored.items()}
+        self._path = stored.file.filename
+        self._keys = frozenset(stored) - {"numbers", "index"}
+        self._stored = {key: stored[key][()] for key in self._keys} if in_memory else stored
 
     def __len__(self) -> int:
         return len(self.index)
 
     def has(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._keys
+
+    def other_labels(self) -> list[str]:
+        """Names of labels beside energy, forces and stress."""
+        return sorted(self._keys - set(RESERVED))
 
     def read(self, name: str, rows: np.ndarray | None = None) -> np.ndarray | None:
-        """Rows of `name` in the order asked for, all by default; None if the group has none."""
-        if name not in self._stored:
+        """Rows of `name` in the order asked for, all by default; None if the group has none.
+
+        Raises
+        ------
+        IndexError
+            If a row is not in 0…m−1.
+        DataError
+            If the file is damaged.
+        """
+        if name not in self._keys:
             return None
-        values = self._stored[name]
-        if rows is None:
-            return values[()] if isinstance(values, h5py.Dataset) else values
-        rows = np.asarray(rows, np.int64)
-        if isinstance(values, np.ndarray):
-            return values[rows]
-        if len(rows) > len(self) // 4:  # h5py's own selection is slow for many rows
-            return values[()][rows]
-        unique, back = np.unique(rows, return_inverse=True)
-        return values[unique][back]
+        if rows is not None:
+            rows = np.asarray(rows, np.int64)
+            if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+                raise IndexError(f"{self._path}: {self.name} has the rows 0…{len(self) - 1}")
+        try:
+            values = self._stored[name]
+            if isinstance(values, np.ndarray):
+                return values if rows is None else values[rows]
+            return values[()] if rows is None else _rows(values, rows)
+        except OSError as error:
+            raise DataError(f"{self._path}: {name} of {self.name}: damaged: {error}") from error
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """`name` in consecutive pieces of bounded size; nothing if the group has none."""
+        if name not in self._keys:
+            return
+        length = _block_length(self._stored[name])
+        for first in range(0, len(self), length):
+            block = self.read(name, np.arange(first, min(first + length, len(self))))
+            assert block is not None
+            yield block
+
+
+def _block_length(values: h5py.Dataset | np.ndarray) -> int:
+    """Rows of some MB: a whole number of chunks."""
+    chunk = values.chunks[0] if getattr(values, "chunks", None) else 64
+    size = 8 * max(1, int(np.prod(values.shape[1:]))) * chunk
+    return chunk * max(1, 2**22 // size)
+
+
+def _rows(stored: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Rows in any order, by way of whole chunks: h5py's own selection of rows is slow."""
+    unique, back = np.unique(rows, return_inverse=True)
+    length = stored.chunks[0] if stored.chunks else 64
+    if len(unique) * 4 > len(stored):
+        length = _block_length(stored)
+    found = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
+    starts = np.unique(unique // length) * length
+    for first in starts:
+        low, high = np.searchsorted(unique, [first, first + length])
+        found[low:high] = stored[first : first + length][unique[low:high] - first]
+    return found[back.reshape(-1)]
 
 
 class Dataset:
@@ -347,7 +506,7 @@ class Dataset:
         try:
             self.provenance: dict[str, Any] = json.loads(self._file.attrs["provenance"])
             frames = self._file["frames"]
-            self._groups = [Group(name, frames[name], in_memory) for name in frames]
+            self._groups = [Group(frames[name], in_memory) for name in frames]
             self._group_of = np.full(int(self._file.attrs["frames"]), -1, np.int64)
             self._row_of = np.zeros_like(self._group_of)
             for k, group in enumerate(self._groups):
@@ -355,6 +514,8 @@ class Dataset:
                 self._row_of[group.index] = np.arange(len(group))
         except (KeyError, OSError, ValueError, IndexError) as error:
             raise DataError(f"{self.path}: damaged dataset file: {error}") from error
+        if sum(map(len, self._groups)) != len(self):
+            raise DataError(f"{self.path}: damaged dataset file: its frames do not add up")
         if (self._group_of < 0).any():
             frame = int(np.argmax(self._group_of < 0))
             raise DataError(f"{self.path}: damaged dataset file: frame {frame} is missing")
@@ -368,7 +529,8 @@ class Dataset:
         if not -len(self) <= frame < len(self):
             raise IndexError(f"{self.path}: there is no frame {frame}, it has {len(self)}")
         group, row = self._groups[self._group_of[frame]], np.array([self._row_of[frame]])
-        values = {name: group.read(name, row) for name in _shapes(0)}
+        others = group.other_labels()
+        values = {name: group.read(name, row) for name in (*_shapes(0), *others)}
         one = {name: None if v is None else v[0] for name, v in values.items()}
         energy = one["energy"]
         return Frame(
@@ -379,6 +541,7 @@ class Dataset:
             None if energy is None else float(energy),
             one["forces"],
             one["stress"],
+            {name: np.asarray(one[name]) for name in others},
         )
 
     def __iter__(self) -> Iterator[Frame]:
@@ -399,13 +562,13 @@ class Dataset:
         return list(self._groups)
 
     def has(self, label: str) -> bool:
-        """Whether every frame has `label` (energy, forces or stress)."""
+        """Whether every frame has `label` (energy, forces, stress, or another by name)."""
         return all(group.has(label) for group in self._groups)
 
     def compositions(self) -> np.ndarray:
         """Atoms of each element in each frame, `(m, 119)` int64 by atomic number."""
         counts = np.stack([np.bincount(g.numbers, minlength=119) for g in self._groups])
-        return counts[self._group_of].astype(np.int64)
+        return counts[self._group_of].astype(np.int64, copy=False)
 
     def hash(self) -> str:
         """SHA-256 over numbers, positions and labels in the order of frames, hexadecimal."""
@@ -413,11 +576,11 @@ class Dataset:
         for group in sorted(self._groups, key=lambda g: int(g.index[0])):
             digest.update(np.ascontiguousarray(group.numbers).tobytes())
             digest.update(group.index.tobytes())
-            for name in _shapes(0):
-                values = group.read(name)
-                if values is not None:
+            for name in (*_shapes(0), *group.other_labels()):
+                if group.has(name):
                     digest.update(name.encode())
-                    digest.update(np.ascontiguousarray(values).tobytes())
+                    for block in group.blocks(name):
+                        digest.update(np.ascontiguousarray(block).tobytes())
         return digest.hexdigest()
 
 

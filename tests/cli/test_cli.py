@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
@@ -15,6 +16,7 @@ from conftest import small_potential
 
 from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
 from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.graph import graph_from_atoms
 
 
 def biasgrad(folder, *arguments, code: int = 0) -> str:
@@ -103,6 +105,25 @@ def test_ctrl_c_says_how_to_go_on(folder, data):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "biasgrad train --resume long" in said
+
+
+def test_convert_brings_in_a_schnetpack_model_with_its_bias(folder, data):
+    spk = pytest.importorskip("schnetpack")
+    model = spk.model.NeuralNetworkPotential(
+        spk.representation.PaiNN(16, 2, spk.nn.GaussianRBF(12, 4.0), spk.nn.CosineCutoff(4.0)),
+        input_modules=[spk.atomistic.PairwiseDistances()],
+        output_modules=[spk.atomistic.Atomwise(16, output_key="energy")],
+    )
+    torch.save(model, folder / "best_model")
+    said = biasgrad(
+        folder, "convert", "best_model", "-o", "converted.safetensors", "--energy-unit",
+        "kcal/mol", "--data", "cu.h5", "--trust-pickle",
+    )  # fmt: skip
+    assert "energy zero: scalar" in said
+    potential = load_checkpoint(folder / "converted.safetensors").potential
+    frame = Dataset(data)[0]
+    energy = potential.evaluate(graph_from_atoms(frame.atoms(), 4.0), ["energy"])["energy"]
+    assert abs(float(energy) - frame.energy) < 1.0
 
 
 def test_relax(folder, data):
