@@ -5,7 +5,7 @@ composition: `frames/<name>` with `numbers (n,)`, `index (m,)` (place of each fr
 of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)`,
 `forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`, and other labels by name
 `(m, …)`. Frames whose atoms come in another order form a group of their own. Every frame of a
-file has the same labels; stress only those that are periodic in all three directions.
+file has the same labels, stress apart: only periodic frames have one.
 
 The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
 `ase.io.read` knows the file by its content.
@@ -118,7 +118,7 @@ class DatasetWriter:
         self.path = Path(path)
         self.frames = 0
         self._provenance = json.dumps(provenance or {})
-        self._labels: dict[bool, frozenset[str]] = {}  # of frames with and without stress
+        self._labels: dict[bool, frozenset[str]] = {}  # of periodic and other frames
         self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
         self._names: dict[tuple[bytes, frozenset[str]], str] = {}
         self._bytes = 0
@@ -180,7 +180,12 @@ class DatasetWriter:
         block = _array(positions, np.float64, f"{source}: positions {where}")
         single = block.ndim == 2
         m = 1 if single else len(block)
-        given = {"positions": block, "energy": energy, "forces": forces, "stress": stress}
+        given: dict[str, Any] = {
+            "positions": block,
+            "energy": energy,
+            "forces": forces,
+            "stress": stress,
+        }
         if (cell is not None and bool(np.any(cell))) or bool(np.any(pbc)):
             given["cell"] = np.zeros((3, 3)) if cell is None else cell
             given["pbc"] = np.zeros(3, bool) if pbc is None else pbc
@@ -218,15 +223,15 @@ class DatasetWriter:
 
     def _check(self, rows: dict[str, np.ndarray], source: str) -> None:
         labels = frozenset(rows) - {"positions", "cell", "pbc"}
-        # molecules and slabs have no stress, and may stand beside crystals that do
-        solid = bool("pbc" in rows and rows["pbc"].all())
-        if "stress" in labels and not solid:
+        # molecules have no stress, and may stand beside crystals that do
+        periodic = bool("pbc" in rows and rows["pbc"].any())
+        if "stress" in labels and not periodic:
             raise DataError(
-                f"{source}: stress of frame {self.frames}: only frames that are periodic in all "
-                "three directions have one"
+                f"{source}: stress of frame {self.frames}: the frame is not periodic, so it "
+                "cannot have one"
             )
         for other, expected in self._labels.items():
-            both = solid and other
+            both = periodic and other
             if (labels if both else labels - {"stress"}) != (
                 expected if both else expected - {"stress"}
             ):
@@ -234,7 +239,7 @@ class DatasetWriter:
                     f"{source}: frame {self.frames}: has the labels {sorted(labels)}, the frames "
                     f"before it have {sorted(expected)}; every frame needs the same ones"
                 )
-        self._labels.setdefault(solid, labels)
+        self._labels.setdefault(periodic, labels)
         for name, values in rows.items():
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if not finite.all():
@@ -414,7 +419,11 @@ class Group:
         self.index: np.ndarray = stored["index"][()]
         self._path = stored.file.filename
         self._keys = frozenset(stored) - {"numbers", "index"}
-        self._stored = {key: stored[key][()] for key in self._keys} if in_memory else stored
+        self._group = None if in_memory else stored
+        # columns read or opened; an open one keeps its last chunk for the next frame
+        self._columns: dict[str, h5py.Dataset | np.ndarray] = {}
+        if in_memory:
+            self._columns = {key: stored[key][()] for key in self._keys}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -443,18 +452,23 @@ class Group:
             if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
                 raise IndexError(f"{self._path}: {self.name} has the rows 0…{len(self) - 1}")
         try:
-            values = self._stored[name]
+            values = self._column(name)
             if isinstance(values, np.ndarray):
                 return values if rows is None else values[rows]
             return values[()] if rows is None else _rows(values, rows)
         except OSError as error:
             raise DataError(f"{self._path}: {name} of {self.name}: damaged: {error}") from error
 
+    def _column(self, name: str) -> h5py.Dataset | np.ndarray:
+        if name not in self._columns and self._group is not None:
+            self._columns[name] = self._group[name]
+        return self._columns[name]
+
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """`name` in consecutive pieces of bounded size; nothing if the group has none."""
         if name not in self._keys:
             return
-        length = _block_length(self._stored[name])
+        length = _block_length(self._column(name))
         for first in range(0, len(self), length):
             block = self.read(name, np.arange(first, min(first + length, len(self))))
             assert block is not None
@@ -463,7 +477,8 @@ class Group:
 
 def _block_length(values: h5py.Dataset | np.ndarray) -> int:
     """Rows of some MB: a whole number of chunks."""
-    chunk = values.chunks[0] if getattr(values, "chunks", None) else 64
+    chunks = getattr(values, "chunks", None)
+    chunk = chunks[0] if chunks else 64
     size = 8 * max(1, int(np.prod(values.shape[1:]))) * chunk
     return chunk * max(1, 2**22 // size)
 
@@ -475,10 +490,12 @@ def _rows(stored: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     if len(unique) * 4 > len(stored):
         length = _block_length(stored)
     found = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
-    starts = np.unique(unique // length) * length
-    for first in starts:
+    for first in np.unique(unique // length) * length:
         low, high = np.searchsorted(unique, [first, first + length])
-        found[low:high] = stored[first : first + length][unique[low:high] - first]
+        if high == low + 1:  # one frame: HDF5 keeps its chunk for the next
+            found[low] = stored[int(unique[low])]
+        else:
+            found[low:high] = stored[first : first + length][unique[low:high] - first]
     return found[back.reshape(-1)]
 
 

@@ -1,5 +1,7 @@
 """Datasets: round trips, bounded memory, and refusals that say what is wrong."""
 
+import tracemalloc
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from ase_biasgrad import dataset as module
 from ase_biasgrad.dataset import DataError, Dataset, DatasetWriter
 from ase_biasgrad.splits import random_split
+
+GOOD = {"numbers": np.array([8, 1]), "positions": np.array([[0, 0, 0], [0, 0, 1.0]]), "energy": 1.0}
 
 
 def random_frames(seed: int, n: int) -> list[dict]:
@@ -27,20 +31,22 @@ def random_frames(seed: int, n: int) -> list[dict]:
         }
         if random.integers(2):
             frame |= {"cell": np.eye(3) * 9, "pbc": [True, False, True]}
+            frame["stress"] = random.normal(size=6)
+        frame["labels"] = {"dipole": random.normal(size=3), "gap": random.normal()}
         frames.append(frame)
     return frames
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 25), st.booleans(), st.sampled_from([1, 4, 2048]))
+@given(st.integers(0, 10**6), st.integers(1, 25), st.booleans(), st.sampled_from([1, 3000, 2**25]))
 def test_round_trip(tmp_path_factory, seed, n, in_memory, buffered):
     path = tmp_path_factory.mktemp("data") / "x.h5"
-    module.FRAMES_BUFFERED, kept = buffered, module.FRAMES_BUFFERED
+    module.BYTES_BUFFERED, kept = buffered, module.BYTES_BUFFERED
     frames = random_frames(seed, n)
     with DatasetWriter(path, {"source": "test"}) as writer:
         for frame in frames:
             writer.append(**frame)
-    module.FRAMES_BUFFERED = kept
+    module.BYTES_BUFFERED = kept
     dataset = Dataset(path, in_memory)
     assert len(dataset) == n
     for frame, read in zip(frames, dataset, strict=True):
@@ -49,6 +55,9 @@ def test_round_trip(tmp_path_factory, seed, n, in_memory, buffered):
         np.testing.assert_array_equal(read.forces, frame["forces"])
         assert read.energy == frame["energy"]
         np.testing.assert_array_equal(read.cell, frame.get("cell", np.zeros((3, 3))))
+        np.testing.assert_array_equal(read.stress, frame.get("stress"))
+        assert read.labels["gap"] == frame["labels"]["gap"]
+        np.testing.assert_array_equal(read.labels["dipole"], frame["labels"]["dipole"])
         assert read.pbc.tolist() == list(frame.get("pbc", [False] * 3))
     expected = np.stack([np.bincount(f["numbers"], minlength=119) for f in frames])
     np.testing.assert_array_equal(dataset.compositions(), expected)
@@ -68,13 +77,73 @@ def test_blocks_and_rows_in_any_order(tmp_path):
     assert dataset[-1].energy == 49
 
 
-def test_writing_keeps_few_frames_in_memory(tmp_path):
-    positions = np.arange(3)[:, None] * np.ones((1, 3))
+def test_rows_of_a_large_group_come_in_the_order_asked_for(tmp_path):
+    positions = np.random.default_rng(0).normal(0, 0.05, (5000, 3, 3)) + np.arange(3)[:, None]
     with DatasetWriter(tmp_path / "x.h5") as writer:
-        for _ in range(3 * module.FRAMES_BUFFERED):
-            writer.append(np.array([8, 1, 1]), positions, energy=0.0)
-            assert writer._buffered < module.FRAMES_BUFFERED
-    assert len(Dataset(tmp_path / "x.h5")) == 3 * module.FRAMES_BUFFERED
+        writer.append(np.array([8, 1, 1]), positions, energy=np.arange(5000.0))
+    (group,) = Dataset(tmp_path / "x.h5").groups()
+    for rows in (np.array([4999, 0, 0]), np.random.default_rng(1).permutation(5000), np.array([])):
+        rows = rows.astype(int)
+        np.testing.assert_array_equal(group.read("positions", rows), positions[rows])
+    np.testing.assert_array_equal(np.concatenate(list(group.blocks("energy"))), np.arange(5000))
+    with pytest.raises(IndexError, match=r"rows 0…4999"):
+        group.read("energy", np.array([5000]))
+
+
+@pytest.mark.parametrize("kinds", [1, 8])
+def test_writing_takes_memory_for_the_buffer_only(tmp_path, monkeypatch, kinds):
+    monkeypatch.setattr(module, "BYTES_BUFFERED", 2**17)
+    positions = np.arange(20)[:, None] * np.ones((1, 3))
+    peaks = []
+    for name, frames in (("short", 600), ("long", 2400)):
+        tracemalloc.start()
+        with DatasetWriter(tmp_path / name) as writer:
+            for k in range(frames):
+                writer.append(np.full(20, 1 + k % kinds), positions, forces=positions)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        dataset = Dataset(tmp_path / name)
+        assert len(dataset) == frames
+        assert all(dataset[k].numbers[0] == 1 + k % kinds for k in range(0, frames, 97))
+    content = 2400 * 20 * 6 * 8
+    assert peaks[1] < content / 2
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_small_groups_take_little_room(tmp_path):
+    random = np.random.default_rng(0)
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        for _ in range(300):
+            numbers = random.choice([1, 6, 7, 8], 12)
+            writer.append(numbers, np.arange(12)[:, None] * np.ones(3), energy=0.0)
+    assert len(Dataset(tmp_path / "x.h5").groups()) == 300
+    assert (tmp_path / "x.h5").stat().st_size < 300 * 3000
+
+
+def test_molecules_without_stress_stand_beside_crystals_with_it(tmp_path):
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        writer.append(**GOOD)
+        writer.append(**GOOD, cell=np.eye(3) * 5, pbc=[True] * 3, stress=np.ones(6))
+    dataset = Dataset(tmp_path / "x.h5")
+    assert dataset.has("energy")
+    assert not dataset.has("stress")
+    assert dataset[0].stress is None
+    assert (dataset[1].stress == 1).all()
+
+
+def test_a_damaged_value_is_noticed(tmp_path):
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        random = np.random.default_rng(0)
+        block = np.arange(3)[:, None] + random.normal(0, 0.05, (500, 3, 3))
+        writer.append(np.array([8, 1, 1]), block)
+    with h5py.File(tmp_path / "x.h5") as file:
+        (group,) = file["frames"].values()
+        chunk = group["positions"].id.get_chunk_info(0)
+    content = bytearray((tmp_path / "x.h5").read_bytes())
+    content[module.HEADER_SIZE + chunk.byte_offset + chunk.size // 2] ^= 1
+    (tmp_path / "x.h5").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.h5: positions of .*: damaged"):
+        Dataset(tmp_path / "x.h5")[0]
 
 
 def test_the_hash_sees_content_and_nothing_else(tmp_path):
@@ -87,9 +156,6 @@ def test_the_hash_sees_content_and_nothing_else(tmp_path):
     assert written("c", 1.0, "x") != written("d", 1.0 + 1e-15, "x")
 
 
-GOOD = {"numbers": np.array([8, 1]), "positions": np.array([[0, 0, 0], [0, 0, 1.0]]), "energy": 1.0}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,6 +163,11 @@ GOOD = {"numbers": np.array([8, 1]), "positions": np.array([[0, 0, 0], [0, 0, 1.
         ({"positions": np.zeros((2, 3))}, "frame 1: atoms 0 and 1 lie on top of each other"),
         ({"energy": np.nan}, "energy of frame 1: holds NaN"),
         ({"forces": np.zeros((2, 3))}, r"frame 1: has the labels \['energy', 'forces'\]"),
+        ({"energy": 1 + 1j}, "energy of frame 1: holds complex128"),
+        ({"stress": np.zeros(6)}, "stress of frame 1: the frame is not periodic"),
+        ({"labels": {"cell": 1.0}}, "cell of frame 1: a label cannot have this name"),
+        ({"labels": {"gap": "wide"}}, "gap of frame 1: holds"),
+        ({"numbers": np.array([8, 1.5])}, "numbers of frame 1: .* are not integers"),
         ({"energy": None}, r"frame 1: has the labels \[\]"),
         ({"numbers": np.array([8, 0])}, "no atomic numbers"),
         ({"cell": np.zeros((3, 3)), "pbc": [True] * 3}, "linearly independent"),
