@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     if stored is None:
         raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of ase-biasgrad")
-    metadata = _upgraded(json.loads(stored), path)
+    metadata = _upgraded(_parsed(stored, path), path)
     return Checkpoint(_rebuilt(metadata, tensors, path), metadata, path, file_hash(path))
 
 
@@ -103,6 +103,16 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parsed(stored: str, path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(stored)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: the metadata is damaged: {error}") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: the metadata is not that of an {FORMAT}")
+    return metadata
 
 
 def _upgraded(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -115,6 +125,8 @@ def _upgraded(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     while metadata["version"] < FORMAT_VERSION:
         version = metadata["version"]
+        if version not in UPGRADES:
+            raise CheckpointError(f"{path}: format version {version} is one that nothing upgrades")
         metadata = {**UPGRADES[version](metadata), "version": version + 1}
     return metadata
 

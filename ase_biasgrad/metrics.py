@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ase_biasgrad.bias_fits import ENERGY_WITHIN, FORCE_WITHIN
+from ase_biasgrad.units import ENERGY
 
-EV_TO_KCAL_MOL = 23.060547830619026  # ase.units.mol / ase.units.kcal
+EV_TO_KCAL_MOL = 1 / ENERGY["kcal/mol"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def energy_relation(
     reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray
 ) -> EnergyRelation:
     """Relate energies `(m,)` in eV within the compositions labelled by `groups (m,)`."""
+    for name, energies in (("reference", reference), ("predicted", predicted)):
+        if not np.isfinite(energies).all():
+            frame = int(np.argmin(np.isfinite(energies)))
+            verdict = f"not finite: the {name} energy of frame {frame} is {energies[frame]}"
+            return EnergyRelation(np.nan, np.nan, verdict)
     x, y = centred(predicted, groups), centred(reference, groups)
     spread = float(np.sqrt(np.sum(x**2) * np.sum(y**2)))
     if spread == 0.0:
@@ -101,8 +107,8 @@ def _verdict(slope: float, correlation: float) -> str:
         return "sign error: reference energies fall where the potential rises"
     for name, factor in {
         "kcal/mol": EV_TO_KCAL_MOL,
-        "kJ/mol": 96.48533212331002,
-        "Hartree": 1 / 27.211386024367243,
+        "kJ/mol": 1 / ENERGY["kJ/mol"],
+        "Hartree": 1 / ENERGY["Hartree"],
     }.items():
         if abs(slope / factor - 1) < 0.1:
             return f"unit error: reference energies look like {name}, not eV"

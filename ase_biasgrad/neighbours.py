@@ -13,6 +13,8 @@ from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 
 # Molecules up to this size use all pairs, whatever their distance: the list is then constant.
 ALL_PAIRS_UP_TO = 32
+# Bins of the search, beyond those that a structure fills: some ten megabytes.
+MOST_BINS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def pairs_within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutof
     """All directed edges shorter than `cutoff` (Å); arguments as in `neighbour_list`."""
     if len(positions) == 0:
         return all_pairs(0)
-    box, origin = bounding_cell(positions, cell, pbc)
+    box, origin = bounding_cell(positions, cell, pbc, cutoff)
     flip = np.linalg.det(box) < 0  # matscipy counts on a right-handed cell
     order = [1, 0, 2] if flip else [0, 1, 2]
     centre, neighbour, shift = matscipy_neighbour_list(
@@ -117,16 +119,27 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 def bounding_cell(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A cell with volume that holds all atoms along non-periodic directions, and its origin."""
+    """A cell with volume around the atoms along non-periodic directions, and its origin.
+
+    It holds all atoms, unless a few are so far away that bins of the size of `cutoff` (Å) would
+    not fit into memory: then it surrounds the middle ones. The search counts atoms beyond a
+    non-periodic face to the bins at that face, so no pair is lost.
+    """
     box = complete_cell(cell, pbc)
-    fractional = positions @ np.linalg.inv(box)  # (n, 3)
+    fractional = positions @ np.linalg.inv(box)  # (n, 3), in Å along non-periodic directions
     low, high = fractional.min(axis=0), fractional.max(axis=0)
-    low[pbc] = 0.0
-    origin = (low - 0.5 * ~pbc) @ box  # half an Å of room on either side
-    box[~pbc] *= (high - low + 1.0)[~pbc, None]
-    return box, origin
+    spans = np.where(pbc, np.linalg.norm(box, axis=1), high - low + 1.0)  # (3,) Å
+    low = np.where(pbc, 0.0, low - 0.5)  # half an Å of room on either side
+    while np.prod(np.maximum(spans / cutoff, 1.0)) > max(MOST_BINS, len(positions)):
+        widest = int(np.argmax(np.where(pbc, 0.0, spans)))
+        if pbc[widest] or spans[widest] <= cutoff:
+            break  # all of it is periodic: a crystal of this size has as many atoms
+        spans[widest] /= 2
+        low[widest] = np.median(fractional[:, widest]) - spans[widest] / 2
+    box[~pbc] *= spans[~pbc, None]
+    return box, low @ complete_cell(cell, pbc)
 
 
 class SkinList:
@@ -140,7 +153,7 @@ class SkinList:
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        if not (cutoff > 0 and skin >= 0):
+        if not (cutoff > 0 and 0 <= skin < np.inf):
             raise ValueError(f"cutoff must be > 0 and skin ≥ 0 Å, not {cutoff} and {skin}")
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.searches = 0

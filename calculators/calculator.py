@@ -98,8 +98,8 @@ class BiasGradCalculator(Calculator):
         super().__init__()
         if dtype not in DTYPES:
             raise CalculatorSetupError(f"dtype={dtype!r} is unknown; choose from {sorted(DTYPES)}")
-        if isinstance(checkpoint, (str, Path, Potential)):
-            checkpoint = [checkpoint]
+        if not isinstance(checkpoint, (list, tuple)):
+            checkpoint = [checkpoint]  # type: ignore[list-item]
         if not checkpoint:
             raise CalculatorSetupError("no checkpoint was given")
         self.sources: list[dict[str, str]] = []
@@ -121,6 +121,10 @@ class BiasGradCalculator(Calculator):
         if isinstance(source, Potential):
             self.sources.append({"potential": source.backbone.name})
             return copy.deepcopy(source)
+        if not isinstance(source, (str, Path)):
+            raise CalculatorSetupError(
+                f"{source!r} is neither the path of a checkpoint nor a Potential"
+            )
         loaded = load_checkpoint(source)
         self.sources.append({"checkpoint": loaded.path.name, "sha256": loaded.sha256})
         return loaded.potential
@@ -129,6 +133,9 @@ class BiasGradCalculator(Calculator):
     def engine(self) -> str:
         """Name of the engine that runs."""
         return self._engine.name
+
+    def _get_name(self) -> str:  # ASE's hook; the name in ASE's tables, files and databases
+        return "biasgrad"
 
     # --- state -----------------------------------------------------------------------------
 
@@ -203,12 +210,13 @@ class BiasGradCalculator(Calculator):
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
         """Fill `results`; everything that ASE's documentation says of this method."""
+        self.results = {}  # of other atoms, should anything below fail
         if atoms is not None:
             self.atoms = atoms.copy()
         if self.atoms is None:
             raise InputError("there are no atoms to calculate")
-        structure = self._structure(self.atoms)
         self._info = _info_of(self.atoms)
+        structure = self._structure(self.atoms)
         derivatives = bool({"forces", "stress"} & set(properties))
         if len(structure.numbers) == 0:
             evaluation = _nothing(len(self.biases))
@@ -253,9 +261,10 @@ class BiasGradCalculator(Calculator):
             known = [chemical_symbols[z] for z in sorted(self.elements)]
             raise InputError(f"the potential does not know {names}; it was trained for {known}")
         for key, neutral in NEUTRAL_INFO.items():
-            if atoms.info.get(key, neutral) != neutral:
+            value = atoms.info.get(key)
+            if value is not None and not np.all(np.asarray(value) == neutral):
                 raise InputError(
-                    f"atoms.info[{key!r}] is {atoms.info[key]}, and the potential has no such "
+                    f"atoms.info[{key!r}] is {value!r}, and the potential has no such "
                     f"input; it describes {key}={neutral} only"
                 )
         for name in ("initial_charges", "initial_magmoms"):
@@ -328,7 +337,9 @@ class BiasGradCalculator(Calculator):
 
 
 def _info_of(atoms: Atoms) -> tuple[Any, ...]:
-    return tuple(atoms.info.get(key) for key in NEUTRAL_INFO)
+    """Values of `NEUTRAL_INFO` that compare as one, arrays too."""
+    values = [atoms.info.get(key) for key in NEUTRAL_INFO]
+    return tuple(None if value is None else np.asarray(value).tolist() for value in values)
 
 
 def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
@@ -356,6 +367,10 @@ def _device(name: str) -> torch.device:
         raise CalculatorSetupError(f"device={name!r} is unknown: {error}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CalculatorSetupError(f"device={name!r}: this torch sees no CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CalculatorSetupError(
+            f"device={name!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
     if device.type not in ("cpu", "cuda"):
         raise CalculatorSetupError(f"device={name!r} has no float64; use cpu or cuda")
     return device

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from typing import Any, ClassVar
 
 import torch
@@ -57,6 +60,7 @@ class SchNetPackBackbone(Backbone):
             "readout_layers": readout_layers,
             "scale": scale,
         }
+        import_schnetpack()
         import schnetpack.nn as spk
 
         radial = {"gaussian": spk.GaussianRBF, "bessel": spk.BesselRBF}
@@ -148,3 +152,21 @@ def _choose(argument: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
         raise ValueError(f"{argument}={value!r} is unknown; choose from {sorted(choices)}")
     return choices[value]
+
+
+def import_schnetpack() -> None:
+    """Import SchNetPack, and undo what its import does to the process.
+
+    SchNetPack 2.1 sets up the root logger, and Lightning, which it loads, an environment variable.
+    """
+    if "schnetpack" in sys.modules:
+        return
+    root, environment = logging.getLogger(), dict(os.environ)
+    handlers, level = list(root.handlers), root.level
+    try:
+        import schnetpack  # noqa: F401 (for its side effects, here and not later)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
-from ase.calculators.calculator import InputError, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    CalculationFailed,
+    InputError,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.constraints import FixAtoms
 from ase.db import connect
@@ -118,6 +123,15 @@ class Conformance:
             calc.results["forces"], fresh.results["forces"], atol=self.tolerance
         )
 
+    def test_07_a_failure_leaves_no_results_of_other_atoms(self, make):
+        calc, gold = make(), Atoms("Au")
+        calc.calculate(ethanol(), ["forces"], all_changes)
+        with pytest.raises(InputError):
+            calc.calculate(gold, ["energy"], all_changes)
+        assert calc.results == {}
+        with pytest.raises(InputError):
+            calc.get_property("energy", gold)
+
     def test_08_check_state_is_exact(self, make):
         atoms, calc = copper(), make()
         atoms.calc = calc
@@ -136,6 +150,18 @@ class Conformance:
         other.info["charge"] = 1
         assert calc.check_state(other) == ["info"]
         atoms.info["charge"] = 1
+        with pytest.raises(InputError, match="charge"):
+            atoms.get_forces()
+
+    def test_08_neutral_values_of_any_kind_pass(self, make):
+        atoms = ethanol()
+        atoms.calc = calc = make()
+        for value in (0, 0.0, None, np.array([0]), np.zeros(9)):
+            atoms.info["charge"] = value
+            atoms.get_forces()
+            assert calc.check_state(atoms) == []
+        atoms.info["charge"][3] = 1.0  # in place
+        assert calc.check_state(atoms) == ["info"]
         with pytest.raises(InputError, match="charge"):
             atoms.get_forces()
 
@@ -269,6 +295,22 @@ class Conformance:
         flat.calc = make()
         with pytest.raises(InputError, match="linearly independent"):
             flat.get_forces()
+
+    def test_15_results_that_are_not_finite_are_errors(self, make):
+        atoms = copper()
+        atoms.calc = make()
+        evaluate = atoms.calc._engine.evaluate
+
+        def broken(structure, derivatives):
+            evaluation = evaluate(structure, derivatives)
+            if evaluation.forces is not None:
+                evaluation.forces[0, 1, 2] = np.nan
+            return evaluation
+
+        atoms.calc._engine.evaluate = broken
+        with pytest.raises(CalculationFailed, match="forces of 4 atoms"):
+            FIRE(atoms, logfile=None).run(fmax=1e-3, steps=3)
+        assert atoms.calc.results == {}
 
     # --- with the rest of ASE --------------------------------------------------------------
 

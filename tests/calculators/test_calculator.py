@@ -86,6 +86,8 @@ def test_a_fitted_bias_is_quiet_where_it_is_known_and_warns_elsewhere(recwarn):
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"engine": "warp"}, "engine='warp'"),
         ({"device": "toaster"}, "device='toaster'"),
+        ({"device": "cuda:99"}, "device='cuda:99'"),
+        ({"skin": -0.1}, "skin"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -93,6 +95,8 @@ def test_bad_arguments_are_named(arguments, message):
         BiasGradCalculator(small_potential(), **arguments)
     with pytest.raises(CalculatorSetupError, match="no checkpoint"):
         BiasGradCalculator([])
+    with pytest.raises(CalculatorSetupError, match="neither the path"):
+        BiasGradCalculator(42)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -182,12 +186,26 @@ def test_imports_are_light(tmp_path):
     assert run_python(code, tmp_path).strip() == "[]"
 
 
+def test_making_a_calculator_leaves_the_process_as_it_was(tmp_path):
+    save_checkpoint(tmp_path / "p.safetensors", small_potential())
+    code = (
+        "import logging, os\n"
+        "from ase_biasgrad import BiasGradCalculator\n"
+        "root, environment = logging.getLogger(), dict(os.environ)\n"
+        "before = (list(root.handlers), root.level)\n"
+        "BiasGradCalculator('p.safetensors', device='cpu')\n"
+        "print((root.handlers, root.level) == before, dict(os.environ) == environment)"
+    )
+    assert run_python(code, tmp_path).strip() == "True True"
+
+
 def test_ase_knows_the_calculator_by_name(tmp_path):
     register()
     register()
     save_checkpoint(tmp_path / "p.safetensors", small_potential())
     calc = get_calculator_class("biasgrad")(checkpoint=tmp_path / "p.safetensors")
     assert isinstance(calc, BiasGradCalculator)
+    assert calc.name == "biasgrad"
     plugins = subprocess.run(
         [sys.executable, "-m", "ase", "info", "--plugins"], capture_output=True, text=True
     )

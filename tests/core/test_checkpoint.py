@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import BACKBONES, ethanol, small_potential
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_bias import counts_of
 
 from ase_biasgrad import checkpoint as checkpoints
 from ase_biasgrad.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ase_biasgrad.files import whole_file
 from ase_biasgrad.graph import graph_from_atoms
 
 
@@ -59,11 +59,28 @@ def test_old_versions_are_upgraded(tmp_path, monkeypatch):
     assert loaded.metadata["version"] == 2
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "x.txt"
-    target.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+@pytest.mark.parametrize("stored", ["{", "[]", '{"format": "ase-biasgrad checkpoint"}'])
+def test_damaged_metadata_is_an_error_that_names_the_file(tmp_path, stored):
+    path = tmp_path / "p.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"ase_biasgrad": stored})
+    with pytest.raises(CheckpointError, match=r"p\.safetensors: the metadata"):
+        load_checkpoint(path)
+
+
+def test_a_version_that_nothing_upgrades_is_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+    metadata = {"format": checkpoints.FORMAT, "version": 0}
+    save_file({"x": torch.zeros(1)}, path, {"ase_biasgrad": json.dumps(metadata)})
+    with pytest.raises(CheckpointError, match="format version 0"):
+        load_checkpoint(path)
+
+
+def test_tensors_that_do_not_fit_the_architecture_are_refused(tmp_path):
+    path, other = tmp_path / "p.safetensors", tmp_path / "other.safetensors"
+    save_checkpoint(path, small_potential())
+    with safe_open(path, framework="pt") as file:
+        stored = file.metadata()
+    save_checkpoint(other, small_potential(features=8))
+    save_file(load_file(other), path, stored)
+    with pytest.raises(CheckpointError, match="cannot be rebuilt"):
+        load_checkpoint(path)

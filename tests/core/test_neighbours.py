@@ -1,11 +1,14 @@
 """Neighbour lists against ASE's and brute force; the skin list against fresh ones."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_biasgrad import neighbours
 from ase_biasgrad.neighbours import SkinList, complete_cell, neighbour_list, pairs_within
 
 PBC = st.tuples(st.booleans(), st.booleans(), st.booleans())
@@ -35,6 +38,29 @@ def test_pairs_equal_those_of_ase(seed, n, pbc, size, cutoff):
     )
     expected = {(*pair, *s) for pair, s in zip(zip(i, j, strict=True), shift.tolist(), strict=True)}
     assert as_set(pairs_within(positions, cell, pbc, cutoff)) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(False, False, False), (True, False, False), (False, True, True)]),
+    st.floats(1.0, 9.0),
+    st.sampled_from([1, 100, neighbours.MOST_BINS]),
+)
+def test_atoms_that_flew_away_lose_and_invent_no_pair(seed, pbc, exponent, most_bins):
+    random, pbc, cutoff = np.random.default_rng(seed), np.array(pbc), 3.0
+    cell = np.diag([7.0, 8.0, 9.0])  # wider than two cutoffs: one image of each pair at most
+    positions = random.uniform(0, 1, (20, 3)) @ cell
+    away = random.normal(0, 10.0**exponent, (3, 3)) * ~pbc
+    positions[:6] += np.repeat(away, 2, axis=0)  # three pairs, each flying together
+    vectors = positions[None] - positions[:, None]
+    vectors -= np.round(vectors / np.diag(cell)) * np.diag(cell) * pbc
+    distances = np.linalg.norm(vectors, axis=2)
+    expected = {tuple(p) for p in np.argwhere((distances < cutoff) & ~np.eye(20, dtype=bool))}
+    with mock.patch.object(neighbours, "MOST_BINS", most_bins):
+        found = pairs_within(positions, cell, pbc, cutoff)
+    assert {edge[:2] for edge in as_set(found)} == expected
+    assert len(found) == len(expected)
 
 
 def test_edge_vectors_are_shorter_than_the_cutoff_and_come_in_pairs():
@@ -67,6 +93,8 @@ def test_bad_input_is_named():
     positions[1, 1] = np.nan
     with pytest.raises(ValueError, match="atom 1 is not finite"):
         neighbour_list(positions, np.eye(3), np.ones(3, bool), 2.0)
+    with pytest.raises(ValueError, match="skin"):
+        SkinList(3.0, np.inf)
     with pytest.raises(ValueError, match="linearly independent"):
         complete_cell(np.diag([1.0, 0.0, 1.0]), np.ones(3, bool))
 

@@ -31,6 +31,36 @@ def test_gradcheck(potential, structure):
     )
 
 
+def test_forces_and_stress_against_finite_differences(potential):
+    atoms = copper()
+    values = evaluated(potential, atoms, "forces", "stress")
+    energy = lambda: evaluated(potential, atoms, "energy")["energy"][0]  # noqa: E731
+    step, start, cell = 1e-4, atoms.positions.copy(), atoms.cell.array.copy()
+    numerical = np.zeros((4, 3))
+    for index in np.ndindex(4, 3):
+        difference = 0.0
+        for sign in (1, -1):
+            atoms.positions = start
+            atoms.positions[index] += sign * step
+            difference -= sign * energy()
+        numerical[index] = difference / (2 * step)
+    atoms.positions = start
+    limit = 1e-6 * np.abs(values["forces"]).max()
+    np.testing.assert_allclose(values["forces"], numerical, rtol=0, atol=limit)
+    for k, (a, b) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
+        difference = 0.0
+        for sign in (1, -1):
+            strain = np.eye(3)
+            strain[a, b] += 0.5 * sign * step
+            strain[b, a] += 0.5 * sign * step
+            atoms.set_cell(cell @ strain)
+            atoms.positions = start @ strain
+            difference += sign * energy()
+        numerical_stress = difference / (2 * step * abs(np.linalg.det(cell)))
+        limit = 1e-6 * np.abs(values["stress"]).max()
+        assert abs(values["stress"][0, k] - numerical_stress) < limit
+
+
 def test_rotation_translation_and_permutation(potential):
     atoms = ethanol()
     rotation = Rotation.from_euler("xyz", [0.3, 1.0, -2.0]).as_matrix()

@@ -1,0 +1,127 @@
+"""Closed forms of the bias against search."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ase_biasgrad import bias_fits
+
+RESIDUALS = arrays(np.float64, st.integers(1, 30), elements=st.floats(-0.2, 0.2))
+
+
+@given(RESIDUALS)
+def test_mean_and_median_minimise_their_losses(residuals):
+    grid = np.concatenate([np.linspace(-0.2, 0.2, 101), residuals])
+    square = ((residuals - bias_fits.mean(residuals)) ** 2).sum()
+    absolute = np.abs(residuals - bias_fits.median(residuals)).sum()
+    assert square <= ((residuals[:, None] - grid) ** 2).sum(axis=0).min() + 1e-12
+    assert absolute <= np.abs(residuals[:, None] - grid).sum(axis=0).min() + 1e-12
+
+
+@given(RESIDUALS)
+def test_efwt_window_holds_as_many_frames_as_any(residuals):
+    b = bias_fits.efwt_window(residuals)
+    held = (np.abs(residuals - b) < bias_fits.ENERGY_WITHIN).sum()
+    edges = np.concatenate([residuals - 0.02 + 1e-9, residuals, residuals + 0.02 - 1e-9])
+    best = max((np.abs(residuals - edge) < bias_fits.ENERGY_WITHIN).sum() for edge in edges)
+    assert held == best
+
+
+def test_efwt_window_counts_only_frames_with_good_forces():
+    residuals = np.array([0.0, 0.001, 0.002, 1.0, 1.001])
+    assert abs(bias_fits.efwt_window(residuals) - 0.001) < 1e-12
+    good = np.array([False, False, False, True, True])
+    assert abs(bias_fits.efwt_window(residuals, good) - 1.0005) < 1e-12
+
+
+def test_gradient_descent_finds_the_median():
+    residuals = np.random.default_rng(0).normal(0.3, 0.1, 101)
+    found = bias_fits.gradient_descent(residuals)
+    assert abs(found - bias_fits.median(residuals)) < 2e-3
+
+
+def test_least_squares_is_of_minimum_norm_and_tells_the_rank():
+    # CH4O and C2H6O: two compositions, three elements
+    counts = np.array([[4, 1, 1], [6, 2, 1]] * 5, float)
+    true = np.array([-13.0, -1000.0, -2000.0])
+    fit = bias_fits.least_squares(counts @ true, counts)
+    assert fit.rank == 2
+    assert not fit.is_determined
+    np.testing.assert_allclose(counts @ fit.values, counts @ true, rtol=1e-12)
+    null = np.linalg.svd(counts)[2][-1]
+    assert abs(null @ fit.values) < 1e-9 * np.linalg.norm(true)
+
+
+def test_least_absolute_deviation_ignores_outliers():
+    random = np.random.default_rng(0)
+    counts = random.integers(0, 8, (60, 3)).astype(float)
+    true = np.array([-13.6, -1030.0, -2040.0])
+    residuals = counts @ true
+    residuals[:10] += 50.0
+    fit = bias_fits.least_absolute_deviation(residuals, counts)
+    np.testing.assert_allclose(fit.values, true, atol=1e-5)
+    assert np.abs(bias_fits.least_squares(residuals, counts).values - true).max() > 0.1
+
+
+def test_least_absolute_deviation_of_one_element_is_the_median():
+    residuals = np.random.default_rng(0).normal(size=31)
+    fit = bias_fits.least_absolute_deviation(residuals, np.ones((31, 1)))
+    assert abs(fit.values[0] - np.median(residuals)) < 1e-7
+
+
+def absolute_loss(residuals: np.ndarray, counts: np.ndarray, values: np.ndarray) -> float:
+    return float(np.abs(residuals - counts @ values).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_step_lowers_the_least_absolute_deviation(seed):
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 6, (25, 3)).astype(float)
+    residuals = counts @ [-13.0, -1000.0, 2.0] + random.standard_t(1, 25)
+    fit = bias_fits.least_absolute_deviation(residuals, counts)
+    lowest = absolute_loss(residuals, counts, fit.values)
+    for size in (1e-4, 1e-2, 1.0):
+        for step in random.normal(0, size, (100, 3)):
+            assert absolute_loss(residuals, counts, fit.values + step) > lowest - 1e-6
+
+
+@pytest.mark.parametrize("fit", [bias_fits.least_squares, bias_fits.least_absolute_deviation])
+def test_undetermined_combinations_of_elements_stay_zero(fit):
+    # CH4O and C2H6O: two compositions, three elements
+    counts = np.array([[4, 1, 1], [6, 2, 1]] * 5, float)
+    residuals = counts @ [-13.0, -1000.0, -2000.0]
+    found = fit(residuals, counts)
+    assert found.rank == 2
+    np.testing.assert_allclose(counts @ found.values, residuals, rtol=1e-9)
+    null = np.linalg.svd(counts)[2][-1]
+    assert abs(null @ found.values) < 1e-6
+
+
+def test_least_squares_equals_the_plain_solution_of_all_frames():
+    random = np.random.default_rng(3)
+    counts = random.integers(0, 4, (80, 3)).astype(float)
+    residuals = random.normal(size=80)
+    plain = np.linalg.lstsq(counts, residuals, rcond=None)[0]
+    found = bias_fits.least_squares(residuals, counts)
+    np.testing.assert_allclose(found.values, plain, atol=1e-12)
+    assert found.is_determined
+
+
+@given(RESIDUALS, st.sampled_from([-97_000.0, -4.0e5, 3.0e6]))
+def test_efwt_window_holds_its_frames_at_large_energies(residuals, shift):
+    shifted = residuals + shift
+    b = bias_fits.efwt_window(shifted)
+    held = (np.abs(shifted - b) < bias_fits.ENERGY_WITHIN).sum()
+    best = max(
+        (np.abs(shifted - (low + 0.0199)) < bias_fits.ENERGY_WITHIN).sum() for low in shifted
+    )
+    assert held >= best
+
+
+def test_no_residuals_and_nan_are_errors():
+    with pytest.raises(ValueError, match="no energy residuals"):
+        bias_fits.mean(np.array([]))
+    with pytest.raises(ValueError, match="frame 1"):
+        bias_fits.median(np.array([0.0, np.nan]))
