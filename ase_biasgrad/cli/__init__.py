@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ase_biasgrad.cli import data, potential, simulate, train
+from ase_biasgrad.cli import benchmark, data, potential, simulate, train
 
 app = typer.Typer(
     help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data", help="Make, import and look at datasets.")
+app.add_typer(benchmark.app, name="benchmark", help="Measure on your own machine, in tables.")
 app.command("train")(train.train)
 app.command("fit-bias")(potential.fit_bias)
 app.command("evaluate")(potential.evaluate)
