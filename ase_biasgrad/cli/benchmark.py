@@ -4,4 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ase_biasgrad.cli.benchmark_training import benchmark_training
+
 app = typer.Typer(no_args_is_help=True)
+app.command("training")(benchmark_training)

@@ -1,0 +1,36 @@
+"""What a figure was measured on: hardware and versions, in one line each."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
+
+
+def hardware(device: torch.device | str = "cpu", threads: int | None = None) -> str:
+    """The processor, how many of its cores torch uses, and the CUDA device if it is one."""
+    used = torch.get_num_threads() if threads is None else threads
+    line = f"{_processor()}, {used} of {os.cpu_count()} cores"
+    if torch.device(device).type == "cuda":
+        line = f"{torch.cuda.get_device_name(device)}; {line}"
+    return line
+
+
+def versions() -> str:
+    """Python and the packages that a figure depends on."""
+    named = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return f"Python {platform.python_version()}, {named}"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
