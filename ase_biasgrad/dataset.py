@@ -176,8 +176,8 @@ class DatasetWriter:
         """
         source = source or str(self.path)
         where = f"of frame {self.frames}"
-        numbers = _atomic_numbers(numbers, source, where)
-        block = _array(positions, np.float64, f"{source}: positions {where}")
+        numbers = atomic_numbers(numbers, source, where)
+        block = real_array(positions, f"{source}: positions {where}")
         single = block.ndim == 2
         m = 1 if single else len(block)
         given: dict[str, Any] = {
@@ -194,7 +194,7 @@ class DatasetWriter:
             if given.get(name) is None:
                 continue
             kind = bool if name == "pbc" else np.float64
-            values = _array(given[name], kind, f"{source}: {name} {where}")
+            values = real_array(given[name], f"{source}: {name} {where}", kind)
             if name in ("cell", "pbc") and values.shape == shape and not single:
                 values = np.broadcast_to(values, (m, *shape))
             values = values[None] if single else values
@@ -215,7 +215,7 @@ class DatasetWriter:
     def _other_label(self, name: str, value: Any, m: int, single: bool, where: str) -> np.ndarray:
         if name in RESERVED or "/" in name or not name.strip("."):
             raise DataError(f"{where}: a label cannot have this name")
-        values = _array(value, np.float64, where)
+        values = real_array(value, where)
         values = values[None] if single else values
         if values.ndim == 0 or len(values) != m:
             raise DataError(f"{where}: has shape {values.shape}, expected ({m}, …)")
@@ -237,7 +237,8 @@ class DatasetWriter:
             ):
                 raise DataError(
                     f"{source}: frame {self.frames}: has the labels {sorted(labels)}, the frames "
-                    f"before it have {sorted(expected)}; every frame needs the same ones"
+                    f"before it have {sorted(expected)}; every frame needs the same ones "
+                    "(an import leaves frames out with --skip-unlabelled, a label with --without)"
                 )
         self._labels.setdefault(periodic, labels)
         for name, values in rows.items():
@@ -331,8 +332,14 @@ class DatasetWriter:
         )
 
 
-def _array(values: Any, kind: type, where: str) -> np.ndarray:
-    """Real numbers as an array of `kind`."""
+def real_array(values: Any, where: str, kind: type = np.float64) -> np.ndarray:
+    """Real numbers as an array of `kind`.
+
+    Raises
+    ------
+    DataError
+        If they are complex, text or no regular array; the message begins with `where`.
+    """
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
@@ -344,8 +351,15 @@ def _array(values: Any, kind: type, where: str) -> np.ndarray:
         raise DataError(f"{where}: {error}") from error
 
 
-def _atomic_numbers(numbers: Any, source: str, where: str) -> np.ndarray:
-    found = _array(numbers, np.float64, f"{source}: numbers {where}")
+def atomic_numbers(numbers: Any, source: str, where: str) -> np.ndarray:
+    """Atomic numbers `(n,)` as int64.
+
+    Raises
+    ------
+    DataError
+        If they are no integers of 1…118.
+    """
+    found = real_array(numbers, f"{source}: numbers {where}")
     whole = np.rint(found)
     if found.ndim != 1 or not len(found) or not np.all((whole >= 1) & (whole <= 118)):
         raise DataError(

@@ -1,6 +1,7 @@
 """Our dataset files as a format of `ase.io`; loading it also makes ASE know our calculator.
 
-`ase.io.read("data.h5", index=":10")` gives `Atoms` with their labels. Imports no torch.
+`ase.io.read("data.h5", index=":10")` gives `Atoms` with their labels: the file is known by its
+first bytes, whatever its name. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ dataset_format = ExternalIOFormat(
     code="+S",
     module="ase_biasgrad.io",
     glob="*.biasgrad.h5",
+    magic=b"ase-biasgrad dataset",
 )
 
 

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import lzma
+import shutil
 import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
-from ase_biasgrad.dataset import DataError
+import numpy as np
+
+from ase_biasgrad.dataset import DataError, atomic_numbers, formula
+from ase_biasgrad.download import fetch
+from ase_biasgrad.files import whole_file
 from ase_biasgrad.importers import ImportOptions, ImportReport, import_files
+from ase_biasgrad.importers.npz import STRUCTURE, load_arrays
 
 # Chmiela et al. 2017, Sci. Adv. 3, e1603015; files as named by their authors
 MD17_URL = "http://www.quantum-machine.org/gdml/data/npz/md17_{molecule}.npz"
-MD17_MOLECULES = (
-    "aspirin",
-    "benzene2017",
-    "ethanol",
-    "malonaldehyde",
-    "naphthalene",
-    "salicylic",
-    "toluene",
-    "uracil",
-)
+MD17_MOLECULES = {
+    "aspirin": "C9H8O4",
+    "benzene2017": "C6H6",
+    "ethanol": "C2H6O",
+    "malonaldehyde": "C3H4O2",
+    "naphthalene": "C10H8",
+    "salicylic": "C7H6O3",
+    "toluene": "C7H8",
+    "uracil": "C4H4N2O2",
+}
 # Christensen and von Lilienfeld 2020, arXiv:2007.09593
 RMD17_URL = "https://figshare.com/ndownloader/files/23950376"
-RMD17_MOLECULES = (
-    "aspirin",
-    "azobenzene",
-    "benzene",
-    "ethanol",
-    "malonaldehyde",
-    "naphthalene",
-    "paracetamol",
-    "salicylic",
-    "toluene",
-    "uracil",
-)
+RMD17_MOLECULES = {
+    **{name: made for name, made in MD17_MOLECULES.items() if name != "benzene2017"},
+    "azobenzene": "C12H10N2",
+    "benzene": "C6H6",
+    "paracetamol": "C8H9NO2",
+}
 
 
 def import_md17(
@@ -49,7 +52,7 @@ def import_md17(
     Parameters
     ----------
     molecule
-        As in the published file names.
+        As in the published file names; what is brought in must have its composition.
     revised
         rMD17 instead of MD17.
     source
@@ -60,40 +63,50 @@ def import_md17(
     Raises
     ------
     DataError
-        If the molecule is not in the set, or the file cannot be read.
+        If the molecule is not in the set, the file holds another, or it cannot be read.
     """
     known = RMD17_MOLECULES if revised else MD17_MOLECULES
-    if source is None and molecule not in known:
-        raise DataError(f"no molecule {molecule!r} in {'rMD17' if revised else 'MD17'}: {known}")
+    if source is not None:
+        known = {**RMD17_MOLECULES, **MD17_MOLECULES}
+    if molecule not in known:
+        raise DataError(
+            f"no molecule {molecule!r} in {'rMD17' if revised else 'MD17'}; use one of: "
+            f"{', '.join(known)} (files of others: `biasgrad data import`)"
+        )
     path = _download(molecule, revised) if source is None else Path(source)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
     if tarfile.is_tarfile(path):
         path = _extracted(path, molecule)
+    _check_composition(path, molecule, known[molecule])
     options = ImportOptions(labels=labels, energy_unit="kcal/mol", length_unit="Angstrom")
     return import_files([path], output, options, progress)
 
 
-def _download(molecule: str, revised: bool) -> Path:
-    """Fetch into pooch's cache. The authors publish no checksums, so none is compared."""
-    import pooch
+def _check_composition(path: Path, molecule: str, expected: str) -> None:
+    for numbers in load_arrays(path, STRUCTURE["numbers"]).values():
+        found = formula(np.bincount(atomic_numbers(numbers, str(path), "of all frames")))
+        if found != expected:
+            raise DataError(f"{path}: is {found}, and {molecule} is {expected}")
 
+
+def _download(molecule: str, revised: bool) -> Path:
+    """Fetch into pooch's cache.
+
+    Their authors publish no checksums; npz files and the archive carry those of their format.
+    """
     url = RMD17_URL if revised else MD17_URL.format(molecule=molecule)
     name = "rmd17.tar.bz2" if revised else f"md17_{molecule}.npz"
     try:
-        return Path(
-            pooch.retrieve(
-                url,
-                known_hash=None,
-                fname=name,
-                path=pooch.os_cache("ase-biasgrad"),
-                downloader=pooch.HTTPDownloader(progressbar=True),
-            )
-        )
-    except Exception as error:
+        path = fetch(url, name)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{name}: the download failed ({error}); fetch it by hand and name it with --from"
         ) from error
+    if not (tarfile.is_tarfile(path) or zipfile.is_zipfile(path)):
+        path.unlink()  # a page that says sorry, which must not stay in the cache
+        raise DataError(f"{url}: sends no {name}; fetch it by hand and name it with --from")
+    return path
 
 
 def _extracted(archive: Path, molecule: str) -> Path:
@@ -101,14 +114,15 @@ def _extracted(archive: Path, molecule: str) -> Path:
     target = archive.parent / f"rmd17_{molecule}.npz"
     if target.exists():
         return target
-    from ase_biasgrad.files import whole_file
-
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if Path(member.name).name == target.name:
-                content = tar.extractfile(member)
-                assert content is not None
-                with whole_file(target) as temporary:
-                    temporary.write_bytes(content.read())
-                return target
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if Path(member.name).name == target.name and (content := tar.extractfile(member)):
+                    with whole_file(target) as temporary, temporary.open("wb") as file:
+                        shutil.copyfileobj(content, file)
+                    return target
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's; bz2's have no number
+            raise
+        raise DataError(f"{archive}: a truncated or damaged archive: {error}") from error
     raise DataError(f"{archive}: holds no {target.name}")

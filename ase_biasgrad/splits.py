@@ -15,7 +15,7 @@ def random_split(
     n
         Number of frames.
     sizes
-        Numbers of frames, or shares of all frames where below 1.
+        Numbers of frames (integers), or shares of all frames (floats up to 1).
     seed
         The same seed gives the same split.
     contiguous
@@ -25,9 +25,9 @@ def random_split(
     Raises
     ------
     ValueError
-        If a part is empty, or together they need more frames than there are.
+        If a size is neither, a part is empty, or together they need more frames than there are.
     """
-    counts = {k: int(s) if s >= 1 else int(np.floor(s * n + 1e-9)) for k, s in sizes.items()}
+    counts = {name: _count(name, size, n) for name, size in sizes.items()}
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"the {name} part of {n} frames would be empty (size {sizes[name]})")
@@ -46,3 +46,12 @@ def random_split(
         parts[names[k]] = np.arange(first, first + counts[names[k]])
         first += counts[names[k]]
     return {name: parts[name] for name in names}
+
+
+def _count(name: str, size: int | float, n: int) -> int:
+    """Frames of a part: `size` itself, or that share of `n`, rounded down."""
+    if isinstance(size, float) and 0 < size <= 1:
+        return int(np.floor(size * n + 1e-9))
+    if size != size or size < 0 or size != int(size):
+        raise ValueError(f"the size of the {name} part is {size}; give a number or share of frames")
+    return int(size)

@@ -1,6 +1,8 @@
-"""Units that sources come in, as factors to ours: eV, Å, eV/Å³."""
+"""Units that sources come in, as factors to ours: eV, Å, eV/Å, eV/Å³."""
 
 from __future__ import annotations
+
+import re
 
 from ase import units as ase_units
 
@@ -18,8 +20,16 @@ LENGTH: dict[str, float] = {
     "Angstrom": 1.0,
     "Å": 1.0,
     "Ang": 1.0,
+    "A": 1.0,
     "Bohr": ase_units.Bohr,
+    "a0": ase_units.Bohr,
     "nm": 10.0,
+}
+PRESSURE: dict[str, float] = {
+    "GPa": ase_units.GPa,
+    "kbar": 1e3 * ase_units.bar,
+    "bar": ase_units.bar,
+    "Pa": ase_units.Pascal,
 }
 
 
@@ -43,8 +53,31 @@ def length_unit(name: str) -> float:
     return _find(name, LENGTH, "length")
 
 
+def force_unit(name: str) -> float:
+    """One `name`, such as kcal/mol/Ang, in eV/Å; errors as in `energy_unit`."""
+    energy, slash, length = name.rpartition("/")
+    if not slash:
+        raise UnitError(f"{name!r} is no force unit; write an energy unit / a length unit")
+    return energy_unit(energy) / length_unit(length)
+
+
+def stress_unit(name: str) -> float:
+    """One `name`, such as GPa, eV/Ang^3 or eV/Ang/Ang/Ang, in eV/Å³; errors as in `energy_unit`."""
+    bare = re.sub(r"\s", "", name)
+    cubed = re.fullmatch(r"(.+)/([^/]+?)(?:\^3|\*\*3|3|³)", bare) or re.fullmatch(
+        r"(.+)/([^/]+)/\2/\2", bare
+    )
+    if cubed:
+        return energy_unit(cubed[1]) / length_unit(cubed[2]) ** 3
+    return _find(bare, PRESSURE, "pressure")
+
+
 def _find(name: str, table: dict[str, float], kind: str) -> float:
-    for known, factor in table.items():
-        if name.strip().lower() == known.lower():
-            return factor
+    wanted = re.sub(r"\s", "", name)
+    if wanted in table:
+        return table[wanted]
+    # "MeV" is not "meV": the case of a prefix counts, that of "ev" or "hartree" does not
+    same = [known for known in table if known.lower() == wanted.lower()]
+    if same and not (wanted[:1] == "M" and same[0][:1] == "m"):
+        return table[same[0]]
     raise UnitError(f"{name!r} is no {kind} unit we know; use one of: {', '.join(table)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,15 @@ import typer
 
 if TYPE_CHECKING:
     from ase_biasgrad.importers import ImportReport
+
+
+class Label(StrEnum):
+    """Labels that we know the units of."""
+
+    energy = "energy"
+    forces = "forces"
+    stress = "stress"
+
 
 app = typer.Typer(no_args_is_help=True)
 Output = Annotated[Path, typer.Option("--output", "-o", help="new dataset file")]
@@ -25,7 +35,14 @@ def import_(
     length_unit: Annotated[str | None, typer.Option(help="Angstrom, Bohr, nm")] = None,
     labels: Labels = "revised",
     key: Annotated[
-        list[str] | None, typer.Option(help="where a label is: energy=dft_energy, forces=…")
+        list[str] | None,
+        typer.Option(
+            help="where a label is: energy=dft_energy, forces=…; other names are brought in as "
+            "they are"
+        ),
+    ] = None,
+    without: Annotated[
+        list[Label] | None, typer.Option(help="a label to leave out; may be repeated")
     ] = None,
     skip_unlabelled: Annotated[
         bool, typer.Option(help="leave out frames without energy or forces")
@@ -34,14 +51,22 @@ def import_(
     """Bring reference data into one dataset file, in eV and Å."""
     from ase_biasgrad.importers import ImportOptions, import_files
 
-    pairs = [text.partition("=") for text in key or []]
-    for (name, equals, value), text in zip(pairs, key or [], strict=True):
-        if not (name in ("energy", "forces", "stress") and equals and value):
-            raise typer.BadParameter(f"--key {text!r}: write energy=…, forces=… or stress=…")
     options = ImportOptions(
-        labels, energy_unit, length_unit, {name: value for name, _, value in pairs}, skip_unlabelled
+        labels,
+        energy_unit,
+        length_unit,
+        dict(_pair(text) for text in key or []),
+        skip_unlabelled,
+        tuple(label.value for label in without or []),
     )
     _say(import_files(files, output, options), output)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise typer.BadParameter(f"--key {text!r}: write NAME=KEY, such as energy=dft_energy")
+    return name, value
 
 
 @app.command()
@@ -116,9 +141,13 @@ def info(
     import numpy as np
 
     from ase_biasgrad.dataset import LABELS, Dataset, formula
+    from ase_biasgrad.label_statistics import label_statistics
 
+    units = {"energy": " eV", "forces": " eV/Å", "stress": " eV/Å³"}
     with Dataset(path) as dataset:
-        labels = [label for label in LABELS if dataset.has(label)]
+        groups = dataset.groups()
+        labels = [label for label in LABELS if any(group.has(label) for group in groups)]
+        labels += sorted({name for group in groups for name in group.other_labels()})
         typer.echo(f"{path}: {len(dataset)} frames; labels: {', '.join(labels) or 'none'}")
         counts = dataset.compositions()
         compositions, frames = np.unique(counts, axis=0, return_counts=True)
@@ -126,16 +155,15 @@ def info(
             typer.echo(f"  {formula(composition)}: {number} frames, {composition.sum()} atoms each")
         if len(compositions) > 20:
             typer.echo(f"  … and {len(compositions) - 20} more compositions")
-        for label, unit in (("energy", "eV"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
-            if label in labels:
-                values = np.concatenate(
-                    [np.ravel(np.asarray(g.read(label))) for g in dataset.groups()]
-                )
-                typer.echo(
-                    f"  {label}: mean {values.mean():.6g}, standard deviation "
-                    f"{values.std():.6g}, from {values.min():.6g} to {values.max():.6g} {unit}"
-                )
-        typer.echo(f"  provenance: {json.dumps(dataset.provenance)}")
+        for label in labels:
+            found = label_statistics(dataset, label)
+            some = "" if found.frames == len(dataset) else f"in {found.frames} frames, "
+            typer.echo(
+                f"  {label}: {some}mean {found.mean:.10g}, standard deviation "
+                f"{found.deviation:.6g}, from {found.least:.10g} to {found.largest:.10g}"
+                + units.get(label, "")
+            )
+        typer.echo(f"  provenance: {json.dumps(dataset.provenance, ensure_ascii=False)}")
         typer.echo(f"  sha256 of the content: {dataset.hash()}")
 
 

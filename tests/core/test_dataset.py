@@ -230,3 +230,8 @@ def test_impossible_splits_are_refused():
         random_split(10, {"train": 10, "validation": 2}, 0)
     with pytest.raises(ValueError, match="validation part of 10 frames would be empty"):
         random_split(10, {"train": 5, "validation": 0.01}, 0)
+    for size in (-3, 2.5, float("nan")):
+        with pytest.raises(ValueError, match=r"size of the train part is .*; give a number or"):
+            random_split(10, {"train": size}, 0)
+    assert len(random_split(10, {"train": 1.0}, 0)["train"]) == 10
+    assert len(random_split(10, {"train": 1}, 0)["train"]) == 1
