@@ -52,6 +52,7 @@ def relax(
     from ase.io import write
     from ase.optimize import BFGS, FIRE, LBFGS
 
+    _check_writable(output)
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     algorithm = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}[optimizer.value]
     target = FrechetCellFilter(atoms) if cell else atoms
@@ -89,7 +90,7 @@ def md(
     """Molecular dynamics."""
     import numpy as np
     from ase import units
-    from ase.io import Trajectory, read
+    from ase.io import Trajectory
     from ase.md import MDLogger
     from ase.md.velocitydistribution import (
         Stationary,
@@ -100,15 +101,16 @@ def md(
 
     if output.suffix != ".traj":
         raise typer.BadParameter(f"{output}: trajectories are written as *.traj")
+    _check_writable(output)
     if output.exists() and not restart:
         raise typer.BadParameter(f"{output}: exists; say --restart to go on, or name another file")
+    if restart and not output.exists():
+        raise typer.BadParameter(f"{output}: does not exist; leave --restart out to begin")
     random = np.random.default_rng(seed)
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     if restart:
-        last = read(output, index=-1)
-        atoms.set_cell(last.cell)
-        atoms.positions = last.positions
-        atoms.set_momenta(last.get_momenta())
+        # other random numbers than those of the frames that are there already
+        random = np.random.default_rng([seed, _go_on(atoms, output)])
     else:
         thermalize_momenta(atoms, temperature, rng=random)
         Stationary(atoms)
@@ -118,6 +120,7 @@ def md(
         atoms, ensemble, timestep * units.fs, temperature, pressure, friction, random
     )
     if not restart:
+        atoms.get_forces()  # frames hold what is known, and nothing is before the first evaluation
         Trajectory(str(output), "w", atoms).write()
     dynamics.attach(Trajectory(str(output), "a", atoms).write, interval=interval)
     if log is not None:
@@ -130,6 +133,38 @@ def md(
         f"{output}: {steps} steps of {timestep:g} fs, {ensemble.value}; last temperature "
         f"{atoms.get_temperature():.1f} K, potential energy {atoms.get_potential_energy():.6f} eV"
     )
+
+
+def _check_writable(output: Path) -> None:
+    """Before the work, not after it."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    try:
+        name = filetype(str(output), read=False)
+    except UnknownFileTypeError:
+        name = ""
+    if name not in ioformats or not ioformats[name].can_write:
+        raise typer.BadParameter(f"{output}: ASE writes no format of this name; try *.xyz or *.cif")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"{output}: the folder {output.parent} does not exist")
+
+
+def _go_on(atoms: Atoms, trajectory: Path) -> int:
+    """Put `atoms` into the last state of `trajectory`; the number of frames in it."""
+    from ase.io import Trajectory
+
+    with Trajectory(str(trajectory)) as frames:
+        last, count = frames[-1], len(frames)
+    if last.numbers.tolist() != atoms.numbers.tolist() or (last.pbc != atoms.pbc).any():
+        raise ValueError(
+            f"{trajectory}: holds {last.get_chemical_formula()} with pbc {last.pbc.tolist()}, the "
+            f"structure is {atoms.get_chemical_formula()} with pbc {atoms.pbc.tolist()}, or its "
+            "atoms come in another order; go on with the structure that the trajectory began with"
+        )
+    atoms.set_cell(last.cell)
+    atoms.positions = last.positions
+    atoms.set_momenta(last.get_momenta())
+    return count
 
 
 def _quietly(dynamics: Any, steps: int) -> Any:

@@ -1,10 +1,13 @@
 """The command line as a user types it."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,22 +17,28 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 from conftest import small_potential
 
+from ase_biasgrad.calculators import BiasGradCalculator
 from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
+from ase_biasgrad.cli import main
 from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.graph import graph_from_atoms
 
 
 def biasgrad(folder, *arguments, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "ase_biasgrad.cli", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    """What the command says; run in this process, which has torch loaded already."""
+    said = io.StringIO()
+    line = ["biasgrad", *map(str, arguments)]
+    with (
+        chdir(folder),
+        redirect_stdout(said),
+        redirect_stderr(said),
+        mock.patch.object(sys, "argv", line),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+        sys.exit(0)
+    assert (end.value.code or 0) == code, said.getvalue()
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +149,10 @@ def test_relax(folder, data):
         "--fmax", 100, "--trajectory", "path.traj",
     )  # fmt: skip
     assert "converged after 0 steps" in said
-    assert len(read(folder / "path.traj", ":")) == 1
+    (only,) = read(folder / "path.traj", ":")
+    assert {"energy", "forces", "stress"} <= set(only.calc.results)
+    for name in ("out.unknown", "nowhere/out.xyz"):
+        biasgrad(folder, "relax", "w.xyz", "-c", "p.safetensors", "-o", name, code=2)
 
 
 def test_md_and_its_restart(folder, data):
@@ -154,19 +166,35 @@ def test_md_and_its_restart(folder, data):
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-9)
+    potential = BiasGradCalculator(folder / "p.safetensors", dtype="float64")
+    for frame in (*one, *two):  # the first frame and the one of the restart included
+        potential.calculate(frame, ["forces"])
+        for name in ("energy", "forces", "stress"):
+            np.testing.assert_allclose(frame.calc.results[name], potential.results[name], atol=1e-9)
     assert len((folder / "a.log").read_text().splitlines()) == 5
-    biasgrad(folder, *common, "-o", "l.traj", "--steps", 2, "--ensemble", "langevin")
+    for more in ((), ("--restart",)):
+        biasgrad(folder, *common, "-o", "l.traj", "--steps", 2, "--ensemble", "langevin", *more)
+    begin, middle, end = (atoms.get_momenta() for atoms in read(folder / "l.traj", ":"))
+    assert np.abs((end - middle) - (middle - begin)).max() > 0.01  # not the same noise again
     biasgrad(folder, *common, "-o", "n.traj", "--steps", 2, "--ensemble", "npt")
     write(folder / "w.xyz", molecule("H2O"))
     said = biasgrad(
         folder, "md", "w.xyz", "-c", "p.safetensors", "-o", "w.traj", "--ensemble", "npt", code=1
     )
     assert "periodic in all three directions" in said
+    restart = ("-c", "p.safetensors", "--restart", "-o")
+    assert "does not exist" in biasgrad(folder, "md", "w.xyz", *restart, "q.traj", code=2)
+    assert "holds Cu4" in biasgrad(folder, "md", "w.xyz", *restart, "a.traj", code=1)
 
 
 def test_errors_are_one_message(folder):
     assert "no such file" in biasgrad(folder, "data", "import", "x.npz", "-o", "x.h5", code=1)
     assert "no such checkpoint" in biasgrad(folder, "info", "x.safetensors", code=1)
+    command = [sys.executable, "-m", "ase_biasgrad.cli", "info", "x.safetensors"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith("biasgrad: ")
+    assert done.stderr.count("\n") == 1
     assert "--trust-pickle" in biasgrad(
         folder, "convert", "m", "-o", "x.safetensors", "--energy-unit", "eV", code=2
     )
