@@ -32,7 +32,10 @@ def predict(
     wanted = ("energy", "forces", "stress") if stress else ("energy", "forces")
     parts: list[dict[str, np.ndarray]] = []
     for places in tqdm(
-        _batches(frames.atom_counts, atoms_per_batch), "predict", disable=not progress, leave=False
+        batches_of_atoms(frames.atom_counts, atoms_per_batch),
+        "predict",
+        disable=not progress,
+        leave=False,
     ):
         values = potential.evaluate(frames.batch(places).graph, wanted)
         parts.append({name: value.detach().cpu().numpy() for name, value in values.items()})
@@ -40,7 +43,8 @@ def predict(
     return Predictions(joined["energy"], joined["forces"], joined.get("stress"))
 
 
-def _batches(counts: np.ndarray, atoms_per_batch: int) -> list[np.ndarray]:
+def batches_of_atoms(counts: np.ndarray, atoms_per_batch: int) -> list[np.ndarray]:
+    """Places of consecutive frames `(k,)` with about `atoms_per_batch` atoms, from their counts."""
     which = (np.cumsum(counts) - counts) // atoms_per_batch
     return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(which)) + 1)
 

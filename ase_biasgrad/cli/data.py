@@ -86,6 +86,26 @@ def md17(
 
 
 @app.command()
+def qm7(
+    output: Output,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="qm7.mat at hand instead of a download; other .mat or .npz files with its "
+            "arrays, or a folder of xyz files with energies",
+        ),
+    ] = None,
+    energy_unit: Annotated[str | None, typer.Option(help="of other sources")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="of other .mat and .npz files")] = None,
+) -> None:
+    """QM7: atomization energies of small molecules (kcal/mol, Bohr), with folds."""
+    from ase_biasgrad.qm7 import import_qm7
+
+    _say(import_qm7(output, source, energy_unit, length_unit), output)
+
+
+@app.command()
 def sample(
     structure: Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")],
     output: Output,

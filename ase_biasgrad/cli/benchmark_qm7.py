@@ -1,0 +1,50 @@
+"""`biasgrad benchmark qm7`: what each step from a dense network to a potential buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def qm7(
+    data: Annotated[Path, typer.Argument(help="dataset with energies (`biasgrad data qm7`)")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="folder of results; runs add up in it")
+    ] = Path("qm7"),
+    row: Annotated[
+        list[str] | None, typer.Option(help="row of the table; may be repeated (default: all)")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=1, help="test on the first so many folds")] = 5,
+    minutes: Annotated[
+        float, typer.Option(help="budget of each network that learns in steps, for each fold")
+    ] = 20.0,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="train on so many molecules instead of all; may be repeated"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Cross-validated errors of each row; table and learning curves of all results so far."""
+    from ase_biasgrad.dataset import Dataset
+    from ase_biasgrad.machine import hardware
+    from ase_biasgrad.training.qm7 import ladder
+    from ase_biasgrad.training.qm7.task import molecules_of
+
+    chosen = ladder.chosen_rows(row or [])
+    molecules = molecules_of(Dataset(data, in_memory=True))
+    available = int(molecules.folds.max()) + 1
+    if folds > available:
+        raise typer.BadParameter(f"--folds {folds}: {data} has {available}")
+    for one in chosen:
+        for fold in range(folds):
+            for trained_on in size or [None]:
+                result = ladder.run(
+                    one, molecules, fold, hardware(), trained_on, minutes, seed, typer.echo
+                )
+                ladder.save(result, output)
+                typer.echo(
+                    f"{one.key}, fold {fold}, {result.trained_on} molecules: MAE {result.mae:.2f}, "
+                    f"RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. {result.note}"
+                )

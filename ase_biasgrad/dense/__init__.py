@@ -1,0 +1,1 @@
+"""The dense network in plain NumPy: layers with derivatives written by hand."""
