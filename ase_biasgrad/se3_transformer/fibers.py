@@ -1,0 +1,68 @@
+"""Fibers: how many channels a feature has of each degree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Fiber = Mapping[int, int]  # degree → channels
+Features = dict[int, Tensor]  # degree l → (n, 2l + 1, channels)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Degrees that have equally many channels and are therefore computed together."""
+
+    degrees: tuple[int, ...]
+    channels: int
+
+    @property
+    def components(self) -> int:
+        """Numbers per channel: Σ (2l + 1)."""
+        return sum(2 * degree + 1 for degree in self.degrees)
+
+
+def uniform_fiber(max_degree: int, channels: int) -> dict[int, int]:
+    """`channels` of every degree from 0 to `max_degree`."""
+    return dict.fromkeys(range(max_degree + 1), channels)
+
+
+def checked_fiber(fiber: Fiber) -> dict[int, int]:
+    """The fiber in order of degrees, without those of no channels.
+
+    Raises
+    ------
+    ValueError
+        If a degree or a number of channels is negative, or nothing is left.
+    """
+    wrong = {degree: channels for degree, channels in fiber.items() if degree < 0 or channels < 0}
+    if wrong:
+        raise ValueError(f"degrees and channels of a fiber are never negative; it has {wrong}")
+    if not any(fiber.values()):
+        raise ValueError(f"the fiber {dict(fiber)} has no channels")
+    return {degree: fiber[degree] for degree in sorted(fiber) if fiber[degree]}
+
+
+def concatenated(one: Fiber, two: Fiber) -> dict[int, int]:
+    """Channels of `one`, and those of `two` beside them where the degree is in both."""
+    return {degree: channels + two.get(degree, 0) for degree, channels in one.items()}
+
+
+def features_of(fiber: Fiber) -> int:
+    """Numbers altogether: Σ channels · (2l + 1)."""
+    return sum(channels * (2 * degree + 1) for degree, channels in fiber.items())
+
+
+def check_features(features: Features, fiber: Fiber) -> None:
+    """Raise `ValueError` naming the degree whose features do not have the shape of the fiber."""
+    if set(features) != set(fiber):
+        raise ValueError(f"features have degrees {sorted(features)}, not {sorted(fiber)}")
+    for degree, channels in fiber.items():
+        shape = tuple(features[degree].shape)
+        if shape[1:] != (2 * degree + 1, channels):
+            raise ValueError(
+                f"features of degree {degree} have shape {shape}, "
+                f"not (points, {2 * degree + 1}, {channels})"
+            )
