@@ -28,29 +28,36 @@ def median(residuals: np.ndarray) -> float:
 def efwt_window(residuals: np.ndarray, forces_within: np.ndarray | None = None) -> float:
     """argmax_b of the frames with abs(r − b) < 0.02 eV whose forces are within 0.03 eV/Å.
 
-    A window of width 0.04 eV slides over the sorted residuals. Of equally good windows the one
-    nearest to the median is taken, and b is put in the middle of the residuals it holds.
+    A count is constant over whole intervals of b. Of all b that hold equally many such frames,
+    those are taken that hold the most frames whatever their forces (the energy half of EFwT), and
+    of these the one nearest to the median. So b is the EFwT optimum where it is well determined,
+    and all frames decide where few or none pass the force half.
 
     Parameters
     ----------
     residuals
         `(m,)` in eV.
     forces_within
-        `(m,)` bool, whether every force component of a frame is within 0.03 eV/Å. Without it,
-        or where it holds for no frame at all, every frame counts.
+        `(m,)` bool, whether every force component of a frame is within 0.03 eV/Å; without it
+        every frame counts.
     """
     residuals = _checked(residuals)
-    centre = np.median(residuals)
-    if forces_within is not None and np.any(forces_within):
-        residuals = residuals[np.asarray(forces_within, bool)]
-    ordered = np.sort(residuals)
+    centre = float(np.median(residuals))
+    offsets = residuals - centre
+    passing = np.sort(offsets if forces_within is None else offsets[np.asarray(forces_within)])
+    offsets = np.sort(offsets)
     # strict inequality: the window is open, and rounding must not close it
-    width = 2 * ENERGY_WITHIN * (1 - 1e-9)
-    stop = np.searchsorted(ordered, ordered + width, side="left")  # (m,) end of window k
-    held = stop - np.arange(len(ordered))
-    middle = 0.5 * (ordered + ordered[stop - 1])
-    best = np.flatnonzero(held == held.max())
-    return float(middle[best[np.argmin(np.abs(middle[best] - centre))]])
+    reach = ENERGY_WITHIN - 1e-11 - 4 * np.spacing(np.abs(residuals).max())
+    ends = np.unique(np.concatenate([offsets - reach, offsets + reach]))
+    middle = 0.5 * (ends[:-1] + ends[1:])  # (intervals,)
+    held, held_whatever = (
+        np.searchsorted(frames, middle + reach, "right")
+        - np.searchsorted(frames, middle - reach, "left")
+        for frames in (passing, offsets)
+    )
+    nearest = np.clip(0.0, ends[:-1], ends[1:])
+    best = np.lexsort((np.abs(nearest), -held_whatever, -held))[0]
+    return centre + float(nearest[best])
 
 
 def gradient_descent(

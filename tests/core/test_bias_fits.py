@@ -31,9 +31,42 @@ def test_efwt_window_holds_as_many_frames_as_any(residuals):
 
 def test_efwt_window_counts_only_frames_with_good_forces():
     residuals = np.array([0.0, 0.001, 0.002, 1.0, 1.001])
-    assert abs(bias_fits.efwt_window(residuals) - 0.001) < 1e-12
+    assert bias_fits.efwt_window(residuals) == 0.002
     good = np.array([False, False, False, True, True])
-    assert abs(bias_fits.efwt_window(residuals, good) - 1.0005) < 1e-12
+    b = bias_fits.efwt_window(residuals, good)
+    assert (np.abs(residuals - b) < bias_fits.ENERGY_WITHIN).tolist() == good.tolist()
+
+
+def held(residuals: np.ndarray, b: float) -> int:
+    return int((np.abs(residuals - b) < bias_fits.ENERGY_WITHIN).sum())
+
+
+@given(RESIDUALS, st.integers(0, 2**30), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_efwt_window_is_the_best_of_all_biases_by_three_criteria(residuals, seed, share):
+    good = np.random.default_rng(seed).random(len(residuals)) < share
+    median = np.median(residuals)
+
+    def merit(b: float) -> tuple[int, int, float]:
+        return held(residuals[good], b), held(residuals, b), -abs(b - median)
+
+    found = merit(bias_fits.efwt_window(residuals, good))
+    edges = np.concatenate([residuals - 0.02 + 1e-9, residuals, residuals + 0.02 - 1e-9])
+    for b in (*edges, *np.linspace(-0.22, 0.22, 45), median):
+        held_good, held_all, nearness = merit(b)
+        assert (held_good, held_all, nearness - 1e-8) <= found
+
+
+def test_few_frames_with_good_forces_do_not_pull_the_efwt_window_away():
+    random, found, middles = np.random.default_rng(0), [], []
+    for _ in range(200):
+        residuals = random.normal(0, 0.01, 1000)
+        good = np.zeros(1000, bool)
+        good[random.integers(0, 1000, 3)] = True
+        found.append(bias_fits.efwt_window(residuals, good))
+        middles.append(0.5 * (residuals[good].min() + residuals[good].max()))
+        assert held(residuals[good], found[-1]) >= held(residuals[good], middles[-1])
+    # as good for these three, and nearer to the 0 that all frames tell
+    assert np.std(found) < 0.5 * np.std(middles)
 
 
 def test_gradient_descent_finds_the_median():
