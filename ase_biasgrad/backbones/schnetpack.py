@@ -99,6 +99,10 @@ class SchNetPackBackbone(Backbone):
         )
         return self.scale * self.readout(output["scalar_representation"]).squeeze(-1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # unpickling loads SchNetPack's modules: import it in our own way before
+        return _blank, (type(self),), self.__dict__
+
     def energy_shifts(self) -> list[nn.Parameter]:
         return [self.readout[-1].bias]
 
@@ -152,6 +156,12 @@ def _choose(argument: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
         raise ValueError(f"{argument}={value!r} is unknown; choose from {sorted(choices)}")
     return choices[value]
+
+
+def _blank(cls: type[SchNetPackBackbone]) -> SchNetPackBackbone:
+    """A backbone that waits for its state."""
+    import_schnetpack()
+    return cls.__new__(cls)
 
 
 def import_schnetpack() -> None:

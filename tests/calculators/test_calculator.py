@@ -1,6 +1,7 @@
 """What the conformance suite does not ask: committees, checkpoints, biases, registration."""
 
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -186,17 +187,29 @@ def test_imports_are_light(tmp_path):
     assert run_python(code, tmp_path).strip() == "[]"
 
 
-def test_making_a_calculator_leaves_the_process_as_it_was(tmp_path):
+@pytest.mark.parametrize(
+    "act",
+    [
+        "BiasGradCalculator('p.safetensors', device='cpu')",
+        "pickle.loads(open('c.pickle', 'rb').read()).get_forces()",
+    ],
+)
+def test_making_a_calculator_leaves_the_process_as_it_was(tmp_path, act):
     save_checkpoint(tmp_path / "p.safetensors", small_potential())
+    atoms = ethanol()
+    atoms.calc = BiasGradCalculator(tmp_path / "p.safetensors", device="cpu")
+    atoms.get_forces()
+    (tmp_path / "c.pickle").write_bytes(pickle.dumps(atoms))
     code = (
-        "import logging, os\n"
+        "import logging, os, pickle, sys\n"
         "from ase_biasgrad import BiasGradCalculator\n"
         "root, environment = logging.getLogger(), dict(os.environ)\n"
         "before = (list(root.handlers), root.level)\n"
-        "BiasGradCalculator('p.safetensors', device='cpu')\n"
-        "print((root.handlers, root.level) == before, dict(os.environ) == environment)"
+        f"{act}\n"
+        "print((root.handlers, root.level) == before, dict(os.environ) == environment)\n"
+        "print('schnetpack' in sys.modules)"
     )
-    assert run_python(code, tmp_path).strip() == "True True"
+    assert run_python(code, tmp_path).split() == ["True", "True", "True"]
 
 
 def test_ase_knows_the_calculator_by_name(tmp_path):
