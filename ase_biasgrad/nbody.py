@@ -1,0 +1,273 @@
+"""Charged particles: the simulations of the N-body benchmark, and the file that holds them.
+
+The data of Fuchs et al. 2020 (arXiv:2006.10503), after Kipf et al. 2018 (arXiv:1802.04687):
+particles of unit mass with charges ±1 and forces F_i = Σ_j q_i q_j (x_i − x_j)/|x_i − x_j|³,
+whose components are clipped, in a box with reflecting walls. The variant of Satorras et al. 2021
+(EGNN, arXiv:2102.09844) has no walls. Quantities have no units.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from ase_biasgrad.files import whole_file
+
+FORMAT, VERSION = "ase-biasgrad nbody", 1
+SPLITS = ("train", "validation", "test")
+SIMULATIONS_PER_BLOCK = 500  # arrays of one step then fit into a processor's cache
+
+
+@dataclass(frozen=True)
+class System:
+    """The true system and how it is stepped.
+
+    Parameters
+    ----------
+    particles
+        How many.
+    half_width
+        Of the box; None: no walls.
+    position_deviation, speed
+        Positions begin normally distributed, velocities in random directions.
+    strength
+        Factor of the forces.
+    largest_force
+        Each component of a particle's force is clipped to it.
+    timestep
+        Of the integrator.
+    steps, interval
+        Steps of a simulation, and between the frames that are kept.
+    """
+
+    particles: int = 5
+    half_width: float | None = 5.0
+    position_deviation: float = 1.0
+    speed: float = 0.5
+    strength: float = 1.0
+    largest_force: float = 100.0
+    timestep: float = 0.001
+    steps: int = 5000
+    interval: int = 100
+
+    @property
+    def frames(self) -> int:
+        """Frames that are kept, the first after `interval` steps."""
+        return self.steps // self.interval - 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published data set: its system, simulations per split, and the task's frames.
+
+    The task starts at frame `start`, or at any frame where `start` is None, and asks for the
+    change `ahead` frames later.
+    """
+
+    system: System
+    sizes: dict[str, int]
+    start: int | None
+    ahead: int
+
+
+VARIANTS = {
+    # the paper has no validation set; ours is beside its sizes
+    "paper": Variant(System(), {"train": 5000, "validation": 1000, "test": 1000}, None, 5),
+    "egnn": Variant(
+        System(half_width=None), {"train": 3000, "validation": 2000, "test": 2000}, 30, 10
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Simulations with `f` frames of `n` particles each."""
+
+    positions: np.ndarray  # (simulations, f, n, 3)
+    velocities: np.ndarray  # (simulations, f, n, 3)
+    charges: np.ndarray  # (simulations, n)
+
+    def __len__(self) -> int:
+        return len(self.charges)
+
+
+class NBodyDataError(ValueError):
+    """A file that is no N-body data set; the message names it."""
+
+
+def forces(positions: np.ndarray, charges: np.ndarray, system: System) -> np.ndarray:
+    """Clipped forces `(3, n, simulations)` at `positions (3, n, simulations)`.
+
+    `charges` are `(n, simulations)`.
+    """
+    pairs = _pair_differences(len(charges))  # (pairs, n)
+    strengths = _pair_strengths(charges, system)
+    return _forces(positions, strengths, pairs, system)
+
+
+def simulate(system: System, simulations: int, seed: int, progress: bool = False) -> Trajectories:
+    """Simulate from random positions, velocities and charges.
+
+    The order of each step is the original's: positions move by the velocities, walls reflect,
+    the frame is kept, velocities change by the forces. One change of velocities comes first.
+    """
+    random = np.random.default_rng(seed)
+    shape = (simulations, system.particles, 3)
+    charges = random.choice([-1.0, 1.0], shape[:2])
+    positions = system.position_deviation * random.standard_normal(shape)
+    velocities = random.standard_normal(shape)
+    velocities *= system.speed / np.linalg.norm(velocities, axis=-1, keepdims=True)
+    starts = range(0, simulations, SIMULATIONS_PER_BLOCK)
+    blocks = []
+    for start in tqdm(starts, "simulations", unit="block", disable=not progress, leave=False):
+        block = slice(start, start + SIMULATIONS_PER_BLOCK)
+        blocks.append(
+            integrate(
+                system,
+                np.ascontiguousarray(positions[block].transpose(2, 1, 0)),
+                np.ascontiguousarray(velocities[block].transpose(2, 1, 0)),
+                np.ascontiguousarray(charges[block].T),
+            )
+        )
+    kept = np.concatenate(blocks, axis=-1)  # (2, frames, 3, n, simulations)
+    kept_positions, kept_velocities = kept.transpose(0, 4, 1, 3, 2)
+    return Trajectories(kept_positions, kept_velocities, charges)
+
+
+def integrate(
+    system: System, positions: np.ndarray, velocities: np.ndarray, charges: np.ndarray
+) -> np.ndarray:
+    """Frames of simulations from given starts, `(2, frames, 3, n, simulations)`.
+
+    Positions and velocities are `(3, n, simulations)`, charges `(n, simulations)`.
+    """
+    pairs = _pair_differences(len(charges))
+    strengths = _pair_strengths(charges, system)
+    x, v = positions.copy(), velocities.copy()
+    kept = np.empty((2, system.frames, *x.shape))
+    _reflect(x, v, system)
+    v += system.timestep * _forces(x, strengths, pairs, system)
+    for step in range(1, system.frames * system.interval + 1):
+        x += system.timestep * v
+        _reflect(x, v, system)
+        if step % system.interval == 0:
+            kept[:, step // system.interval - 1] = x, v
+        v += system.timestep * _forces(x, strengths, pairs, system)
+    return kept
+
+
+def _pair_differences(particles: int) -> np.ndarray:
+    """Matrix `(pairs, n)` that takes positions to differences x_i − x_j."""
+    pairs = list(combinations(range(particles), 2))
+    matrix = np.zeros((len(pairs), particles))
+    for row, (i, j) in enumerate(pairs):
+        matrix[row, i], matrix[row, j] = 1.0, -1.0
+    return matrix
+
+
+def _pair_strengths(charges: np.ndarray, system: System) -> np.ndarray:
+    """q_i q_j times the strength, `(pairs, simulations)`."""
+    i, j = np.array(list(combinations(range(len(charges)), 2)), int).reshape(-1, 2).T
+    return system.strength * charges[i] * charges[j]
+
+
+def _forces(
+    positions: np.ndarray, strengths: np.ndarray, pairs: np.ndarray, system: System
+) -> np.ndarray:
+    differences = pairs @ positions  # (3, pairs, simulations)
+    squares = np.einsum("kps,kps->ps", differences, differences)
+    differences *= strengths / (squares * np.sqrt(squares))
+    total = pairs.T @ differences  # (3, n, simulations)
+    return np.clip(total, -system.largest_force, system.largest_force, out=total)
+
+
+def _reflect(positions: np.ndarray, velocities: np.ndarray, system: System) -> None:
+    """Bring particles beyond a wall back in, in place, with the velocity turned inwards."""
+    if system.half_width is None:
+        return
+    outside = np.abs(positions) > system.half_width
+    if outside.any():
+        side = np.sign(positions[outside])
+        positions[outside] = 2 * system.half_width * side - positions[outside]
+        velocities[outside] = -side * np.abs(velocities[outside])
+
+
+# --- the file ------------------------------------------------------------------------------
+
+
+def write_dataset(
+    path: str | Path,
+    variant: str = "paper",
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    progress: bool = False,
+) -> None:
+    """Simulate all splits of a variant and write them to one HDF5 file, float32.
+
+    A group per split has `positions` and `velocities (simulations, frames, n, 3)` and
+    `charges (simulations, n)`; attributes hold the system, the task and the seed. Splits have
+    seeds of their own, so that the size of one does not change another.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}; choose one of {sorted(VARIANTS)}")
+    chosen = VARIANTS[variant]
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.attrs["variant"], file.attrs["seed"] = variant, seed
+        file.attrs["system"] = json.dumps(asdict(chosen.system))
+        for number, split in enumerate(SPLITS):
+            simulations = (sizes or chosen.sizes)[split]
+            split_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            trajectories = simulate(chosen.system, simulations, split_seed, progress)
+            group = file.create_group(split)
+            for name, values in vars(trajectories).items():
+                group.create_dataset(name, data=values.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class NBodyData:
+    """A data set as read: its variant and system, and a split's trajectories."""
+
+    variant: str
+    system: System
+    path: Path
+
+    def read(self, split: str) -> Trajectories:
+        """The trajectories of a split, float32."""
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}; choose one of {SPLITS}")
+        with h5py.File(self.path) as file:
+            group = file[split]
+            return Trajectories(*(group[name][:] for name in Trajectories.__annotations__))
+
+
+def open_dataset(path: str | Path) -> NBodyData:
+    """What `write_dataset` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    NBodyDataError
+        If it is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with `biasgrad data nbody`")
+    try:
+        with h5py.File(path) as file:
+            attributes = dict(file.attrs)
+    except OSError as error:
+        raise NBodyDataError(f"{path}: is no HDF5 file: {error}") from error
+    if attributes.get("format") != FORMAT:
+        raise NBodyDataError(f"{path}: is no N-body data set (`biasgrad data nbody` makes one)")
+    if attributes["version"] > VERSION:
+        raise NBodyDataError(f"{path}: needs a newer version of ase-biasgrad")
+    system = System(**json.loads(attributes["system"]))
+    return NBodyData(str(attributes["variant"]), system, path)
