@@ -89,7 +89,8 @@ class AttentionBlock(nn.Module):
         points = len(next(iter(features.values())))
         keys, values = self.keys_and_values(features, edges)
         queries = self._queries(self.queries(features))
-        scores = self.scale * (queries[edges.centre] * keys).sum(dim=2)  # (edges, heads)
+        asking = queries.index_select(0, edges.centre)  # (edges, heads, …)
+        scores = self.scale * (asking * keys).sum(dim=2)  # (edges, heads)
         weights = edge_softmax(scores, edges, points)
         attended = values.new_zeros(points, *values.shape[1:]).index_add(
             0, edges.centre, weights[:, :, None] * values

@@ -103,7 +103,7 @@ class Convolution(nn.Module):
 
     def forward(self, features: Features, edges: EdgeContext) -> list[Tensor]:
         """Messages of each group, `(edges, channels, components)`, for `features` of the points."""
-        sent = [features[degree][edges.neighbour] for degree in self.fiber_in]
+        sent = [features[degree].index_select(0, edges.neighbour) for degree in self.fiber_in]
         arguments = (sent, edges.scalars, edges.bases)
         if self.options.low_memory and torch.is_grad_enabled():
             return checkpoint(self._messages, *arguments, use_reentrant=False)

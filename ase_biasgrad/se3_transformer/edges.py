@@ -36,14 +36,14 @@ def edge_softmax(scores: Tensor, edges: EdgeContext, points: int) -> Tensor:
         highest = scores.new_full((points, scores.shape[1]), -torch.inf)
         highest = highest.scatter_reduce(0, index, scores, "amax")
         highest = highest.masked_fill(highest == -torch.inf, 0.0)
-    weights = torch.exp(scores - highest[edges.centre])  # (edges, heads)
+    weights = torch.exp(scores - highest.index_select(0, edges.centre))  # (edges, heads)
     if edges.envelope is None:
-        return weights / _sum_by_centre(weights, edges, points)[edges.centre]
+        return weights / _sum_by_centre(weights, edges, points).index_select(0, edges.centre)
     fading = edges.envelope[:, None]
     weights = fading * weights
     # a centre without any neighbour within the cutoff would divide by zero
     total = _sum_by_centre(weights, edges, points).clamp_min(1e-30)
-    return fading * weights / total[edges.centre]
+    return fading * weights / total.index_select(0, edges.centre)
 
 
 def _sum_by_centre(values: Tensor, edges: EdgeContext, points: int) -> Tensor:
