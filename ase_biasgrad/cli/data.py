@@ -152,6 +152,23 @@ def sample(
 
 
 @app.command()
+def nbody(
+    output: Annotated[Path, typer.Option("--output", "-o", help="new file (HDF5)")],
+    variant: Annotated[
+        str, typer.Option(help="paper (in a box, 5000/1000/1000) or egnn (3000/2000/2000)")
+    ] = "paper",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Simulate the charged particles of the N-body benchmark."""
+    from ase_biasgrad.nbody import SPLITS, open_dataset, write_dataset
+
+    write_dataset(output, variant, seed, progress=True)
+    data = open_dataset(output)
+    sizes = ", ".join(f"{len(data.read(split))} {split}" for split in SPLITS)
+    typer.echo(f"{output}: simulations of {data.system.frames} frames: {sizes}")
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="dataset file")],
 ) -> None:
