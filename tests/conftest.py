@@ -19,7 +19,9 @@ from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BACKBONES = ("schnet", "painn")
+BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph")
+# the others predict one number for a structure of any size
+EXTENSIVE = ("schnet", "painn", "graph_convolution")
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +36,13 @@ def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potenti
     """Random weights of a size that gives forces of the order of 1 eV/Å."""
     torch.manual_seed(seed)
     sizes = {"features": 16, "interactions": 2, "cutoff": 4.0, "radial_functions": 12}
-    scale = {"schnet": 2.0, "painn": 0.05}[name]
+    if name == "atomgraph":
+        sizes = {"hidden_layers": 2, "cutoff": 4.0, "decay": "exp_decay"}
+    scale = {"schnet": 2.0, "painn": 0.05, "graph_convolution": -10.0, "atomgraph": -40.0}[name]
     backbone = build_backbone(name, {**sizes, "scale": scale, **arguments})
+    if name == "atomgraph":  # as initialised it hardly feels where the atoms of an element are
+        for layer in backbone.convolutions:
+            layer.convolution.weight.data *= 10
     return Potential(backbone, elements=[1, 6, 8, 29])
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from ase_biasgrad.backbones.atomgraph import AtomGraphNet
 from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.graph_convolution import GraphConvolution
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet
 
 __all__ = [
+    "AtomGraphNet",
     "Backbone",
+    "GraphConvolution",
     "PaiNN",
     "SchNet",
     "backbone_arguments",
@@ -17,7 +21,7 @@ __all__ = [
     "build_backbone",
 ]
 
-BACKBONES: tuple[type[Backbone], ...] = (SchNet, PaiNN)
+BACKBONES: tuple[type[Backbone], ...] = (SchNet, PaiNN, GraphConvolution, AtomGraphNet)
 
 
 def backbone_class(name: str) -> type[Backbone]:
