@@ -19,9 +19,9 @@ from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph")
+BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph", "se3_transformer")
 # the others predict one number for a structure of any size
-EXTENSIVE = ("schnet", "painn", "graph_convolution")
+EXTENSIVE = ("schnet", "painn", "graph_convolution", "se3_transformer")
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,15 @@ def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potenti
     sizes = {"features": 16, "interactions": 2, "cutoff": 4.0, "radial_functions": 12}
     if name == "atomgraph":
         sizes = {"hidden_layers": 2, "cutoff": 4.0, "decay": "exp_decay"}
-    scale = {"schnet": 2.0, "painn": 0.05, "graph_convolution": -10.0, "atomgraph": -40.0}[name]
+    if name == "se3_transformer":
+        sizes = {"channels": 8, "layers": 2, "heads": 2, "cutoff": 4.0, "radial_functions": 6}
+    scale = {
+        "schnet": 2.0,
+        "painn": 0.05,
+        "graph_convolution": -10.0,
+        "atomgraph": -40.0,
+        "se3_transformer": -5.0,
+    }[name]
     backbone = build_backbone(name, {**sizes, "scale": scale, **arguments})
     if name == "atomgraph":  # as initialised it hardly feels where the atoms of an element are
         for layer in backbone.convolutions:

@@ -9,19 +9,27 @@ from ase_biasgrad.backbones.atomgraph import AtomGraphNet
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.graph_convolution import GraphConvolution
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet
+from ase_biasgrad.backbones.se3_transformer import SE3TransformerBackbone
 
 __all__ = [
     "AtomGraphNet",
     "Backbone",
     "GraphConvolution",
     "PaiNN",
+    "SE3TransformerBackbone",
     "SchNet",
     "backbone_arguments",
     "backbone_class",
     "build_backbone",
 ]
 
-BACKBONES: tuple[type[Backbone], ...] = (SchNet, PaiNN, GraphConvolution, AtomGraphNet)
+BACKBONES: tuple[type[Backbone], ...] = (
+    SchNet,
+    PaiNN,
+    GraphConvolution,
+    AtomGraphNet,
+    SE3TransformerBackbone,
+)
 
 
 def backbone_class(name: str) -> type[Backbone]:

@@ -103,10 +103,15 @@ class AttentionBlock(nn.Module):
         messages = self.convolution(features, edges)
         for message, (_, key_channels) in zip(messages, self.groups, strict=True):
             value, key = message.split([message.shape[1] - key_channels, key_channels], dim=1)
-            values.append(value.reshape(len(value), self.heads, -1))
+            values.append(self._by_head(value))
             if key_channels:
-                keys.append(key.reshape(len(key), self.heads, -1))
+                keys.append(self._by_head(key))
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    def _by_head(self, value: Tensor) -> Tensor:
+        """`(…, channels, components)` as `(…, heads, channels of the head · components)`."""
+        size = value.shape[1] // self.heads * value.shape[2]
+        return value.reshape(len(value), self.heads, size)
 
     def _queries(self, features: Features) -> Tensor:
         """Queries `(points, heads, …)` in the order of the keys."""
@@ -114,7 +119,7 @@ class AttentionBlock(nn.Module):
         for group, key_channels in self.groups:
             if key_channels:
                 value = torch.cat([features[degree] for degree in group.degrees], dim=1)
-                queries.append(value.transpose(1, 2).reshape(len(value), self.heads, -1))
+                queries.append(self._by_head(value.transpose(1, 2)))
         return torch.cat(queries, dim=2)
 
     def _joined(self, attended: Tensor, features: Features) -> Features:
@@ -123,7 +128,8 @@ class AttentionBlock(nn.Module):
         for group, key_channels in self.groups:
             channels = group.channels - key_channels
             size = channels * group.components // self.heads
-            value = attended[:, :, start : start + size].reshape(len(attended), channels, -1)
+            value = attended[:, :, start : start + size]
+            value = value.reshape(len(attended), channels, group.components)
             start += size
             parts = value.transpose(1, 2).split([2 * d + 1 for d in group.degrees], dim=1)
             for degree, part in zip(group.degrees, parts, strict=True):

@@ -42,6 +42,11 @@ class BasisShape:
         return sum(2 * k + 1 for k in self.degrees_out)
 
     @property
+    def rows(self) -> int:
+        """Components of degree l times paths."""
+        return (2 * self.degree_in + 1) * len(self.paths)
+
+    @property
     def highest_order(self) -> int:
         """Highest J."""
         return max(J for _, J in self.paths)
@@ -103,7 +108,7 @@ def kernel_bases(harmonics: Tensor, shapes: Iterable[BasisShape]) -> KernelBases
         if shape not in bases:
             matrix = coupling_matrix(shape, harmonics.dtype, harmonics.device)
             flat = harmonics[:, : matrix.shape[0]] @ matrix
-            bases[shape] = flat.view(len(harmonics), -1, shape.components)
+            bases[shape] = flat.view(len(harmonics), shape.rows, shape.components)
     return bases
 
 

@@ -114,9 +114,10 @@ class Convolution(nn.Module):
         messages: dict[Group, Tensor] = {}
         for (group, shape), weight in zip(self.blocks, self.radial(scalars), strict=True):
             features = features_of[shape.degree_in]
-            weight = weight.view(len(scalars), features.shape[2], -1)
+            sizes = (features.shape[2], len(shape.paths) * group.channels)
+            weight = weight.view(len(scalars), *sizes)
             # (edges, 2l + 1, channels in) · (edges, channels in, paths · channels out)
-            mixed = torch.bmm(features, weight).view(len(scalars), -1, group.channels)
+            mixed = torch.bmm(features, weight).view(len(scalars), shape.rows, group.channels)
             mixed = mixed.transpose(1, 2)  # (edges, channels out, (2l + 1) · paths)
             if group in messages:
                 messages[group] = torch.baddbmm(messages[group], mixed, bases[shape])

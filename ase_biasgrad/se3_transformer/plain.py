@@ -93,15 +93,14 @@ class PlainAttentionBlock(AttentionBlock):
     def keys_and_values(self, features: Features, edges: EdgeContext) -> tuple[Tensor, Tensor]:
         """As in the fused block."""
         keys, values = self.keys(features, edges), self.values(features, edges)
-        return self._by_head(keys), self._by_head(values)
+        return self._joined_by_head(keys), self._joined_by_head(values)
 
-    def _by_head(self, messages: Features) -> Tensor:
+    def _joined_by_head(self, messages: Features) -> Tensor:
         parts = []
         for group, _ in self.groups:
             members = [messages[degree] for degree in group.degrees if degree in messages]
             if members:
-                joined = torch.cat(members, dim=2)  # (edges, channels, components)
-                parts.append(joined.reshape(len(joined), self.heads, -1))
+                parts.append(self._by_head(torch.cat(members, dim=2)))
         return torch.cat(parts, dim=2)
 
     @torch.no_grad()

@@ -1,0 +1,139 @@
+"""The SE(3)-Transformer as a backbone: attention with features of several degrees."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.schnetpack import import_schnetpack
+from ase_biasgrad.graph import AtomGraph
+
+
+class SE3TransformerBackbone(Backbone):
+    """Equivariant attention over neighbours (Fuchs et al. 2020), made smooth for forces.
+
+    What differs from the paper's networks: activations have continuous derivatives, the
+    radial networks see Bessel functions of the distance, and an envelope lets attention to a
+    neighbour end at the cutoff with zero weight and slope.
+
+    Parameters
+    ----------
+    channels
+        Channels of each degree.
+    layers
+        Attention layers; the last gives scalars alone.
+    max_degree
+        Highest degree of hidden features.
+    heads
+        Attention heads; must divide `channels` / `division`.
+    division
+        Keys and values have 1/`division` of the channels.
+    cutoff
+        Range of the edges in Å.
+    radial_functions
+        Number of Bessel functions.
+    radial_hidden
+        Width of the radial networks.
+    odd_paths
+        Also use kernels that are odd under reflection: energies may then differ between mirror
+        images, which those of molecules never do.
+    low_memory
+        Compute kernels again in the backward pass instead of keeping them.
+    scale
+        Energy unit of the readout in eV: the network's output is multiplied by it. The force
+        stage sets it to the root mean square force × 1 Å, so that outputs are of order one.
+    """
+
+    name: ClassVar[str] = "se3_transformer"
+
+    def __init__(
+        self,
+        channels: int = 32,
+        layers: int = 3,
+        max_degree: int = 2,
+        heads: int = 4,
+        division: int = 2,
+        cutoff: float = 5.0,
+        radial_functions: int = 8,
+        radial_hidden: int = 32,
+        odd_paths: bool = False,
+        low_memory: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.arguments = {
+            "channels": channels,
+            "layers": layers,
+            "max_degree": max_degree,
+            "heads": heads,
+            "division": division,
+            "cutoff": cutoff,
+            "radial_functions": radial_functions,
+            "radial_hidden": radial_hidden,
+            "odd_paths": odd_paths,
+            "low_memory": low_memory,
+            "scale": scale,
+        }
+        if layers < 1:
+            raise ValueError(f"layers={layers}: there must be at least one")
+        import_schnetpack()
+        from schnetpack.nn import BesselRBF
+
+        from ase_biasgrad.se3_transformer.attention import AttentionBlock
+        from ase_biasgrad.se3_transformer.convolution import KernelOptions
+        from ase_biasgrad.se3_transformer.fibers import uniform_fiber
+        from ase_biasgrad.se3_transformer.network import SE3Transformer, transformer_blocks
+        from ase_biasgrad.se3_transformer.nonlinearity import SmoothGate
+
+        self.cutoff = float(cutoff)
+        self.scale = float(scale)
+        self.embedding = nn.Embedding(119, channels)
+        self.radial_basis = BesselRBF(radial_functions, cutoff=cutoff)
+        kernels = KernelOptions(
+            inputs=1 + radial_functions,
+            radial_hidden=radial_hidden,
+            activation=nn.SiLU,
+            odd_paths=odd_paths,
+            low_memory=low_memory,
+        )
+        scalars, hidden = {0: channels}, uniform_fiber(max_degree, channels)
+        blocks = transformer_blocks(
+            scalars, hidden, layers - 1, heads, division, kernels, SmoothGate
+        )
+        fiber = hidden if layers > 1 else scalars
+        blocks.append(AttentionBlock(fiber, scalars, heads, division, kernels))
+        self.transformer = SE3Transformer(scalars, blocks)
+        self.readout = nn.Sequential(
+            nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1)
+        )
+        nn.init.zeros_(self.readout[-1].bias)
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        from ase_biasgrad.differentiable_graph import smooth_envelope
+
+        dtype = self.embedding.weight.dtype
+        vectors = graph.edge_vectors().to(dtype)  # (e, 3)
+        near = vectors.detach().square().sum(dim=1) < self.cutoff**2
+        vectors, index = vectors[near], graph.edge_index[:, near]
+        distances = vectors.norm(dim=1)
+        features = self.transformer(
+            {0: self.embedding(graph.numbers)[:, None, :]},
+            vectors,
+            index,
+            edge_scalars=self.radial_basis(distances),
+            envelope=smooth_envelope(distances, self.cutoff),
+        )
+        return self.scale * self.readout(features[0][:, 0]).squeeze(-1)
+
+    def energy_shifts(self) -> list[nn.Parameter]:
+        return [self.readout[-1].bias]
+
+    def take_energy_shift(self) -> float:
+        bias = self.readout[-1].bias
+        shift = self.scale * float(bias.detach())
+        torch.nn.init.zeros_(bias)
+        return shift
