@@ -96,16 +96,18 @@ def norm_order(
     return np.argsort(np.where(present, -norms, np.inf), axis=1, kind="stable")
 
 
-def reordered(matrices: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Rows and columns of `(b, n, n)` in `order (b, n)`."""
-    each = np.arange(len(matrices))[:, None, None]
-    return matrices[each, order[:, :, None], order[:, None, :]]
+def triangles(matrices: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Upper triangles, row by row, of `(b, n, n)` in `order (b, n)`: `(b, n (n + 1) / 2)`."""
+    rows, columns = np.triu_indices(order.shape[1])
+    return matrices[np.arange(len(matrices))[:, None], order[:, rows], order[:, columns]]
 
 
-def upper_triangles(matrices: np.ndarray) -> np.ndarray:
-    """Entries on and above the diagonal of `(b, n, n)`, row by row: `(b, n (n + 1) / 2)`."""
-    rows, columns = np.triu_indices(matrices.shape[1])
-    return matrices[:, rows, columns]
+def from_triangles(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The transpose of `triangles`: values back in their places `(b, n, n)`, zeros elsewhere."""
+    rows, columns = np.triu_indices(order.shape[1])
+    matrices = np.zeros((len(order), order.shape[1], order.shape[1]), values.dtype)
+    matrices[np.arange(len(order))[:, None], order[:, rows], order[:, columns]] = values
+    return matrices
 
 
 def eigenspectra(matrices: np.ndarray) -> np.ndarray:

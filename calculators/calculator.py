@@ -17,23 +17,24 @@ from ase.calculators.calculator import (
     InputError,
     all_changes,
 )
-from ase.data import chemical_symbols
 from ase.outputs import Properties, all_outputs
 
 from ase_biasgrad.bias import N_ELEMENTS, Bias
 from ase_biasgrad.calculators.engine import Evaluation, Structure
-from ase_biasgrad.calculators.reference_engine import evaluate_batch
 from ase_biasgrad.calculators.select_engine import select_engine
+from ase_biasgrad.calculators.system_state import (
+    changes_between,
+    check_neutral,
+    check_numbers_and_positions,
+    info_values,
+)
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.graph import graph_from_arrays
 from ase_biasgrad.potential import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# what people write into atoms.info; no backbone of ours reads any, so only neutral values pass
-NEUTRAL_INFO = {"charge": 0, "total_charge": 0, "spin": 0, "spin_multiplicity": 1}
 
 
 class EnergyZeroWarning(UserWarning):
@@ -60,8 +61,9 @@ class BiasGradCalculator(Calculator):
         Of the networks: `float32` or `float64`. Positions, the bias and energy sums are always
         float64.
     engine
-        `auto` takes the fastest that fits, `reference` evaluates by autograd. The attribute
-        `engine` names the one that runs.
+        `auto` takes the fastest that fits: `cpu` or `cuda`, written-out derivatives over sampled
+        radial filters, for SchNet and PaiNN in float32; `reference`, autograd, for all others.
+        The attribute `engine` names the one that runs.
     skin
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
         atom could have come in. Results do not depend on it.
@@ -141,25 +143,7 @@ class BiasGradCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What changed since the last calculation, exactly; `tol` is there for ASE's sake."""
-        last = self.atoms
-        if last is None:
-            return list(all_changes)
-        changes = [
-            name
-            for name in ("positions", "numbers")
-            if not np.array_equal(last.arrays[name], atoms.arrays[name])
-        ]
-        if not np.array_equal(last.cell.array, atoms.cell.array):
-            changes.append("cell")
-        if not np.array_equal(last.pbc, atoms.pbc):
-            changes.append("pbc")
-        for name in ("initial_charges", "initial_magmoms"):
-            old, new = last.arrays.get(name), atoms.arrays.get(name)
-            if (old is None) != (new is None) or not (old is None or np.array_equal(old, new)):
-                changes.append(name)
-        if self._info != _info_of(atoms):
-            changes.append("info")
-        return changes
+        return changes_between(self.atoms, self._info, atoms)
 
     def reset(self) -> None:
         """Forget results and neighbour lists."""
@@ -215,7 +199,7 @@ class BiasGradCalculator(Calculator):
             self.atoms = atoms.copy()
         if self.atoms is None:
             raise InputError("there are no atoms to calculate")
-        self._info = _info_of(self.atoms)
+        self._info = info_values(self.atoms)
         structure = self._structure(self.atoms)
         derivatives = bool({"forces", "stress"} & set(properties))
         if len(structure.numbers) == 0:
@@ -251,25 +235,10 @@ class BiasGradCalculator(Calculator):
 
     def _structure(self, atoms: Atoms) -> Structure:
         numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
-        if not np.isfinite(positions).all():
-            atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
-            raise InputError(f"the position of atom {atom} is not finite: {positions[atom]}")
         if not np.isfinite(atoms.cell.array).all():
             raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
-        if unknown := set(numbers.tolist()) - self.elements:
-            names = sorted(chemical_symbols[z] for z in unknown)
-            known = [chemical_symbols[z] for z in sorted(self.elements)]
-            raise InputError(f"the potential does not know {names}; it was trained for {known}")
-        for key, neutral in NEUTRAL_INFO.items():
-            value = atoms.info.get(key)
-            if value is not None and not np.all(np.asarray(value) == neutral):
-                raise InputError(
-                    f"atoms.info[{key!r}] is {value!r}, and the potential has no such "
-                    f"input; it describes {key}={neutral} only"
-                )
-        for name in ("initial_charges", "initial_magmoms"):
-            if name in atoms.arrays and abs(atoms.arrays[name].sum()) > 1e-6:
-                raise InputError(f"{name} do not sum to zero, and the potential has no such input")
+        check_numbers_and_positions(atoms, self.elements)
+        check_neutral(atoms)
         try:
             _check_cell(atoms.cell.array, atoms.pbc)
         except ValueError as error:
@@ -327,19 +296,14 @@ class BiasGradCalculator(Calculator):
         results: list[dict[str, Any]] = []
         for which in np.unique(sizes):
             batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
-            graphs = [
-                graph_from_arrays(s.numbers, s.positions, self._engine.cutoff, s.cell, s.pbc)
-                for s in batch
-            ]
-            evaluations = evaluate_batch(self._engine.backbones, graphs, self.device)
+            evaluations = self._evaluate_batch(batch)
             results += [self._results(s, e) for s, e in zip(batch, evaluations, strict=True)]
         return results
 
-
-def _info_of(atoms: Atoms) -> tuple[Any, ...]:
-    """Values of `NEUTRAL_INFO` that compare as one, arrays too."""
-    values = [atoms.info.get(key) for key in NEUTRAL_INFO]
-    return tuple(None if value is None else np.asarray(value).tolist() for value in values)
+    def _evaluate_batch(self, batch: list[Structure]) -> list[Evaluation]:
+        full = [s for s in batch if len(s.numbers)]
+        evaluations = iter(self._engine.evaluate_many(full) if full else [])
+        return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
 
 
 def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:

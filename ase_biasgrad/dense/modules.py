@@ -1,0 +1,196 @@
+"""Layers of a dense network: `forward`, and derivatives written by hand.
+
+A module keeps what its last `forward` was given, so that `backward` can follow; a network is
+therefore used by one thread at a time. All derivatives are exact ones of what `forward` computes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+
+class Module(ABC):
+    """One step of a network. The constructor of a module takes the arrays of `state()`."""
+
+    @abstractmethod
+    def forward(self, x: Any) -> Any:
+        """Output for a batch, the first axis of `x`."""
+
+    @abstractmethod
+    def backward(self, gradient: Any) -> Any:
+        """Derivative by the input of `forward`, from the one by its output; same shapes."""
+
+    @abstractmethod
+    def update(self, rate: float) -> None:
+        """One step of gradient descent with what the last `backward` was given."""
+
+    @abstractmethod
+    def average(self, other: Self, a: float) -> None:
+        """Weights become (1 − a) · own + a · other's; `other` has the same shape."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arguments of the constructor that makes this module again."""
+        return {}
+
+
+class FixedModule(Module):
+    """A module with nothing to learn."""
+
+    def update(self, rate: float) -> None:
+        """Nothing."""
+
+    def average(self, other: Self, a: float) -> None:
+        """Nothing."""
+
+
+class Linear(Module):
+    """y = x W + b, for x `(b, m)`, W `(m, n)`, b `(n,)`; learns 1/√m times as fast as it is told.
+
+    With m inputs of order one, the factor keeps the change of y by one step independent of m
+    (Montavon et al. 2012, NeurIPS 25, 440).
+    """
+
+    def __init__(self, weights: np.ndarray, bias: np.ndarray) -> None:
+        self.weights, self.bias = np.array(weights), np.array(bias)
+        self.rate = 1 / np.sqrt(len(weights))
+
+    @classmethod
+    def random(
+        cls, m: int, n: int, random: np.random.Generator, dtype: type = np.float64
+    ) -> Linear:
+        """Weights N(0, 1/√m), bias zero."""
+        return cls(
+            random.normal(0.0, 1 / np.sqrt(m), (m, n)).astype(dtype), np.zeros(n, dtype=dtype)
+        )
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self._x = x.astype(self.weights.dtype, copy=False)
+        return self._x @ self.weights + self.bias  # (b, n)
+
+    def receive(self, gradient: np.ndarray) -> None:
+        """Keep dE/dy `(b, n)` for `update`; all of `backward` that learning needs here."""
+        self._gradient = gradient.astype(self.weights.dtype, copy=False)
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        self.receive(gradient)
+        return self._gradient @ self.weights.T  # (b, m)
+
+    @property
+    def weights_gradient(self) -> np.ndarray:
+        """dE/dW `(m, n)` after `backward`."""
+        return self._x.T @ self._gradient
+
+    @property
+    def bias_gradient(self) -> np.ndarray:
+        """dE/db `(n,)` after `backward`."""
+        return self._gradient.sum(axis=0)
+
+    def update(self, rate: float) -> None:
+        # the step enters through the small factor: weights are read and written once
+        step = self.weights.dtype.type(rate * self.rate) * self._gradient  # (b, n)
+        self.weights -= self._x.T @ step
+        self.bias -= step.sum(axis=0)
+
+    def average(self, other: Self, a: float) -> None:
+        self.weights += a * (other.weights - self.weights)
+        self.bias += a * (other.bias - self.bias)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"weights": self.weights, "bias": self.bias}
+
+
+class Tanh(FixedModule):
+    """y = tanh x, for any shape."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self._y = np.tanh(x)
+        return self._y
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        return gradient * (1 - self._y**2)
+
+
+class Standardise(FixedModule):
+    """y = (x − mean) / std, for x `(b, m)`, mean `(m,)`, std `(m,)` or one number `()`."""
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
+        self.mean, self.std = np.asarray(mean), np.asarray(std)
+
+    @classmethod
+    def of(cls, x: np.ndarray, common: bool = False) -> Standardise:
+        """Mean and standard deviation of the columns of x `(k, m)`; constant columns keep theirs.
+
+        With `common`, one standard deviation is taken over all entries.
+        """
+        mean = x.mean(axis=0)
+        std = np.sqrt(((x - mean) ** 2).mean(axis=None if common else 0))
+        # rounding gives a constant column some 1e-16 of its size
+        return cls(mean, np.where(std > 1e-9 * np.abs(x).max(), std, 1.0).astype(x.dtype))
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.mean) / self.std
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        return gradient / self.std
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"mean": self.mean, "std": self.std}
+
+
+class Output(FixedModule):
+    """Energies `(b,)` float64 = mean + std · x, for x `(b, 1)`; of the energies to be learnt."""
+
+    def __init__(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
+        self.mean, self.std = float(mean), float(std)
+
+    @classmethod
+    def of(cls, energies: np.ndarray) -> Output:
+        """Mean and standard deviation (1 if they are all the same) of energies `(k,)`."""
+        std = float(np.std(energies))
+        return cls(float(np.mean(energies)), std if std > 0 else 1.0)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return self.mean + self.std * x[:, 0].astype(np.float64)
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        return self.std * gradient[:, None]  # (b, 1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"mean": np.array(self.mean), "std": np.array(self.std)}
+
+
+class Sequential(Module):
+    """Modules one after another."""
+
+    def __init__(self, modules: Sequence[Module]) -> None:
+        self.modules = list(modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self.modules:
+            x = module.forward(x)
+        return x
+
+    def backward(self, gradient: Any) -> Any:
+        for module in reversed(self.modules):
+            gradient = module.backward(gradient)
+        return gradient
+
+    def backward_to_weights(self, gradient: Any) -> None:
+        """All of `backward` that `update` needs: it ends at the first layer with weights."""
+        first = next(k for k, module in enumerate(self.modules) if isinstance(module, Linear))
+        gradient = Sequential(self.modules[first + 1 :]).backward(gradient)
+        layer = self.modules[first]
+        assert isinstance(layer, Linear)
+        layer.receive(gradient)
+
+    def update(self, rate: float) -> None:
+        for module in self.modules:
+            module.update(rate)
+
+    def average(self, other: Self, a: float) -> None:
+        for module, its in zip(self.modules, other.modules, strict=True):
+            module.average(its, a)
