@@ -6,6 +6,7 @@ bias touch a force.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,6 +48,10 @@ class Engine(Protocol):
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
+        ...
+
+    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
+        """Everything for several structures at once; each has at least one atom."""
         ...
 
     def reset(self) -> None:

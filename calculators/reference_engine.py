@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,24 +54,26 @@ class ReferenceEngine:
         energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
         return Evaluation(energies, forces, strain[:, 0])
 
-
-def evaluate_batch(
-    backbones: list[Backbone], graphs: list[AtomGraph], device: torch.device
-) -> list[Evaluation]:
-    """Evaluate many structures at once, with derivatives."""
-    graph = collate(graphs).to(device)
-    values = [_differentiated(backbone, graph) for backbone in backbones]
-    energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
-    ends = np.cumsum([len(g.numbers) for g in graphs])[:-1]
-    return [
-        Evaluation(e, f, s)
-        for e, f, s in zip(
-            np.split(energies, ends, axis=1),
-            np.split(forces, ends, axis=1),
-            strain.transpose(1, 0, 2, 3),
-            strict=True,
-        )
-    ]
+    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
+        """Everything for several structures in one batch."""
+        graph = collate(
+            [
+                graph_from_arrays(s.numbers, s.positions, self.cutoff, s.cell, s.pbc)
+                for s in structures
+            ]
+        ).to(self.device)
+        values = [_differentiated(backbone, graph) for backbone in self.backbones]
+        energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
+        ends = np.cumsum([len(s.numbers) for s in structures])[:-1]
+        return [
+            Evaluation(e, f, s)
+            for e, f, s in zip(
+                np.split(energies, ends, axis=1),
+                np.split(forces, ends, axis=1),
+                strain.transpose(1, 0, 2, 3),
+                strict=True,
+            )
+        ]
 
 
 def _differentiated(backbone: Backbone, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:

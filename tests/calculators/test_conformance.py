@@ -20,12 +20,26 @@ class TestReferenceFloat64(Conformance):
 
 @pytest.mark.parametrize("name", EXTENSIVE)
 class TestFloat32(Conformance):
+    """What a user gets: the fused engine where it fits."""
+
     is_float64 = False
 
     @pytest.fixture
     def make(self, name):
         potential = small_potential(name)
         return lambda **arguments: BiasGradCalculator(potential, **{"device": "cpu", **arguments})
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+class TestFusedCommittee(Conformance):
+    is_float64 = False
+
+    @pytest.fixture
+    def make(self, name):
+        potentials = [small_potential(name, seed) for seed in range(3)]
+        return lambda **arguments: BiasGradCalculator(
+            potentials, **{"device": "cpu", "engine": "cpu", **arguments}
+        )
 
 
 class TestCommittee(Conformance):

@@ -1,0 +1,1 @@
+"""The CPU engine: kernels in numba, with written-out derivatives."""

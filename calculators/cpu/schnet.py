@@ -1,0 +1,219 @@
+"""SchNet's energies and derivatives on a CPU, written out.
+
+With y = x W, m_i = Σ_j w(d_ij) ∘ y_j, h = ssp(m A + a), x ← x + h B + b in every interaction,
+the backward pass needs y and the slopes of ssp only. Arrays have one row for each atom and the
+width `features`, a multiple of 16; `filters` holds cubics as `(intervals, 4, features)`.
+Formulas: Schütt et al. 2018, J. Chem. Phys. 148, 241722.
+
+Work is cut into `blocks`: pairs and atoms of a block are one thread's. A block of pairs adds to
+messages of its own, which the threads sum up afterwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from ase_biasgrad.calculators.cpu.activations import shifted_softplus
+from ase_biasgrad.calculators.cpu.matrix_product import product
+from ase_biasgrad.calculators.cpu.rows import (
+    CHUNK,
+    add_rows,
+    add_to,
+    add_up,
+    embed,
+    multiply_rows,
+    read_out,
+)
+from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, store, total
+from ase_biasgrad.calculators.cpu.threads import compiled
+
+TWO, THREE = np.float32(2), np.float32(3)
+
+
+@njit(cache=True, nogil=True)
+def convolve(y, filters, atoms, interval, place, first, last, out):  # type: ignore[no-untyped-def]
+    """out_i = Σ_j w(d_ij) ∘ y_j over pairs first to last and their mirrors."""
+    width = y.shape[1]
+    out[:] = 0
+    for p in range(first, last):
+        i, j, c, t = (
+            atoms[p, 0] * width,
+            atoms[p, 1] * width,
+            interval[p] * 4 * width,
+            splat(place[p]),
+        )
+        for f in range(0, width, WIDTH):
+            c2 = load(filters, c + 2 * width + f) + t * load(filters, c + 3 * width + f)
+            w = load(filters, c + f) + t * (load(filters, c + width + f) + t * c2)
+            store(out, i + f, load(out, i + f) + w * load(y, j + f))
+            store(out, j + f, load(out, j + f) + w * load(y, i + f))
+
+
+@njit(cache=True, nogil=True)
+def convolve_backward(  # type: ignore[no-untyped-def]
+    y, gradient, filters, atoms, interval, place, first, last, out, slopes
+):
+    """From ∂E/∂m: out = ∂E/∂y, and slopes += ∂E/∂d in units of the grid spacing."""
+    width = y.shape[1]
+    out[:] = 0
+    for p in range(first, last):
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * 4 * width
+        t, t2, t3 = splat(place[p]), splat(TWO * place[p]), splat(THREE * place[p] * place[p])
+        slope = splat(np.float32(0))
+        for f in range(0, width, WIDTH):
+            c1, c2 = load(filters, c + width + f), load(filters, c + 2 * width + f)
+            c3 = load(filters, c + 3 * width + f)
+            gi, gj = load(gradient, i + f), load(gradient, j + f)
+            w = load(filters, c + f) + t * (c1 + t * (c2 + t * c3))
+            along = gi * load(y, j + f) + gj * load(y, i + f)
+            slope = slope + (c1 + t2 * c2 + t3 * c3) * along
+            store(out, i + f, load(out, i + f) + w * gj)
+            store(out, j + f, load(out, j + f) + w * gi)
+        slopes[p] += total(slope)
+
+
+@njit(cache=True, nogil=True)
+def radial_slopes(y, gradient, filters, atoms, interval, place, first, last, slopes):  # type: ignore[no-untyped-def]
+    """As `convolve_backward` where ∂E/∂y is not needed: at the embeddings."""
+    width = y.shape[1]
+    for p in range(first, last):
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * 4 * width
+        t2, t3 = splat(TWO * place[p]), splat(THREE * place[p] * place[p])
+        slope = splat(np.float32(0))
+        for f in range(0, width, WIDTH):
+            c2 = t2 * load(filters, c + 2 * width + f) + t3 * load(filters, c + 3 * width + f)
+            along = load(gradient, i + f) * load(y, j + f) + load(gradient, j + f) * load(y, i + f)
+            slope = slope + (load(filters, c + width + f) + c2) * along
+        slopes[p] += total(slope)
+
+
+@njit(cache=True, nogil=True)
+def update(messages, x, hidden, hidden_bias, outward, outward_bias, slopes, spare, first, last):  # type: ignore[no-untyped-def]
+    """x += ssp(m A + a) B + b for rows first to last; the slopes of ssp are kept."""
+    add_up(messages, first, last)
+    product(messages[0], hidden, spare[0], first, last)
+    shifted_softplus(spare[0], hidden_bias, slopes, first, last)
+    product(spare[0], outward, spare[1], first, last)
+    add_rows(x, spare[1], outward_bias, first, last)
+
+
+@njit(cache=True, nogil=True)
+def update_backward(gradient, outward_t, slopes, hidden_t, spare, out, first, last):  # type: ignore[no-untyped-def]
+    """out = ∂E/∂m from gradient = ∂E/∂x for rows first to last."""
+    product(gradient, outward_t, spare[0], first, last)
+    multiply_rows(spare[0], slopes, first, last)
+    product(spare[0], hidden_t, out, first, last)
+
+
+def _schnet(  # type: ignore[no-untyped-def]
+    embedding, inward0, inward, inward_t, hidden, hidden_t, hidden_bias, outward, outward_t,
+    outward_bias, panels, readout, readout_t, readout_bias, last_weight, last_bias, filters,
+    numbers, atoms, interval, place, pairs, derivatives, blocks,
+    x, y, parts, slopes, readout_slopes, spare, energies, radial,
+):  # fmt: skip
+    """Per-atom energies `(members, n)` and ∂E/∂d `(members, pairs)` in units of the spacing."""
+    members, layers = filters.shape[:2]
+    n = len(numbers)
+    chunks = blocks * max(1, -(-n // (CHUNK * blocks)))
+    for m in range(members):
+        for q in prange(chunks):
+            first, last = n * q // chunks, n * (q + 1) // chunks
+            embed(numbers, embedding[m], x, first, last)
+            embed(numbers, inward0[m], y[0], first, last)
+        for layer in range(layers):
+            for b in prange(blocks):
+                convolve(
+                    y[layer],
+                    filters[m, layer],
+                    atoms,
+                    interval,
+                    place,
+                    pairs * b // blocks,
+                    pairs * (b + 1) // blocks,
+                    parts[b],
+                )
+            for q in prange(chunks):
+                first, last = n * q // chunks, n * (q + 1) // chunks
+                update(
+                    parts,
+                    x,
+                    hidden[m, layer],
+                    hidden_bias[m, layer],
+                    outward[m, layer],
+                    outward_bias[m, layer],
+                    slopes[layer],
+                    spare,
+                    first,
+                    last,
+                )
+                if layer + 1 < layers:
+                    product(x, inward[m, layer + 1], y[layer + 1], first, last)
+        for q in prange(chunks):
+            # x becomes ∂E/∂x
+            read_out(
+                x,
+                panels,
+                readout[m],
+                readout_t[m],
+                readout_bias[m],
+                last_weight[m],
+                last_bias[m],
+                spare,
+                readout_slopes,
+                energies[m],
+                x,
+                n * q // chunks,
+                n * (q + 1) // chunks,
+            )
+        if not derivatives:
+            continue
+        for layer in range(layers - 1, -1, -1):
+            for q in prange(chunks):
+                first, last = n * q // chunks, n * (q + 1) // chunks
+                update_backward(
+                    x,
+                    outward_t[m, layer],
+                    slopes[layer],
+                    hidden_t[m, layer],
+                    spare,
+                    spare[2],
+                    first,
+                    last,
+                )
+            for b in prange(blocks):
+                first, last = pairs * b // blocks, pairs * (b + 1) // blocks
+                if layer == 0:
+                    radial_slopes(
+                        y[0],
+                        spare[2],
+                        filters[m, 0],
+                        atoms,
+                        interval,
+                        place,
+                        first,
+                        last,
+                        radial[m],
+                    )
+                else:
+                    convolve_backward(
+                        y[layer],
+                        spare[2],
+                        filters[m, layer],
+                        atoms,
+                        interval,
+                        place,
+                        first,
+                        last,
+                        parts[b],
+                        radial[m],
+                    )
+            if layer > 0:
+                for q in prange(chunks):
+                    first, last = n * q // chunks, n * (q + 1) // chunks
+                    add_up(parts, first, last)
+                    product(parts[0], inward_t[m, layer], spare[0], first, last)
+                    add_to(x, spare[0], first, last)
+
+
+schnet, schnet_threaded = compiled(_schnet)

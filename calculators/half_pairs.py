@@ -1,0 +1,63 @@
+"""Half neighbour lists: every pair once, for engines in which a pair and its mirror share work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ase_biasgrad.calculators.engine import Structure
+from ase_biasgrad.neighbours import Edges, SkinList
+
+
+@dataclass(frozen=True)
+class HalfPairs:
+    """Atoms i `(p,)` and j `(p,)`, int32, and the cell shift `(p, 3)` of j, sorted by i.
+
+    They hold every pair within the cutoff, and some beyond it.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    shift: np.ndarray
+
+
+def half(edges: Edges) -> HalfPairs:
+    """One of each two directed edges that mirror each other; self-images by the sign of shifts."""
+    i, j, s = edges.centre, edges.neighbour, edges.shift
+    # lexicographic sign: of S1, or of S2 where S1 = 0, or of S3
+    first = np.where(s[:, 0] != 0, s[:, 0], np.where(s[:, 1] != 0, s[:, 1], s[:, 2]))
+    keep = (i < j) | ((i == j) & (first > 0))
+    return HalfPairs(*(np.ascontiguousarray(part[keep], dtype=np.int32) for part in (i, j, s)))
+
+
+def joined(lists: Sequence[HalfPairs], sizes: Sequence[int]) -> HalfPairs:
+    """Pairs of several structures with `sizes` atoms as those of one."""
+    first = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+    return HalfPairs(
+        np.concatenate([pairs.i + start for pairs, start in zip(lists, first, strict=True)]),
+        np.concatenate([pairs.j + start for pairs, start in zip(lists, first, strict=True)]),
+        np.concatenate([pairs.shift for pairs in lists]),
+    )
+
+
+class HalfPairList:
+    """A `SkinList` whose candidates are halved once for each search."""
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        self.list = SkinList(cutoff, skin)
+        self.reset()
+
+    def reset(self) -> None:
+        self.list.reset()
+        self._searches = -1
+        self._pairs: HalfPairs | None = None
+
+    def of(self, structure: Structure) -> HalfPairs:
+        """Candidate pairs of a structure."""
+        s = structure
+        edges = self.list.candidates(s.numbers, s.positions, s.cell, s.pbc)
+        if self._pairs is None or self._searches != self.list.searches:
+            self._pairs, self._searches = half(edges), self.list.searches
+        return self._pairs
