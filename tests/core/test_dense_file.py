@@ -34,7 +34,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="but not a dense network"):
         load_dense(path)
     save_file({}, path, metadata={"ase_biasgrad": json.dumps({"format": FORMAT, "version": 99})})
-    with pytest.raises(ValueError, match="version 99.*update"):
+    with pytest.raises(ValueError, match=r"version 99.*update"):
         load_dense(path)
     broken = {"format": FORMAT, "version": 1, "modules": ["Linear"]}
     save_file({}, path, metadata={"ase_biasgrad": json.dumps(broken)})
