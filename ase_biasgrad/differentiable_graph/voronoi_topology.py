@@ -28,9 +28,9 @@ from scipy.spatial import QhullError, Voronoi, cKDTree
 from ase_biasgrad.neighbours import check_finite, complete_cell
 
 # Vertices closer than this are one (Å). If this leaves cells that do not close, it is widened.
-MERGE_WITHIN = (1e-6, 1e-5, 1e-4)
+MERGE_WITHIN = (1e-7, 1e-6, 1e-5, 1e-4)
 # Distance of the ghosts in units of the size of the structure: a compromise between corners that
-# are further away than the ghosts, and rounding in Qhull; both change weights by some 1e-8.
+# are further away than the ghosts, and rounding in Qhull; both change weights by less than 1e-7.
 GHOST_DISTANCE = 3e3
 # Sites closer than this coincide (Å).
 COINCIDENT = 1e-4
