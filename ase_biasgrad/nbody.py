@@ -9,6 +9,7 @@ whose components are clipped, in a box with reflecting walls. The variant of Sat
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -205,14 +206,15 @@ def write_dataset(
     path: str | Path,
     variant: str = "paper",
     seed: int = 0,
-    sizes: dict[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> None:
     """Simulate all splits of a variant and write them to one HDF5 file, float32.
 
     A group per split has `positions` and `velocities (simulations, frames, n, 3)` and
     `charges (simulations, n)`; attributes hold the system, the task and the seed. Splits have
-    seeds of their own, so that the size of one does not change another.
+    seeds of their own, so that the size of one does not change another; `sizes` replaces the
+    variant's.
     """
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}; choose one of {sorted(VARIANTS)}")
@@ -222,7 +224,7 @@ def write_dataset(
         file.attrs["variant"], file.attrs["seed"] = variant, seed
         file.attrs["system"] = json.dumps(asdict(chosen.system))
         for number, split in enumerate(SPLITS):
-            simulations = (sizes or chosen.sizes)[split]
+            simulations = {**chosen.sizes, **(sizes or {})}[split]
             split_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             trajectories = simulate(chosen.system, simulations, split_seed, progress)
             group = file.create_group(split)

@@ -158,11 +158,21 @@ def nbody(
         str, typer.Option(help="paper (in a box, 5000/1000/1000) or egnn (3000/2000/2000)")
     ] = "paper",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="simulations of a split: train=200, validation=…, test=…"),
+    ] = None,
 ) -> None:
     """Simulate the charged particles of the N-body benchmark."""
     from ase_biasgrad.nbody import SPLITS, open_dataset, write_dataset
 
-    write_dataset(output, variant, seed, progress=True)
+    sizes = {}
+    for text in size or []:
+        split, _, number = text.partition("=")
+        if split not in SPLITS or not number.isdigit() or int(number) < 1:
+            raise typer.BadParameter(f"--size {text!r}: write train=…, validation=… or test=…")
+        sizes[split] = int(number)
+    write_dataset(output, variant, seed, sizes, progress=True)
     data = open_dataset(output)
     sizes = ", ".join(f"{len(data.read(split))} {split}" for split in SPLITS)
     typer.echo(f"{output}: simulations of {data.system.frames} frames: {sizes}")
