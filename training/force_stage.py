@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.resident import Batch, ResidentFrames
@@ -37,6 +38,8 @@ class ForceStage(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.potential = potential
+        # the same parameters in their form for training; a tuple, so that they count once
+        self._in_training = (Potential(lean(potential.backbone), potential.bias),)
         self.options = options
         self.force_unit = force_unit
         self.stress_unit = stress_unit if options.stress_weight > 0 else None
@@ -70,10 +73,15 @@ class ForceStage(pl.LightningModule):
         return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=delta)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        predicted = self.potential.evaluate(batch.graph, self.properties, create_graph=True)
+        (potential,) = self._in_training
+        predicted = potential.evaluate(batch.graph, self.properties, create_graph=True)
         loss = self.loss(batch, predicted)
         self._training_losses.append(loss.detach())
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the parameters alone: those of the positions would cost as much again."""
+        loss.backward(inputs=[p for p in self.potential.parameters() if p.requires_grad])
 
     def mean_training_loss(self) -> Tensor:
         """Mean loss over the batches of this epoch so far, a scalar."""
@@ -117,6 +125,7 @@ class ForceStage(pl.LightningModule):
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
             amsgrad=options.amsgrad,
+            fused=True,
         )
         if schedule.name == "plateau":
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -1,0 +1,185 @@
+"""SchNet and PaiNN for training: SchNetPack's parameters, but pairs counted once, filters sampled.
+
+The same functions as SchNetPack's modules up to rounding, from the same parameters, and twice
+differentiable, at a fraction of the cost. Filters are splines through their values at knots
+(`sampled_filters`), messages and products have both derivatives written out (`pair_messages`,
+`vector_products`), pairs beyond the cutoff are left out. For inference and validation the
+backbone itself is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.pair_messages import Pairs, messages
+from ase_biasgrad.backbones.sampled_filters import Knots
+from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
+from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
+from ase_biasgrad.backbones.vector_products import norms, updates
+from ase_biasgrad.graph import AtomGraph
+
+
+def lean(backbone: Backbone) -> Backbone:
+    """The backbone in its form for training, on the same parameters; itself if it has none."""
+    if isinstance(backbone, SchNet):
+        return LeanSchNet(backbone)
+    if isinstance(backbone, PaiNN):
+        return LeanPaiNN(backbone)
+    return backbone
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """Pairs within the cutoff, their directions, and where they sample the filters."""
+
+    pairs: Pairs
+    weights: Tensor  # (p, 6)
+    directions: Tensor  # (p, 3) from i to j
+
+    def messages(self, x: Tensor, z: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `pair_messages.messages`."""
+        return messages(self.pairs, x, z, rows, self.weights, self.directions)
+
+
+class LeanBackbone(Backbone):
+    """Common parts; `of` is the backbone whose parameters are used."""
+
+    def __init__(self, of: SchNetPackBackbone) -> None:
+        super().__init__()
+        self.of = of
+        self.arguments, self.cutoff = of.arguments, of.cutoff
+        self.knots = Knots.for_functions(of.cutoff, of.arguments["radial_functions"])
+        self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Radial basis at the knots `(k, functions)`, and the matrix `(rows, k)` that turns filter
+        values into spline coefficients of filter × cutoff function."""
+        weight = self.of.readout[-1].weight
+        key = (weight.device, weight.dtype)
+        if key not in self._constants:
+            modules = self.of.representation
+            distances = self.knots.distances().to(weight.device)
+            with torch.no_grad():
+                basis = modules.radial_basis(distances)
+                envelope = modules.cutoff_fn(distances)
+            to_rows = self.knots.interpolation().to(weight.device) * envelope
+            self._constants[key] = (basis.to(weight.dtype), to_rows.to(weight.dtype))
+        return self._constants[key]
+
+    def geometry(self, graph: AtomGraph) -> PairGeometry:
+        """Every pair of the graph within the cutoff once; differentiable in the positions."""
+        i, j, shift = half_of(graph)
+        vectors = graph.positions.index_select(0, j) - graph.positions.index_select(0, i)
+        if shift is not None:
+            cells = graph.cell.to(vectors.dtype)[graph.batch[i]]
+            vectors = vectors + torch.einsum("pk,pkl->pl", shift.to(vectors.dtype), cells)
+        near = vectors.detach().square().sum(dim=1) < self.cutoff**2
+        if not bool(near.all()):
+            i, j, vectors = i[near], j[near], vectors[near]
+        distances = vectors.square().sum(dim=1).sqrt()  # (p,)
+        first, weights = self.knots.weights(distances)
+        dtype = self.of.readout[-1].weight.dtype
+        directions = (vectors / distances[:, None]).to(dtype)
+        return PairGeometry(Pairs(i, j, first, len(graph.numbers)), weights.to(dtype), directions)
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """Per-atom energies `(n,)` from features `(n, f)`."""
+        for layer in self.of.readout[:-1]:
+            features = silu(linear(features, layer.weight, layer.bias))
+        last = self.of.readout[-1]
+        return self.of.scale * linear(features, last.weight, last.bias).squeeze(-1)
+
+
+class LeanSchNet(LeanBackbone):
+    """`SchNet` for training."""
+
+    name = "lean-schnet"
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        geometry = self.geometry(graph)
+        modules: Any = self.of.representation
+        basis, to_rows = self.constants()
+        x = modules.embedding(graph.numbers)  # (n, f)
+        for block in modules.interactions:
+            first, second = block.filter_network
+            hidden = shifted_softplus(linear(basis, first.weight, first.bias))  # (k, f)
+            rows = to_rows @ linear(hidden, second.weight, second.bias)  # (rows, f)
+            sent = linear(x, block.in2f.weight)
+            received, _ = geometry.messages(sent[:, None], None, rows[:, None])
+            first, second = block.f2out
+            hidden = shifted_softplus(linear(received, first.weight, first.bias))
+            x = x + linear(hidden, second.weight, second.bias)
+        return self.read_out(x)
+
+
+class LeanPaiNN(LeanBackbone):
+    """`PaiNN` for training."""
+
+    name = "lean-painn"
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        geometry = self.geometry(graph)
+        modules: Any = self.of.representation
+        basis, to_rows = self.constants()
+        # the filter network is one linear layer, so that splines of its inputs are enough
+        inputs = to_rows @ torch.cat([basis, torch.ones_like(basis[:, :1])], dim=1)
+        net = modules.filter_net
+        layers = torch.cat([net.weight, net.bias[:, None]], dim=1).chunk(len(modules.interactions))
+        q = modules.embedding(graph.numbers)  # (n, f)
+        mu: Tensor | None = None  # (n, 3, f); zero before the first layer
+        for interaction, mixing, layer in zip(
+            modules.interactions, modules.mixing, layers, strict=True
+        ):
+            rows = linear(inputs, layer).reshape(len(inputs), 3, -1)
+            x = _thirds(interaction.interatomic_context_net, q)  # (n, 3, f)
+            z = None if mu is None else x[:, 2:] * mu
+            dq, dmu = geometry.messages(x, z, rows)
+            q = q + dq
+            mu = dmu if mu is None else mu + dmu
+            mixed = linear(mu, mixing.mu_channel_mix.weight)  # (n, 3, 2f)
+            context = torch.cat([q, norms(mixed, mixing.epsilon)], dim=1)
+            factors = _thirds(mixing.intraatomic_context_net, context)
+            dq, dmu = updates(factors, mixed)
+            q, mu = q + dq, mu + dmu
+        return self.read_out(q)
+
+
+def _thirds(net: nn.Sequential, x: Tensor) -> Tensor:
+    """The outputs `(n, 3, f)` of a network of two layers."""
+    first, second = net
+    hidden = silu(linear(x, first.weight, first.bias))
+    return linear(hidden, second.weight, second.bias).reshape(len(x), 3, -1)
+
+
+def half_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the directed edges, one of each two that are each other's reverse: i, j, shift.
+
+    The shift `(p, 3)` is None where no structure of a CPU batch is periodic.
+
+    Raises
+    ------
+    ValueError
+        If an edge of the graph has no reverse.
+    """
+    i, j = graph.edge_index
+    keep = i < j
+    periodic = graph.pbc.device.type != "cpu" or bool(graph.pbc.any())
+    if periodic:
+        shift = graph.edge_shift
+        # of images of an atom itself: those whose first component other than 0 is positive
+        sign = shift[:, 0].sign() * 4 + shift[:, 1].sign() * 2 + shift[:, 2].sign()
+        keep = keep | ((i == j) & (sign > 0))
+    kept = keep.nonzero()[:, 0]
+    if 2 * len(kept) != len(i):
+        raise ValueError(
+            f"of {len(i)} directed edges {len(kept)} point forward: every edge needs its reverse"
+        )
+    return i[kept], j[kept], graph.edge_shift[kept] if periodic else None

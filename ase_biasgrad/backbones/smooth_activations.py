@@ -1,0 +1,64 @@
+"""Activations with first and second derivatives written out, for training on forces."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def shifted_softplus(x: Tensor) -> Tensor:
+    """ln(1 + eˣ) − ln 2, twice differentiable."""
+    return _Activation.apply(x, _softplus_jet)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e⁻ˣ), twice differentiable."""
+    return _Activation.apply(x, _silu_jet)
+
+
+def _softplus_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative."""
+    sigmoid = torch.sigmoid(x)
+    return torch.nn.functional.softplus(x).sub_(log(2.0)), sigmoid, sigmoid * (1 - sigmoid)
+
+
+def _silu_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    sigmoid = torch.sigmoid(x)
+    value = x * sigmoid
+    rest = 1 - sigmoid
+    first = torch.addcmul(sigmoid, value, rest)
+    second = torch.addcmul(2 * sigmoid, value, 1 - 2 * sigmoid).mul_(rest)
+    return value, first, second
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, jet: Any) -> Tensor:
+        value, first, second = jet(x)
+        ctx.save_for_backward(x, first, second)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        x, first, second = ctx.saved_tensors
+        return _Slope.apply(cotangents[0], x, first, second), None
+
+
+class _Slope(torch.autograd.Function):
+    """cotangent · f′(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, cotangent: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(cotangent, first, second)
+        return cotangent * first
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        cotangent, first, second = ctx.saved_tensors
+        (outer,) = cotangents
+        return outer * first, outer * cotangent * second, None, None

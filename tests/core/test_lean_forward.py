@@ -1,0 +1,178 @@
+"""The form of SchNet and PaiNN for training: the same functions, to second derivatives."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from conftest import copper, ethanol, small_potential
+
+from ase_biasgrad.backbones.lean_forward import half_of, lean
+from ase_biasgrad.backbones.pair_messages import Pairs, messages, messages_by_torch
+from ase_biasgrad.backbones.sampled_filters import Knots
+from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
+from ase_biasgrad.backbones.vector_products import norms, updates
+from ase_biasgrad.graph import collate, graph_from_atoms
+from ase_biasgrad.potential import Potential
+
+NAMES = ("schnet", "painn")
+
+
+def trained_on(potential: Potential, graph, properties) -> list[torch.Tensor]:
+    """Values, and the gradients of all parameters of a loss that sees these values."""
+    values = potential.evaluate(graph, properties, create_graph=True)
+    loss = sum(value.square().sum() for value in values.values())
+    parameters = list(potential.backbone.parameters())
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return [*(value.detach() for value in values.values()), *gradients]
+
+
+def assert_the_same(potential: Potential, graph, properties, tolerance: float) -> None:
+    expected = trained_on(potential, graph, properties)
+    found = trained_on(Potential(lean(potential.backbone), potential.bias), graph, properties)
+    for one, two in zip(found, expected, strict=True):
+        limit = tolerance * max(1.0, float(two.abs().max()))
+        torch.testing.assert_close(one, two, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("basis", ["gaussian", "bessel"])
+@pytest.mark.parametrize("envelope", ["cosine", "mollifier"])
+@pytest.mark.parametrize("name", NAMES)
+def test_energies_forces_and_their_gradients_are_those_of_the_backbone(name, basis, envelope):
+    potential = small_potential(name, radial_basis=basis, cutoff_function=envelope).double()
+    structures = [ethanol(), copper(), Atoms("O"), copper(2)]
+    graph = collate([graph_from_atoms(atoms, potential.cutoff) for atoms in structures])
+    assert_the_same(potential, graph, ["energy", "forces"], 3e-5 if basis == "bessel" else 2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stress_is_trained_on_too(name):
+    potential = small_potential(name).double()
+    graph = collate([graph_from_atoms(copper(seed), potential.cutoff) for seed in range(2)])
+    assert_the_same(potential, graph, ["forces", "stress"], 2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32(name):
+    potential = small_potential(name)
+    graph = graph_from_atoms(ethanol(), potential.cutoff)
+    assert_the_same(potential, graph, ["energy", "forces"], 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_pairs_at_all(name):
+    potential = small_potential(name).double()
+    far = Atoms("OH", [[0, 0, 0], [0, 0, 9.0]])
+    for atoms in (Atoms("O"), far):
+        graph = graph_from_atoms(atoms, potential.cutoff)
+        values = Potential(lean(potential.backbone)).evaluate(graph, ["energy", "forces"])
+        expected = potential.evaluate(graph, ["energy"])["energy"]
+        torch.testing.assert_close(values["energy"], expected, rtol=0, atol=1e-12)
+        assert (values["forces"] == 0).all()
+
+
+def test_every_edge_needs_its_reverse():
+    graph = graph_from_atoms(copper(), 4.0)
+    i, j, shift = half_of(graph)
+    assert 2 * len(i) == graph.edge_index.shape[1]
+    both = set(zip(i.tolist(), j.tolist(), *shift.T.tolist(), strict=True))
+    both |= {(b, a, -x, -y, -z) for a, b, x, y, z in both}
+    edges = torch.cat([graph.edge_index, graph.edge_shift.T]).T
+    assert both == {tuple(edge) for edge in edges.tolist()}
+    broken = dataclasses.replace(
+        graph, edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]
+    )
+    with pytest.raises(ValueError, match="every edge needs its reverse"):
+        half_of(broken)
+
+
+def random_messages(terms: int, features: int = 5):
+    random = torch.Generator().manual_seed(terms)
+    i, j = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 2, 2, 2, 3])  # an image of itself too
+    pairs = Pairs(i, j, torch.tensor([0, 3, 1, 2, 2]), 4)
+    shapes = {
+        1: [(4, 1, features), None, (9, 1, features)],
+        2: [(4, 3, features), None, (9, 3, features)],
+        3: [(4, 3, features), (4, 3, features), (9, 3, features)],
+    }[terms]
+    tensors = [
+        None if shape is None else torch.randn(shape, generator=random, dtype=torch.float64)
+        for shape in [*shapes, (5, 6), (5, 3)]
+    ]
+    return pairs, [None if t is None else t.requires_grad_() for t in tensors]
+
+
+def with_derivatives(function, tensors: list[torch.Tensor]):
+    """Outputs, first and second derivatives along fixed directions, of every input."""
+    random = torch.Generator().manual_seed(0)
+
+    def along(values):
+        return sum(
+            (v * torch.randn(v.shape, generator=random, dtype=v.dtype)).sum()
+            for v in values
+            if v is not None
+        )
+
+    outputs = function()
+    first = torch.autograd.grad(along(outputs), tensors, create_graph=True, materialize_grads=True)
+    second = torch.autograd.grad(along(first), tensors, materialize_grads=True)
+    return [*(o for o in outputs if o is not None), *first, *second]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_messages_and_their_derivatives_are_those_of_torch(terms):
+    pairs, inputs = random_messages(terms)
+    tensors = [tensor for tensor in inputs if tensor is not None]
+    found = with_derivatives(lambda: messages(pairs, *inputs), tensors)
+    expected = with_derivatives(lambda: messages_by_torch(pairs, *inputs), tensors)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
+    assert all(float(two.abs().max()) > 0.1 for two in expected[-len(tensors) : -2])
+
+
+def test_vector_products_and_their_derivatives_are_those_of_torch():
+    random = torch.Generator().manual_seed(0)
+    mixed = torch.randn(4, 3, 10, generator=random, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(4, 3, 5, generator=random, dtype=torch.float64, requires_grad=True)
+    v, w = mixed.chunk(2, dim=2)
+
+    def plain():
+        dot = (v * w).sum(dim=1)
+        return (
+            (v.square().sum(dim=1) + 0.1).sqrt(),
+            factors[:, 0] + factors[:, 2] * dot,
+            factors[:, 1:2] * w,
+        )
+
+    found = with_derivatives(
+        lambda: (norms(mixed, 0.1), *updates(factors, mixed)), [factors, mixed]
+    )
+    for one, two in zip(found, with_derivatives(plain, [factors, mixed]), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [shifted_softplus, silu])
+def test_activations(activation):
+    x = torch.linspace(-30, 30, 41, dtype=torch.float64, requires_grad=True)
+    plain = {
+        shifted_softplus: lambda: torch.nn.functional.softplus(x) - np.log(2),
+        silu: lambda: torch.nn.functional.silu(x),
+    }[activation]
+    found = with_derivatives(lambda: (activation(x),), [x])
+    for one, two in zip(found, with_derivatives(lambda: (plain(),), [x]), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-8)
+
+
+def test_splines_hold_quintic_polynomials_and_pass_through_the_knots():
+    knots = Knots(5.0, 30)
+    polynomial = np.polynomial.Polynomial([0.3, -1.0, 0.2, 0.7, -0.4, 0.05])
+    rows = knots.interpolation() @ torch.from_numpy(polynomial(knots.distances().numpy()))
+    r = torch.linspace(0.01, 4.999, 200, dtype=torch.float64, requires_grad=True)
+    first, weights = knots.weights(r)
+    values = (weights * rows[first[:, None] + torch.arange(6)]).sum(dim=1)
+    (slopes,) = torch.autograd.grad(values.sum(), r)
+    np.testing.assert_allclose(values.detach(), polynomial(r.detach().numpy()), atol=1e-4)
+    np.testing.assert_allclose(slopes, polynomial.deriv()(r.detach().numpy()), atol=1e-4)
+    assert int(first.max()) + 6 <= knots.n_rows
+    assert torch.allclose(weights.sum(dim=1), torch.ones(200, dtype=torch.float64))
