@@ -70,10 +70,11 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
     Parameters
     ----------
     features
-        Some of `FEATURES`: `group` (18 columns), `row` (7), `block` (4), and in `bins` columns each
+        Some of `FEATURES`, and `element` (118 columns, one each): `group` (18 columns), `row` (7), `block` (4), and in `bins` columns each
         `mass` (logarithmic), covalent `radius` (ASE, Cordero et al. 2008) and `electronegativity`
         (Pauling). An element without a value, such as the electronegativity of helium, is in none
-        of the bins: its columns of that feature are zero.
+        of the bins: its columns of that feature are zero. `FEATURES` alone do not tell all
+        lanthanides and actinides apart.
     bins
         Columns of each continuous feature.
 
@@ -82,8 +83,10 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
     ValueError
         If there is no such feature, none is asked for, or there are no bins.
     """
-    if unknown := set(features) - set(FEATURES):
-        raise ValueError(f"there are no element features {sorted(unknown)}; choose from {FEATURES}")
+    if unknown := set(features) - {*FEATURES, "element"}:
+        raise ValueError(
+            f"there are no element features {sorted(unknown)}; choose from {(*FEATURES, 'element')}"
+        )
     if not features or bins < 1:
         raise ValueError(
             f"features={list(features)} with bins={bins} leave nothing to tell atoms by"
@@ -96,7 +99,12 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
         "radius": np.where(radii == NO_RADIUS, np.nan, radii),
         "electronegativity": electronegativity(numbers),
     }
-    categories = {"group": (group, 18, 1), "row": (row, 7, 1), "block": (block, len(BLOCKS), 0)}
+    categories = {
+        "element": (np.asarray, N_ELEMENTS, 1),
+        "group": (group, 18, 1),
+        "row": (row, 7, 1),
+        "block": (block, len(BLOCKS), 0),
+    }
     columns = []
     for name in features:
         if name in categories:

@@ -73,7 +73,7 @@ class GraphConvolution(Backbone):
         radial_functions: int = 20,
         weights: str = "cutoff",
         decay: str = "inverse_square",
-        element_features: Sequence[str] = FEATURES,
+        element_features: Sequence[str] = (*FEATURES, "element"),
         bins: int = 10,
         scale: float = 1.0,
     ) -> None:
