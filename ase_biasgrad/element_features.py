@@ -70,11 +70,11 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
     Parameters
     ----------
     features
-        Some of `FEATURES`, and `element` (118 columns, one each): `group` (18 columns), `row` (7), `block` (4), and in `bins` columns each
-        `mass` (logarithmic), covalent `radius` (ASE, Cordero et al. 2008) and `electronegativity`
-        (Pauling). An element without a value, such as the electronegativity of helium, is in none
-        of the bins: its columns of that feature are zero. `FEATURES` alone do not tell all
-        lanthanides and actinides apart.
+        Some of `FEATURES` and `element`: `group` (18 columns), `row` (7), `block` (4), `element`
+        (118), and in `bins` columns each `mass` (logarithmic), covalent `radius` (ASE, Cordero et
+        al. 2008) and `electronegativity` (Pauling). An element without a value, such as the
+        electronegativity of helium, is in none of the bins: its columns of that feature are zero.
+        `FEATURES` alone do not tell all lanthanides and actinides apart.
     bins
         Columns of each continuous feature.
 
