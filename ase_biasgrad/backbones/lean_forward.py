@@ -9,7 +9,6 @@ backbone itself is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ase_biasgrad.backbones.base import Backbone
-from ase_biasgrad.backbones.pair_messages import Pairs, messages
+from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
 from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
@@ -34,17 +33,9 @@ def lean(backbone: Backbone) -> Backbone:
     return backbone
 
 
-@dataclass(frozen=True)
-class PairGeometry:
-    """Pairs within the cutoff, their directions, and where they sample the filters."""
-
-    pairs: Pairs
-    weights: Tensor  # (p, 6)
-    directions: Tensor  # (p, 3) from i to j
-
-    def messages(self, x: Tensor, z: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See `pair_messages.messages`."""
-        return messages(self.pairs, x, z, rows, self.weights, self.directions)
+SCALAR = Components((0,))
+SCALAR_AND_VECTOR = Components((0, 1, 1, 1))
+DIRECTION = Components((0, 0, 0), (-1, -1, -1))
 
 
 class LeanBackbone(Backbone):
@@ -72,8 +63,11 @@ class LeanBackbone(Backbone):
             self._constants[key] = (basis.to(weight.dtype), to_rows.to(weight.dtype))
         return self._constants[key]
 
-    def geometry(self, graph: AtomGraph) -> PairGeometry:
-        """Every pair of the graph within the cutoff once; differentiable in the positions."""
+    def pairs(self, graph: AtomGraph) -> tuple[Pairs, Tensor]:
+        """Every pair within the cutoff once, and unit vectors `(p, 3)` from i to j.
+
+        Both are differentiable in the positions and the cell.
+        """
         i, j, shift = half_of(graph)
         vectors = graph.positions.index_select(0, j) - graph.positions.index_select(0, i)
         if shift is not None:
@@ -85,8 +79,8 @@ class LeanBackbone(Backbone):
         distances = vectors.square().sum(dim=1).sqrt()  # (p,)
         first, weights = self.knots.weights(distances)
         dtype = self.of.readout[-1].weight.dtype
-        directions = (vectors / distances[:, None]).to(dtype)
-        return PairGeometry(Pairs(i, j, first, len(graph.numbers)), weights.to(dtype), directions)
+        unit = (vectors / distances[:, None]).to(dtype)
+        return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit
 
     def read_out(self, features: Tensor) -> Tensor:
         """Per-atom energies `(n,)` from features `(n, f)`."""
@@ -103,7 +97,7 @@ class LeanSchNet(LeanBackbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
-        geometry = self.geometry(graph)
+        pairs, _ = self.pairs(graph)
         modules: Any = self.of.representation
         basis, to_rows = self.constants()
         x = modules.embedding(graph.numbers)  # (n, f)
@@ -112,7 +106,7 @@ class LeanSchNet(LeanBackbone):
             hidden = shifted_softplus(linear(basis, first.weight, first.bias))  # (k, f)
             rows = to_rows @ linear(hidden, second.weight, second.bias)  # (rows, f)
             sent = linear(x, block.in2f.weight)
-            received, _ = geometry.messages(sent[:, None], None, rows[:, None])
+            received = convolve(pairs, sent[:, None], rows[:, None], SCALAR)[:, 0]
             first, second = block.f2out
             hidden = shifted_softplus(linear(received, first.weight, first.bias))
             x = x + linear(hidden, second.weight, second.bias)
@@ -126,7 +120,7 @@ class LeanPaiNN(LeanBackbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
-        geometry = self.geometry(graph)
+        pairs, unit = self.pairs(graph)
         modules: Any = self.of.representation
         basis, to_rows = self.constants()
         # the filter network is one linear layer, so that splines of its inputs are enough
@@ -139,11 +133,15 @@ class LeanPaiNN(LeanBackbone):
             modules.interactions, modules.mixing, layers, strict=True
         ):
             rows = linear(inputs, layer).reshape(len(inputs), 3, -1)
-            x = _thirds(interaction.interatomic_context_net, q)  # (n, 3, f)
-            z = None if mu is None else x[:, 2:] * mu
-            dq, dmu = geometry.messages(x, z, rows)
-            q = q + dq
-            mu = dmu if mu is None else mu + dmu
+            scalar, radial, factor = _thirds(interaction.interatomic_context_net, q).unbind(dim=1)
+            dmu = lift(pairs, radial, rows[:, 1:2], unit, DIRECTION)
+            if mu is None:
+                q = q + convolve(pairs, scalar[:, None], rows[:, :1], SCALAR)[:, 0]
+                mu = dmu
+            else:
+                sent = torch.cat([scalar[:, None], factor[:, None] * mu], dim=1)  # (n, 4, f)
+                received = convolve(pairs, sent, rows[:, ::2], SCALAR_AND_VECTOR)
+                q, mu = q + received[:, 0], mu + dmu + received[:, 1:]
             mixed = linear(mu, mixing.mu_channel_mix.weight)  # (n, 3, 2f)
             context = torch.cat([q, norms(mixed, mixing.epsilon)], dim=1)
             factors = _thirds(mixing.intraatomic_context_net, context)

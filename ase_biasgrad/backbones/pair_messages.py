@@ -1,16 +1,16 @@
 """Messages between atoms by pairs, with first and second derivatives written out.
 
-The messages of SchNet and PaiNN, and the two derivatives that training on forces needs of them,
-are derivatives of one scalar that is linear in each of its arguments:
+Message passing is a derivative of a scalar that is linear in each argument, and so are the two
+derivatives that training on forces needs of it. With W = Σ_t w_t C_(m + t), a filter between i
+and j as a spline with coefficients C, `convolve` is ∂P/∂s and `lift` is ∂Q/∂v of
 
-    P(s, v, x, z, C, w, u) = Σ_(i,j) Σ_f  W⁰ (s_i x⁰_j + s_j x⁰_i)
-                           + W¹ Σ_c u_c (vᶜ_i x¹_j − vᶜ_j x¹_i)
-                           + W² Σ_c (vᶜ_i zᶜ_j + vᶜ_j zᶜ_i),      W = Σ_t w_t C_(m + t).
+    P(s, x, C, w)    = Σ_(i,j) Σ_c Σ_f W^g(c) (sᶜ_i xᶜ_j + sᶜ_j xᶜ_i),
+    Q(v, x, C, w, T) = Σ_(i,j) Σ_c Σ_f W^g(c) Tᶜ (vᶜ_i x_j + σᶜ vᶜ_j x_i).
 
-Every pair counts once, and both directions share one filter W, a spline with coefficients C that
-is evaluated on the way (`sampled_filters`): nothing of the size of pairs × features is ever
-stored. SchNet has the first term only; PaiNN has all, z being its vectors times x², and no third
-term in its first layer, where vectors are zero.
+The first sends components as they are, the second sends scalars along tensors T of the pair's
+direction, of parity σ. Several components may share a filter g(c). Every pair counts once, and
+nothing of the size of pairs × features is ever stored: filters are evaluated on the way
+(`sampled_filters`).
 
 On the CPU loops compiled by Numba do the work; elsewhere torch operations do.
 """
@@ -31,114 +31,189 @@ TAPS = 6  # coefficients of a quintic spline in each interval
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of `n` atoms, each once, and the first spline coefficient for their distances."""
+    """Pairs of `n` atoms, each once, and where their distances fall among the splines' knots."""
 
     i: Tensor  # (p,) int64
     j: Tensor  # (p,) int64
-    first: Tensor  # (p,) int64
     n: int
+    first: Tensor  # (p,) int64, first of six coefficients
+    weights: Tensor  # (p, 6) of the coefficients
 
 
-def messages(
-    pairs: Pairs, x: Tensor, z: Tensor | None, rows: Tensor, weights: Tensor, unit: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """∂P/∂s `(n, f)` and ∂P/∂v `(n, 3, f)`: what each atom receives; twice differentiable.
+@dataclass(frozen=True)
+class Components:
+    """Which filter each component takes, and its sign when i and j change places."""
+
+    filters: tuple[int, ...]
+    parities: tuple[int, ...] = ()
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.filters, np.int64), np.array(self.parities, np.int64)
+
+
+def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
+    """Σ_j W_ij x_j for each atom i, `(n, c, f)`; twice differentiable.
 
     Parameters
     ----------
     pairs
         Who sends to whom.
     x
-        `(n, k, f)`; with k = 1 nothing but the first term, and ∂P/∂v is None.
-    z
-        `(n, 3, f)` for the third term, or None.
+        What atoms send, `(n, c, f)`.
     rows
-        Spline coefficients of 1 to 3 filters, `(rows, 1 … 3, f)`.
-    weights
-        `(p, 6)` of six neighbouring rows.
-    unit
-        `(p, 3)` unit vectors from i to j.
+        Spline coefficients of g filters, `(rows, g, f)`.
+    components
+        Which filter each of the `c` components takes.
     """
     if x.device.type != "cpu":
-        return messages_by_torch(pairs, x, z, rows, weights, unit)
-    is_scalar = x.shape[1] == 1
-    if z is None:
-        z = x.new_empty((0, 3, x.shape[2]))
+        return convolve_by_torch(pairs, x, rows, components)
     # contiguous here, because what a function saves must be its own input
-    inputs = (x.contiguous(), z.contiguous(), rows.contiguous(), weights, unit)
-    s, v = _Messages.apply(pairs, *inputs)
-    return s, None if is_scalar else v
+    return _Convolve.apply(pairs, components, x.contiguous(), rows.contiguous(), pairs.weights)
 
 
-def messages_by_torch(
-    pairs: Pairs, x: Tensor, z: Tensor | None, rows: Tensor, weights: Tensor, unit: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """`messages` in torch operations, differentiable any number of times."""
-    i, j = pairs.i, pairs.j
-    taps = pairs.first[:, None] + torch.arange(TAPS, device=x.device)  # (p, 6)
-    filters = torch.einsum("pt,ptkf->pkf", weights, rows[taps])  # (p, 1 … 3, f)
-    s = x.new_zeros((pairs.n, x.shape[2]))
-    s = s.index_add(0, i, filters[:, 0] * x[j, 0]).index_add(0, j, filters[:, 0] * x[i, 0])
-    if x.shape[1] == 1:
-        return s, None
-    along = filters[:, 1:2] * unit[:, :, None]  # (p, 3, f)
-    to_i, to_j = along * x[j, 1:2], -along * x[i, 1:2]
-    if z is not None:
-        to_i, to_j = to_i + filters[:, 2:] * z[j], to_j + filters[:, 2:] * z[i]
-    v = x.new_zeros((pairs.n, 3, x.shape[2]))
-    return s, v.index_add(0, i, to_i).index_add(0, j, to_j)
+def lift(pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Components) -> Tensor:
+    """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`; twice differentiable.
+
+    Parameters
+    ----------
+    pairs
+        Who sends to whom.
+    x
+        What atoms send, `(n, f)`.
+    rows
+        Spline coefficients of g filters, `(rows, g, f)`.
+    tensors
+        `(p, c)`, functions of the direction from i to j.
+    components
+        Which filter and parity each of the `c` components has.
+    """
+    if x.device.type != "cpu":
+        return lift_by_torch(pairs, x, rows, tensors, components)
+    inputs = (x.contiguous(), rows.contiguous(), pairs.weights, tensors.contiguous())
+    return _Lift.apply(pairs, components, *inputs)
 
 
-class _Messages(torch.autograd.Function):
+def convolve_by_torch(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
+    """`convolve` in torch operations, differentiable any number of times."""
+    filters = _filters(pairs, rows)[:, components.filters]  # (p, c, f)
+    received = torch.zeros_like(x).index_add(0, pairs.i, filters * x[pairs.j])
+    return received.index_add(0, pairs.j, filters * x[pairs.i])
+
+
+def lift_by_torch(
+    pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Components
+) -> Tensor:
+    """`lift` in torch operations, differentiable any number of times."""
+    filters = _filters(pairs, rows)[:, components.filters] * tensors[:, :, None]  # (p, c, f)
+    parities = torch.tensor(components.parities, dtype=x.dtype, device=x.device)[:, None]
+    received = x.new_zeros((pairs.n, *filters.shape[1:]))
+    received = received.index_add(0, pairs.i, filters * x[pairs.j][:, None])
+    return received.index_add(0, pairs.j, parities * filters * x[pairs.i][:, None])
+
+
+def _filters(pairs: Pairs, rows: Tensor) -> Tensor:
+    taps = pairs.first[:, None] + torch.arange(TAPS, device=rows.device)  # (p, 6)
+    return torch.einsum("pt,ptgf->pgf", pairs.weights, rows[taps])
+
+
+class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pairs: Pairs, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        x = inputs[0]
-        ctx.pairs = pairs
+    def forward(ctx: Any, pairs: Pairs, components: Components, *inputs: Tensor) -> Tensor:
+        ctx.constants = pairs, components
         ctx.save_for_backward(*inputs)
-        s = x.new_zeros((pairs.n, x.shape[2]))
-        v = x.new_zeros((0 if x.shape[1] == 1 else pairs.n, 3, x.shape[2]))
-        _forward(*_arrays(*inputs), *_pair_arrays(pairs), *_arrays(s, v))
-        return s, v
+        received = torch.zeros_like(inputs[0])
+        _convolve(*_index_arrays(pairs, components), *_arrays(*inputs, received))
+        return received
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        wants_rows = _is_wanted(ctx, 2)
-        s, v = (cotangent.contiguous() for cotangent in cotangents)
-        return None, *_MessageSlopes.apply(ctx.pairs, wants_rows, s, v, *ctx.saved_tensors)
+        arguments = cotangents[0].contiguous(), *ctx.saved_tensors
+        return None, None, *_ConvolveSlopes.apply(*ctx.constants, _is_wanted(ctx, 1), *arguments)
 
 
-class _MessageSlopes(torch.autograd.Function):
-    """∂P/∂x, ∂P/∂z, ∂P/∂C, ∂P/∂w and ∂P/∂u."""
+class _ConvolveSlopes(torch.autograd.Function):
+    """∂P/∂x, ∂P/∂C and ∂P/∂w."""
 
     @staticmethod
     def forward(
-        ctx: Any, pairs: Pairs, wants_rows: bool, *arguments: Tensor
+        ctx: Any, pairs: Pairs, components: Components, wants_rows: bool, *arguments: Tensor
     ) -> tuple[Tensor | None, ...]:
-        ctx.pairs = pairs
+        ctx.constants = pairs, components
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments)
-        slopes = [torch.zeros_like(tensor) for tensor in arguments[2:]]
-        _backward(*_arrays(*arguments), *_pair_arrays(pairs), *_arrays(*slopes), wants_rows)
-        x, z, rows, weights, unit = slopes
-        return x, z, rows if wants_rows else None, weights, unit
+        slopes = [torch.zeros_like(tensor) for tensor in arguments[1:]]
+        indices = _index_arrays(pairs, components)
+        _convolve_slopes(*indices, *_arrays(*arguments, *slopes), wants_rows)
+        return slopes[0], slopes[1] if wants_rows else None, slopes[2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         arguments = ctx.saved_tensors
-        tangents = [
-            torch.zeros_like(argument) if tangent is None else tangent.contiguous()
-            for argument, tangent in zip(arguments[2:], cotangents, strict=True)
-        ]
         slopes = [torch.zeros_like(argument) for argument in arguments]
-        _double_backward(
-            *_arrays(*arguments, *tangents),
-            *_pair_arrays(ctx.pairs),
-            *_arrays(*slopes),
-            cotangents[2] is not None,
-            _is_wanted(ctx, 5) or _is_wanted(ctx, 6),
+        _convolve_curvature(
+            *_index_arrays(*ctx.constants),
+            *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
+            cotangents[1] is not None,
+            _is_wanted(ctx, 3),
         )
-        return None, None, *slopes
+        return None, None, None, *slopes
+
+
+class _Lift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, components: Components, *inputs: Tensor) -> Tensor:
+        x, _, _, tensors = inputs
+        ctx.constants = pairs, components
+        ctx.save_for_backward(*inputs)
+        received = x.new_zeros((pairs.n, tensors.shape[1], x.shape[1]))
+        _lift(*_index_arrays(pairs, components), *_arrays(*inputs, received))
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        arguments = cotangents[0].contiguous(), *ctx.saved_tensors
+        return None, None, *_LiftSlopes.apply(*ctx.constants, _is_wanted(ctx, 1), *arguments)
+
+
+class _LiftSlopes(torch.autograd.Function):
+    """∂Q/∂x, ∂Q/∂C, ∂Q/∂w and ∂Q/∂T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pairs: Pairs, components: Components, wants_rows: bool, *arguments: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ctx.constants = pairs, components
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments)
+        slopes = [torch.zeros_like(tensor) for tensor in arguments[1:]]
+        _lift_slopes(*_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows)
+        return slopes[0], slopes[1] if wants_rows else None, *slopes[2:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        arguments = ctx.saved_tensors
+        slopes = [torch.zeros_like(argument) for argument in arguments]
+        _lift_curvature(
+            *_index_arrays(*ctx.constants),
+            *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
+            cotangents[1] is not None,
+            _is_wanted(ctx, 3) or _is_wanted(ctx, 4),
+        )
+        return None, None, None, *slopes
+
+
+def _tangents(arguments: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [
+        torch.zeros_like(argument) if tangent is None else tangent.contiguous()
+        for argument, tangent in zip(arguments, cotangents, strict=True)
+    ]
+
+
+def _index_arrays(pairs: Pairs, components: Components) -> tuple[np.ndarray, ...]:
+    return pairs.i.numpy(), pairs.j.numpy(), pairs.first.numpy(), *components.arrays
 
 
 def _is_wanted(ctx: Any, place: int) -> bool:
@@ -154,18 +229,14 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().numpy() for tensor in tensors]
 
 
-def _pair_arrays(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return pairs.first.numpy(), pairs.i.numpy(), pairs.j.numpy()
-
-
 _loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
 
 
 @_loop
-def _sample(rows, weights, m, k, out):  # type: ignore[no-untyped-def]
+def _sample(rows, weights, m, g, out):  # type: ignore[no-untyped-def]
     w0, w1, w2, w3, w4, w5 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
-    c0, c1, c2 = rows[m, k], rows[m + 1, k], rows[m + 2, k]
-    c3, c4, c5 = rows[m + 3, k], rows[m + 4, k], rows[m + 5, k]
+    c0, c1, c2 = rows[m, g], rows[m + 1, g], rows[m + 2, g]
+    c3, c4, c5 = rows[m + 3, g], rows[m + 4, g], rows[m + 5, g]
     for f in range(len(out)):
         out[f] = w0 * c0[f] + w1 * c1[f] + w2 * c2[f] + w3 * c3[f] + w4 * c4[f] + w5 * c5[f]
 
@@ -189,27 +260,17 @@ def _add_two_products(total, a, b, c, d):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _combine(u, v, out):  # type: ignore[no-untyped-def]
-    """Σ_c u_c vᶜ."""
-    u0, u1, u2 = u[0], u[1], u[2]
-    v0, v1, v2 = v[0], v[1], v[2]
-    for f in range(len(out)):
-        out[f] = u0 * v0[f] + u1 * v1[f] + u2 * v2[f]
-
-
-@_loop
-def _weighted_difference(filters, a, b, c, d):  # type: ignore[no-untyped-def]
-    """Σ_f W (a b − c d)."""
-    total = filters[0] * (a[0] * b[0] - c[0] * d[0])
-    for f in range(1, len(filters)):
-        total += filters[f] * (a[f] * b[f] - c[f] * d[f])
-    return total
-
-
-@_loop
-def _add_dots(rows, m, k, values, out):  # type: ignore[no-untyped-def]
+def _add_sample(rows, weights, m, g, out):  # type: ignore[no-untyped-def]
     for t in range(6):
-        row = rows[m + t, k]
+        row, weight = rows[m + t, g], weights[t]
+        for f in range(len(out)):
+            out[f] += weight * row[f]
+
+
+@_loop
+def _add_dots(rows, m, g, values, out):  # type: ignore[no-untyped-def]
+    for t in range(6):
+        row = rows[m + t, g]
         total = values[0] * row[0]
         for f in range(1, len(values)):
             total += values[f] * row[f]
@@ -217,147 +278,194 @@ def _add_dots(rows, m, k, values, out):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _spread(values, weights, m, k, rows):  # type: ignore[no-untyped-def]
+def _spread(values, weights, m, g, rows):  # type: ignore[no-untyped-def]
     for t in range(6):
-        row, weight = rows[m + t, k], weights[t]
+        row, weight = rows[m + t, g], weights[t]
         for f in range(len(values)):
             row[f] += weight * values[f]
 
 
 @_loop
-def _spread_two(values, weights, others, other_weights, m, k, rows):  # type: ignore[no-untyped-def]
+def _spread_two(values, weights, others, other_weights, m, g, rows):  # type: ignore[no-untyped-def]
     for t in range(6):
-        row, weight, other_weight = rows[m + t, k], weights[t], other_weights[t]
+        row, weight, other_weight = rows[m + t, g], weights[t], other_weights[t]
         for f in range(len(values)):
             row[f] += weight * values[f] + other_weight * others[f]
 
 
 @_loop
-def _forward(x, z, rows, weights, unit, first, i, j, s, v):  # type: ignore[no-untyped-def]
-    filters = np.empty(x.shape[2], x.dtype)
-    for p in range(len(i)):
-        a, b, m, w = i[p], j[p], first[p], weights[p]
-        _sample(rows, w, m, 0, filters)
-        _add_product(s[a], filters, x[b, 0])
-        _add_product(s[b], filters, x[a, 0])
-        if x.shape[1] > 1:
-            _sample(rows, w, m, 1, filters)
-            for c in range(3):
-                _add_scaled_product(v[a, c], unit[p, c], filters, x[b, 1])
-                _add_scaled_product(v[b, c], -unit[p, c], filters, x[a, 1])
-        if len(z):
-            _sample(rows, w, m, 2, filters)
-            for c in range(3):
-                _add_product(v[a, c], filters, z[b, c])
-                _add_product(v[b, c], filters, z[a, c])
+def _combine(coefficients, parities, swapped, chosen, g, values, out):  # type: ignore[no-untyped-def]
+    """Σ_c T_c v_c over the components of filter g, with their parities if swapped."""
+    out[:] = 0
+    for c in range(len(chosen)):
+        if chosen[c] == g:
+            factor = coefficients[c] * parities[c] if swapped else coefficients[c]
+            value = values[c]
+            for f in range(len(out)):
+                out[f] += factor * value[f]
 
 
 @_loop
-def _backward(  # type: ignore[no-untyped-def]
-    s, v, x, z, rows, weights, unit, first, i, j, gx, gz, grows, gweights, gunit, wants_rows
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = a[0] * b[0]
+    for f in range(1, len(a)):
+        total += a[f] * b[f]
+    return total
+
+
+@_loop
+def _convolve(i, j, first, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
+    filters = np.empty(x.shape[2], x.dtype)
+    for p in range(len(i)):
+        a, b = i[p], j[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, weights[p], first[p], g, filters)
+            for c in range(len(chosen)):
+                if chosen[c] == g:
+                    _add_product(received[a, c], filters, x[b, c])
+                    _add_product(received[b, c], filters, x[a, c])
+
+
+@_loop
+def _convolve_slopes(  # type: ignore[no-untyped-def]
+    i, j, first, chosen, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
 ):
+    filters, products = np.empty(x.shape[2], x.dtype), np.empty(x.shape[2], x.dtype)
+    for p in range(len(i)):
+        a, b = i[p], j[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, weights[p], first[p], g, filters)
+            products[:] = 0
+            for c in range(len(chosen)):
+                if chosen[c] == g:
+                    _add_product(gx[b, c], filters, s[a, c])
+                    _add_product(gx[a, c], filters, s[b, c])
+                    _add_two_products(products, s[a, c], x[b, c], s[b, c], x[a, c])
+            _add_dots(rows, first[p], g, products, gweights[p])
+            if wants_rows:
+                _spread(products, weights[p], first[p], g, grows)
+
+
+@_loop
+def _convolve_curvature(  # type: ignore[no-untyped-def]
+    i, j, first, chosen, parities, s, x, rows, weights, dx, drows, dweights,
+    gs, gx, grows, gweights, has_drows, wants_weights,
+):  # fmt: skip
+    """Derivatives in (s, x, C, w) of the change of P along (dx, dC, dw)."""
     features = x.shape[2]
+    filters, dfilters = np.empty(features, x.dtype), np.empty(features, x.dtype)
+    products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
+    for p in range(len(i)):
+        a, b, m, w, dw = i[p], j[p], first[p], weights[p], dweights[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, w, m, g, filters)
+            _sample(rows, dw, m, g, dfilters)
+            if has_drows:
+                _add_sample(drows, w, m, g, dfilters)
+            products[:] = 0
+            dproducts[:] = 0
+            for c in range(len(chosen)):
+                if chosen[c] == g:
+                    _add_two_products(gs[a, c], filters, dx[b, c], dfilters, x[b, c])
+                    _add_two_products(gs[b, c], filters, dx[a, c], dfilters, x[a, c])
+                    _add_product(gx[b, c], dfilters, s[a, c])
+                    _add_product(gx[a, c], dfilters, s[b, c])
+                    _add_two_products(products, s[a, c], x[b, c], s[b, c], x[a, c])
+                    _add_two_products(dproducts, s[a, c], dx[b, c], s[b, c], dx[a, c])
+            _spread_two(dproducts, w, products, dw, m, g, grows)
+            if wants_weights:
+                _add_dots(rows, m, g, dproducts, gweights[p])
+                if has_drows:
+                    _add_dots(drows, m, g, products, gweights[p])
+
+
+@_loop
+def _lift(i, j, first, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
+    filters = np.empty(x.shape[1], x.dtype)
+    for p in range(len(i)):
+        a, b = i[p], j[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, weights[p], first[p], g, filters)
+            for c in range(len(chosen)):
+                if chosen[c] == g:
+                    t = tensors[p, c]
+                    _add_scaled_product(received[a, c], t, filters, x[b])
+                    _add_scaled_product(received[b, c], parities[c] * t, filters, x[a])
+
+
+@_loop
+def _lift_slopes(  # type: ignore[no-untyped-def]
+    i, j, first, chosen, parities, v, x, rows, weights, tensors,
+    gx, grows, gweights, gtensors, wants_rows,
+):  # fmt: skip
+    features = x.shape[1]
     filters, products = np.empty(features, x.dtype), np.empty(features, x.dtype)
     va, vb = np.empty(features, x.dtype), np.empty(features, x.dtype)
     for p in range(len(i)):
-        a, b, m, w = i[p], j[p], first[p], weights[p]
-        _sample(rows, w, m, 0, filters)
-        _add_product(gx[b, 0], filters, s[a])
-        _add_product(gx[a, 0], filters, s[b])
-        products[:] = 0
-        _add_two_products(products, s[a], x[b, 0], s[b], x[a, 0])
-        _add_dots(rows, m, 0, products, gweights[p])
-        if wants_rows:
-            _spread(products, w, m, 0, grows)
-        if x.shape[1] > 1:
-            _sample(rows, w, m, 1, filters)
-            _combine(unit[p], v[a], va)
-            _combine(-unit[p], v[b], vb)
-            _add_product(gx[b, 1], filters, va)
-            _add_product(gx[a, 1], filters, vb)
+        a, b, t = i[p], j[p], tensors[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, weights[p], first[p], g, filters)
+            _combine(t, parities, False, chosen, g, v[a], va)
+            _combine(t, parities, True, chosen, g, v[b], vb)
+            _add_product(gx[b], filters, va)
+            _add_product(gx[a], filters, vb)
             products[:] = 0
-            _add_two_products(products, va, x[b, 1], vb, x[a, 1])
-            _add_dots(rows, m, 1, products, gweights[p])
+            _add_two_products(products, va, x[b], vb, x[a])
+            _add_dots(rows, first[p], g, products, gweights[p])
             if wants_rows:
-                _spread(products, w, m, 1, grows)
-            for c in range(3):
-                gunit[p, c] += _weighted_difference(filters, v[a, c], x[b, 1], v[b, c], x[a, 1])
-        if len(z):
-            _sample(rows, w, m, 2, filters)
-            products[:] = 0
-            for c in range(3):
-                _add_product(gz[b, c], filters, v[a, c])
-                _add_product(gz[a, c], filters, v[b, c])
-                _add_two_products(products, v[a, c], z[b, c], v[b, c], z[a, c])
-            _add_dots(rows, m, 2, products, gweights[p])
-            if wants_rows:
-                _spread(products, w, m, 2, grows)
+                _spread(products, weights[p], first[p], g, grows)
+            for f in range(features):
+                va[f], vb[f] = filters[f] * x[b, f], filters[f] * x[a, f]
+            for c in range(len(chosen)):
+                if chosen[c] == g:
+                    gtensors[p, c] += _dot(va, v[a, c]) + parities[c] * _dot(vb, v[b, c])
 
 
 @_loop
-def _double_backward(  # type: ignore[no-untyped-def]
-    s, v, x, z, rows, weights, unit, dx, dz, drows, dweights, dunit, first, i, j,
-    gs, gv, gx, gz, grows, gweights, gunit, has_drows, wants_geometry,
+def _lift_curvature(  # type: ignore[no-untyped-def]
+    i, j, first, chosen, parities, v, x, rows, weights, tensors,
+    dx, drows, dweights, dtensors, gv, gx, grows, gweights, gtensors, has_drows, wants_geometry,
 ):  # fmt: skip
-    """Derivatives in (s, v, x, z, C, w, u) of the change of P along (dx, dz, dC, dw, du)."""
-    features = x.shape[2]
+    """Derivatives in (v, x, C, w, T) of the change of Q along (dx, dC, dw, dT)."""
+    features = x.shape[1]
     filters, dfilters = np.empty(features, x.dtype), np.empty(features, x.dtype)
     products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
     va, vb = np.empty(features, x.dtype), np.empty(features, x.dtype)
     dva, dvb = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    sent, change = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    terms = 1 if x.shape[1] == 1 else (3 if len(z) else 2)
+    sent, dsent = np.empty(features, x.dtype), np.empty(features, x.dtype)
     for p in range(len(i)):
-        a, b, m, w, dw = i[p], j[p], first[p], weights[p], dweights[p]
-        for k in range(terms):
-            _sample(rows, w, m, k, filters)
-            _sample(rows, dw, m, k, dfilters)
+        m, w, dw, t, dt = first[p], weights[p], dweights[p], tensors[p], dtensors[p]
+        a, b = i[p], j[p]
+        for g in range(rows.shape[1]):
+            _sample(rows, w, m, g, filters)
+            _sample(rows, dw, m, g, dfilters)
             if has_drows:
-                _sample(drows, w, m, k, change)
-                for f in range(features):
-                    dfilters[f] += change[f]
+                _add_sample(drows, w, m, g, dfilters)
+            _combine(t, parities, False, chosen, g, v[a], va)
+            _combine(t, parities, True, chosen, g, v[b], vb)
+            _combine(dt, parities, False, chosen, g, v[a], dva)
+            _combine(dt, parities, True, chosen, g, v[b], dvb)
+            _add_two_products(gx[b], dfilters, va, filters, dva)
+            _add_two_products(gx[a], dfilters, vb, filters, dvb)
             products[:] = 0
             dproducts[:] = 0
-            if k == 0:
-                _add_two_products(gs[a], filters, dx[b, 0], dfilters, x[b, 0])
-                _add_two_products(gs[b], filters, dx[a, 0], dfilters, x[a, 0])
-                _add_product(gx[b, 0], dfilters, s[a])
-                _add_product(gx[a, 0], dfilters, s[b])
-                _add_two_products(products, s[a], x[b, 0], s[b], x[a, 0])
-                _add_two_products(dproducts, s[a], dx[b, 0], s[b], dx[a, 0])
-            elif k == 1:
-                _combine(unit[p], v[a], va)
-                _combine(-unit[p], v[b], vb)
-                _combine(dunit[p], v[a], dva)
-                _combine(-dunit[p], v[b], dvb)
-                _add_two_products(gx[b, 1], dfilters, va, filters, dva)
-                _add_two_products(gx[a, 1], dfilters, vb, filters, dvb)
-                _add_two_products(products, va, x[b, 1], vb, x[a, 1])
-                _add_two_products(dproducts, va, dx[b, 1], vb, dx[a, 1])
-                _add_two_products(dproducts, dva, x[b, 1], dvb, x[a, 1])
-                for to, of, sign in ((a, b, 1), (b, a, -1)):
-                    for f in range(features):
-                        sent[f] = filters[f] * x[of, 1, f]
-                        change[f] = dfilters[f] * x[of, 1, f] + filters[f] * dx[of, 1, f]
-                    for c in range(3):
-                        u, du = sign * unit[p, c], sign * dunit[p, c]
-                        for f in range(features):
-                            gv[to, c, f] += u * change[f] + du * sent[f]
-                        if wants_geometry:
-                            total = gunit[p, c]
-                            for f in range(features):
-                                total += sign * change[f] * v[to, c, f]
-                            gunit[p, c] = total
-            else:
-                for c in range(3):
-                    _add_two_products(gv[a, c], filters, dz[b, c], dfilters, z[b, c])
-                    _add_two_products(gv[b, c], filters, dz[a, c], dfilters, z[a, c])
-                    _add_product(gz[b, c], dfilters, v[a, c])
-                    _add_product(gz[a, c], dfilters, v[b, c])
-                    _add_two_products(products, v[a, c], z[b, c], v[b, c], z[a, c])
-                    _add_two_products(dproducts, v[a, c], dz[b, c], v[b, c], dz[a, c])
-            _spread_two(dproducts, w, products, dw, m, k, grows)
+            _add_two_products(products, va, x[b], vb, x[a])
+            _add_two_products(dproducts, va, dx[b], vb, dx[a])
+            _add_two_products(dproducts, dva, x[b], dvb, x[a])
+            _spread_two(dproducts, w, products, dw, m, g, grows)
             if wants_geometry:
-                _add_dots(rows, m, k, dproducts, gweights[p])
+                _add_dots(rows, m, g, dproducts, gweights[p])
                 if has_drows:
-                    _add_dots(drows, m, k, products, gweights[p])
+                    _add_dots(drows, m, g, products, gweights[p])
+            for to, of, is_swapped in ((a, b, False), (b, a, True)):
+                for f in range(features):
+                    sent[f] = filters[f] * x[of, f]
+                    dsent[f] = dfilters[f] * x[of, f] + filters[f] * dx[of, f]
+                for c in range(len(chosen)):
+                    if chosen[c] == g:
+                        sign = parities[c] if is_swapped else 1
+                        target = gv[to, c]
+                        for f in range(features):
+                            target[f] += sign * (t[c] * dsent[f] + dt[c] * sent[f])
+                        if wants_geometry:
+                            gtensors[p, c] += sign * _dot(dsent, v[to, c])

@@ -9,7 +9,14 @@ from ase import Atoms
 from conftest import copper, ethanol, small_potential
 
 from ase_biasgrad.backbones.lean_forward import half_of, lean
-from ase_biasgrad.backbones.pair_messages import Pairs, messages, messages_by_torch
+from ase_biasgrad.backbones.pair_messages import (
+    Components,
+    Pairs,
+    convolve,
+    convolve_by_torch,
+    lift,
+    lift_by_torch,
+)
 from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
 from ase_biasgrad.backbones.vector_products import norms, updates
@@ -87,20 +94,16 @@ def test_every_edge_needs_its_reverse():
         half_of(broken)
 
 
-def random_messages(terms: int, features: int = 5):
-    random = torch.Generator().manual_seed(terms)
-    i, j = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 2, 2, 2, 3])  # an image of itself too
-    pairs = Pairs(i, j, torch.tensor([0, 3, 1, 2, 2]), 4)
-    shapes = {
-        1: [(4, 1, features), None, (9, 1, features)],
-        2: [(4, 3, features), None, (9, 3, features)],
-        3: [(4, 3, features), (4, 3, features), (9, 3, features)],
-    }[terms]
-    tensors = [
-        None if shape is None else torch.randn(shape, generator=random, dtype=torch.float64)
-        for shape in [*shapes, (5, 6), (5, 3)]
-    ]
-    return pairs, [None if t is None else t.requires_grad_() for t in tensors]
+def random_pairs(features: int = 5) -> tuple[Pairs, list[torch.Tensor]]:
+    """Pairs with an image of an atom itself; scalars, components, rows, tensors."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(4, features), (4, 4, features), (9, 2, features), (5, 4), (5, 6)]
+    *tensors, weights = (
+        torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
+        for shape in shapes
+    )
+    i, j = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 2, 2, 2, 3])
+    return Pairs(i, j, 4, torch.tensor([0, 3, 1, 2, 2]), weights), tensors
 
 
 def with_derivatives(function, tensors: list[torch.Tensor]):
@@ -120,15 +123,18 @@ def with_derivatives(function, tensors: list[torch.Tensor]):
     return [*(o for o in outputs if o is not None), *first, *second]
 
 
-@pytest.mark.parametrize("terms", [1, 2, 3])
-def test_messages_and_their_derivatives_are_those_of_torch(terms):
-    pairs, inputs = random_messages(terms)
-    tensors = [tensor for tensor in inputs if tensor is not None]
-    found = with_derivatives(lambda: messages(pairs, *inputs), tensors)
-    expected = with_derivatives(lambda: messages_by_torch(pairs, *inputs), tensors)
-    for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
-    assert all(float(two.abs().max()) > 0.1 for two in expected[-len(tensors) : -2])
+@pytest.mark.parametrize("is_lift", [False, True])
+def test_messages_and_their_derivatives_are_those_of_torch(is_lift):
+    pairs, (scalars, vectors, rows, tensors) = random_pairs()
+    components = Components((0, 1, 1, 0), (1, -1, -1, 1))
+    inputs = (scalars, rows, tensors) if is_lift else (vectors, rows)
+    one, two = (lift, lift_by_torch) if is_lift else (convolve, convolve_by_torch)
+    wanted = [*inputs, pairs.weights]
+    found = with_derivatives(lambda: (one(pairs, *inputs, components),), wanted)
+    expected = with_derivatives(lambda: (two(pairs, *inputs, components),), wanted)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+        assert float(b.abs().max()) > 0.1
 
 
 def test_vector_products_and_their_derivatives_are_those_of_torch():
