@@ -152,6 +152,25 @@ def sample(
 
 
 @app.command()
+def qm9(
+    output: Output,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="dsgdb9nsd.xyz.tar.bz2 at hand instead of a download, or an npz extract"
+        ),
+    ] = None,
+    uncharacterized: Annotated[
+        Path | None, typer.Option(help="uncharacterized.txt at hand instead of a download")
+    ] = None,
+) -> None:
+    """QM9: six properties in the units that they are reported in, energies in eV."""
+    from ase_biasgrad.qm9 import import_qm9
+
+    _say(import_qm9(output, source, uncharacterized), output)
+
+
+@app.command()
 def nbody(
     output: Annotated[Path, typer.Option("--output", "-o", help="new file (HDF5)")],
     variant: Annotated[
