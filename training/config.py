@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -56,7 +56,25 @@ class BackboneOptions(_Options):
         known = backbone_arguments(backbone_class(self.name))
         if unknown := set(self.arguments) - set(known):
             raise ValueError(f"{self.name} takes no {sorted(unknown)}; it takes {sorted(known)}")
+        for name, value in self.arguments.items():
+            if not _alike(value, known[name]):
+                kind = type(known[name]).__name__
+                raise ValueError(
+                    f"{self.name}: {name} is {value!r}, expected {kind} as in the "
+                    f"default {known[name]!r}"
+                )
         return self
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value of a configuration can stand where `default` does."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple))
+    return default is None or isinstance(value, type(default))
 
 
 class ScheduleOptions(_Options):
@@ -108,7 +126,9 @@ class BiasStageOptions(_Options):
 class TrainerOptions(_Options):
     """Devices and loggers, for Lightning's Trainer."""
 
-    accelerator: str = Field("auto", description="auto takes CUDA where there is one")
+    accelerator: Literal["auto", "cpu", "cuda", "gpu"] = Field(
+        "auto", description="auto takes CUDA where there is one"
+    )
     devices: int | str = "auto"
     num_nodes: int = Field(1, ge=1)
     strategy: str = "auto"
@@ -160,12 +180,16 @@ def config_from(options: dict[str, Any], source: str = "configuration") -> Train
     try:
         return TrainConfig.model_validate(options)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-            + ("" if item["type"] == "missing" else f" (it is {item['input']!r})")
-            for item in error.errors()
-        ]
+        lines = [f"  {_complaint(item)}" for item in error.errors()]
         raise ConfigError("\n".join([f"{source}: options that cannot be used:", *lines])) from error
+
+
+def _complaint(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}: there is no such option; `biasgrad train --options` lists them"
+    value = "" if item["type"] == "missing" else f" (it is {item['input']!r})"
+    return f"{name}: {item['msg'].removeprefix('Value error, ')}{value}"
 
 
 def _apply(options: dict[str, Any], override: str) -> None:
@@ -189,14 +213,49 @@ def _described(model: type[BaseModel], depth: int) -> list[str]:
     indent = "  " * depth
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        nested = field.annotation if isinstance(field.annotation, type) else None
-        if nested is not None and issubclass(nested, BaseModel):
-            lines += [f"{indent}{name}:  # {(nested.__doc__ or '').splitlines()[0]}"]
-            lines += _described(nested, depth + 1)
+        nested = _options_of(field.annotation)
+        if nested is not None:
+            optional = field.default is None
+            notes = [field.description or (nested.__doc__ or "").splitlines()[0]]
+            notes += ["null: off, or with the options"] if optional else []
+            lines += [f"{indent}{name}:{' null' if optional else ''}  # {'; '.join(notes)}"]
+            below = _described(nested, depth + 1)
+            lines += [f"{'  ' * depth}  # {line.strip()}" for line in below] if optional else below
             continue
         default = (
             "<required>" if field.is_required() else yaml.safe_dump(field.default).split("\n")[0]
         )
-        note = f"  # {field.description}" if field.description else ""
-        lines.append(f"{indent}{name}: {default}{note}")
+        notes = [field.description] if field.description else []
+        if choices := _choices(field.annotation):
+            notes += ["one of " + ", ".join(choices)]
+        lines.append(f"{indent}{name}: {default}{'  # ' if notes else ''}{'; '.join(notes)}")
+    if model is BackboneOptions:
+        lines += [f"{indent}# {line}" for line in _backbones()]
     return lines
+
+
+def _backbones() -> list[str]:
+    """What each backbone takes, with defaults; its docstring says what it means."""
+    from ase_biasgrad.backbones import BACKBONES, backbone_arguments
+
+    return [
+        f"{cls.name} takes "
+        + ", ".join(f"{name}: {value}" for name, value in backbone_arguments(cls).items())
+        for cls in BACKBONES
+    ]
+
+
+def _options_of(annotation: Any) -> type[BaseModel] | None:
+    """The group of options that a field holds, optional ones included."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The names that a field allows, wherever they stand in its type."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in inner]
+    return [name for kind in inner for name in _choices(kind)]

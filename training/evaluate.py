@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
+from ase_biasgrad.bias import Bias
 from ase_biasgrad.dataset import formula
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.metrics import (
@@ -35,12 +36,15 @@ class CompositionErrors:
 
     `spread` is the standard deviation of the energy residuals: the least root mean square
     error that any bias can leave. `least_mae` is the same for the mean absolute error.
+    `zero_known` says whether the bias knows this composition; else its energies are off by an
+    arbitrary constant.
     """
 
     energy: ErrorNorms
     forces: ErrorNorms
     spread: float
     least_mae: float
+    zero_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ def evaluate(potential: Potential, frames: ResidentFrames, progress: bool = Fals
         common["stress"] = error_norms(difference[np.isfinite(difference)])
     if frames.energy is None:
         return Report(**common)
-    return Report(**common, **_energy_part(frames, predicted.energy, errors))
+    return Report(**common, **_energy_part(potential.bias, frames, predicted.energy, errors))
 
 
 def _energy_part(
-    frames: ResidentFrames, predicted: np.ndarray, force_errors: np.ndarray
+    bias: Bias, frames: ResidentFrames, predicted: np.ndarray, force_errors: np.ndarray
 ) -> dict[str, Any]:
     assert frames.energy is not None
     reference = frames.energy.cpu().numpy()
@@ -124,6 +128,7 @@ def _energy_part(
                 error_norms(force_errors[owner == k]),
                 float(np.std(errors[group == k])),
                 float(np.mean(np.abs(errors[group == k] - np.median(errors[group == k])))),
+                bias.knows(composition),
             )
             for k, composition in enumerate(compositions)
         },
@@ -163,6 +168,12 @@ def table(report: Report) -> str:
         lines.append(
             f"EFwT {report.efwt.both:.3f} (energy within 0.02 eV {report.efwt.energy:.3f}, "
             f"forces within 0.03 eV/Å {report.efwt.forces:.3f})"
+        )
+    if unknown := [name for name, e in report.by_composition.items() if not e.zero_known]:
+        lines.append(
+            f"the energy zero is not known for {', '.join(unknown[:10])}"
+            f"{f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''}: their energies are "
+            "off by arbitrary constants; fit a bias to frames of theirs (`biasgrad fit-bias`)"
         )
     if report.relation is not None:
         lines.append(

@@ -48,6 +48,7 @@ def _errors(report: Report):  # type: ignore[no-untyped-def]
         axes[1, column].set_yscale("log")
         axes[1, column].set_xlabel(f"error (m{unit})")
         axes[1, column].set_ylabel("count")
+        axes[1, column].locator_params(axis="x", nbins=5)
         axes[1, column].set_title(f"MAE {np.abs(errors).mean():.2f} m{unit}", fontsize=10)
     return figure
 

@@ -68,9 +68,10 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
         )
     dataset = Dataset(config.data.path)
     split = _split(config, dataset)
+    prepared = _prepare(config, folder, dataset, split)
     if _is_main_process():
         _write_inputs(config, folder, dataset, split)
-    return _run(config, folder, dataset, split)
+    return _run(config, folder, dataset, prepared)
 
 
 def resume(folder: str | Path) -> TrainingResult:
@@ -93,7 +94,7 @@ def resume(folder: str | Path) -> TrainingResult:
         raise ConfigError(f"{config.data.path}: has changed since the run in {folder} began")
     stored = json.loads((folder / "split.json").read_text())
     split = {name: np.array(frames, np.int64) for name, frames in stored.items()}
-    return _run(config, folder, dataset, split)
+    return _run(config, folder, dataset, _prepare(config, folder, dataset, split))
 
 
 def _is_main_process() -> bool:
@@ -114,21 +115,47 @@ def _write_inputs(
         temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
 
-def _run(
+@dataclass(frozen=True)
+class _Prepared:
+    """What is made of options and data before anything is written."""
+
+    stage: ForceStage
+    training: ResidentFrames
+    validation: ResidentFrames
+    trainer: pl.Trainer
+    training_batches: EpochBatches
+    validation_batches: EpochBatches
+
+
+def _prepare(
     config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
-) -> TrainingResult:
+) -> _Prepared:
     device = _device(config)
     potential = _new_potential(config, dataset)
+    trainer = _trainer(config, folder)
     show = config.trainer.progress_bar
     training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
     validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
     stage = _stage(config, potential, training, validation)
-    trainer = _trainer(config, folder)
-    world = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batch_size = config.force_stage.batch_size
+    return _Prepared(
+        stage,
+        training,
+        validation,
+        trainer,
+        EpochBatches(
+            len(training), batch_size, config.seed, trainer.global_rank, trainer.world_size
+        ),
+        EpochBatches(len(validation), 4 * batch_size, None),
+    )
+
+
+def _run(
+    config: TrainConfig, folder: Path, dataset: Dataset, prepared: _Prepared
+) -> TrainingResult:
+    stage, trainer = prepared.stage, prepared.trainer
+    training, validation = prepared.training, prepared.validation
     last = folder / "states" / "last.ckpt"
-    training_batches = EpochBatches(len(training), batch_size, config.seed, **world)
-    validation_batches = EpochBatches(len(validation), 4 * batch_size, None)
     with warnings.catch_warnings():
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -136,8 +163,8 @@ def _run(
         try:
             trainer.fit(
                 stage,
-                batch_loader(training, training_batches),
-                batch_loader(validation, validation_batches),
+                batch_loader(training, prepared.training_batches),
+                batch_loader(validation, prepared.validation_batches),
                 ckpt_path=str(last) if last.exists() else None,
                 weights_only=False if last.exists() else None,
             )
@@ -145,7 +172,8 @@ def _run(
             raise KeyboardInterrupt from stop
     trainer.strategy.barrier()
     _load_best(stage, folder)
-    return _finish(config, folder, dataset, potential.to(device), training, validation)
+    potential = stage.potential.to(training.device)
+    return _finish(config, folder, dataset, potential, training, validation)
 
 
 def _finish(
@@ -184,7 +212,7 @@ def _new_potential(config: TrainConfig, dataset: Dataset) -> Potential:
     pl.seed_everything(config.seed, verbose=False)
     try:
         backbone = build_backbone(config.backbone.name, config.backbone.arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone: {error}") from error
     elements = np.flatnonzero(dataset.compositions().sum(axis=0))
     potential = Potential(backbone, elements=elements.tolist())
@@ -249,6 +277,11 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
 
 def _accelerator(config: TrainConfig) -> str:
     """CUDA where there is one, else the CPU (Apple's MPS has no float64)."""
+    if config.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator: {config.trainer.accelerator}, and torch {torch.__version__} "
+            "finds no CUDA device; use auto or cpu"
+        )
     if config.trainer.accelerator != "auto":
         return config.trainer.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -60,6 +60,9 @@ class SchNetPackBackbone(Backbone):
             "readout_layers": readout_layers,
             "scale": scale,
         }
+        for name in ("features", "interactions", "cutoff", "radial_functions", "readout_layers"):
+            if not self.arguments[name] > 0:
+                raise ValueError(f"{name}={self.arguments[name]} must be above zero")
         import_schnetpack()
         import schnetpack.nn as spk
 

@@ -33,7 +33,9 @@ def import_files(
     """
     sources = [Path(path) for path in paths]
     report = ImportReport(0, 0, [])
-    provenance = {"sources": [path.name for path in sources], "labels": options.labels}
+    provenance: dict[str, object] = {"sources": [path.name for path in sources]}
+    if any(path.suffix == ".npz" for path in sources):
+        provenance["labels"] = options.labels  # of rMD17 files; others have one set
     with DatasetWriter(output, provenance) as writer:
         for path in sources:
             if not path.is_file():
