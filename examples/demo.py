@@ -39,14 +39,14 @@ def main() -> None:
     folder = options.output / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True)
 
-    print("1. reference data: ethanol at 500 K by GFN2-xTB", flush=True)
+    print("1. reference data: ethanol at 500 K by GFN2-xTB (about 2 minutes)", flush=True)
     xtb = labelling_calculator("gfn2-xtb")
     start = relaxed(molecule("CH3CH2OH"), xtb)
     training, testing = folder / "train.h5", folder / "test.h5"
     sample(start, xtb, training, frames=options.frames, interval=20, seed=0, progress=False)
     sample(start, xtb, testing, frames=options.frames // 4, interval=20, seed=1, progress=False)
 
-    print("2. force stage and bias stage: SchNet", flush=True)
+    print("2. force stage and bias stage: SchNet (about 4 minutes)", flush=True)
     config = config_from(
         {
             "data": {"path": str(training), "train": 0.9, "validation": 0.1},
