@@ -185,7 +185,10 @@ def _read_arrays(path: Path) -> Molecules:
     arrays = _load_mat(path) if path.suffix == ".mat" else load_arrays(path, ARRAYS)
     for name in ("Z", "R", "T"):
         if name not in arrays:
-            raise DataError(f"{path}: has no array {name}; QM7 files hold Z, R, T and P")
+            raise DataError(
+                f"{path}: has no array {name}: not laid out like QM7 (Z, R, T and P), or a "
+                "download that broke off"
+            )
     charges = real_array(arrays["Z"], f"{path}: Z")
     positions = real_array(arrays["R"], f"{path}: R")
     energies = real_array(arrays["T"], f"{path}: T").reshape(-1)

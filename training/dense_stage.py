@@ -27,6 +27,7 @@ class DenseOptions:
     minutes: float = math.inf
     batch_size: int = 25
     rate: float = 0.1
+    warm_up: tuple[tuple[int, float], ...] = WARM_UP
     average: bool = True  # give the running average instead of the last iterate
     seed: int = 0
 
@@ -68,7 +69,9 @@ def train_dense(
     random = np.random.default_rng(options.seed)
     average, begin = copy.deepcopy(network), time.monotonic()
     for step in range(options.steps):
-        rate = options.rate * next(share for start, share in reversed(WARM_UP) if step >= start)
+        rate = options.rate * next(
+            share for start, share in reversed(options.warm_up) if step >= start
+        )
         chosen = random.integers(0, len(energies), options.batch_size)
         batch = inputs[chosen]
         predicted = network.forward(batch if augment is None else augment(batch, random))

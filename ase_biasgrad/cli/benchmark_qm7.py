@@ -48,3 +48,20 @@ def qm7(
                     f"{one.key}, fold {fold}, {result.trained_on} molecules: MAE {result.mae:.2f}, "
                     f"RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. {result.note}"
                 )
+    _summarise(output)
+
+
+def _summarise(folder: Path) -> None:
+    """Table and learning curves of everything in the folder."""
+    from ase_biasgrad.files import whole_file
+    from ase_biasgrad.training.qm7 import ladder
+    from ase_biasgrad.training.qm7.table import table, write_learning_curves
+
+    results, rows = ladder.load(folder), ladder.rows()
+    text = table(rows, results)
+    with whole_file(folder / "table.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    write_learning_curves(rows, results, folder / "learning_curves.svg")
+    machines = sorted({result.hardware for result in results})
+    typer.echo(f"errors in kcal/mol, on {'; '.join(machines)}\n{text}")
+    typer.echo(f"{folder / 'table.md'}, {folder / 'learning_curves.svg'}")

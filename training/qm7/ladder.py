@@ -12,7 +12,7 @@ import numpy as np
 
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL, error_norms
-from ase_biasgrad.training.qm7 import baselines, potentials
+from ase_biasgrad.training.qm7 import baselines, dense_rows, kernel_rows, potentials
 from ase_biasgrad.training.qm7.task import Answer, Molecules, Task, task_of_fold
 
 
@@ -41,14 +41,26 @@ class Result:
 
 
 def rows() -> list[Row]:
-    """All rows from the bottom to the top, those of every backbone that there is included."""
-    published = {"bias+schnet": "≈ 1 (DTNN)"}
+    """All rows from the bottom to the top, with one for every backbone that there is."""
+    titles = {"schnet": "SchNet", "painn": "PaiNN"}
+    published = {"schnet": "about 1 (DTNN)", "painn": "about 2 (directional MP)"}
+    names = [key.removeprefix("bias+") for key in potentials.ROWS]
     return [
-        Row("mean", "mean predictor", baselines.mean, "179.0"),
-        Row("composition", "composition (the bias, no backbone)", baselines.composition, "15.1"),
+        Row("mean", "mean predictor", baselines.mean, "179"),
+        Row("composition", "composition: the bias, no backbone", baselines.composition, "15"),
+        Row("dense-raw", "dense network, raw inputs", dense_rows.raw),
+        Row("dense-standardised", "… standardised", dense_rows.standardised),
+        Row("dense-centred", "… centred, rotations, averaging", dense_rows.centred),
+        Row("dense-sorted", "… on sorted Coulomb matrices", dense_rows.sorted_matrices),
+        Row("dense-random", "… on random ones, expanded", dense_rows.random_matrices, "3.5"),
+        Row("kernel-spectrum", "Gaussian kernel, eigenspectra", kernel_rows.spectrum, "9.9"),
+        Row("kernel-sorted", "Laplacian kernel, sorted", kernel_rows.sorted_matrices),
+        Row("kernel-random", "Laplacian kernel, random", kernel_rows.random_matrices, "3.07"),
+        Row("bias+dense-centred", "bias + dense, centred", dense_rows.bias_and_centred),
+        Row("bias+dense-random", "bias + dense, random", dense_rows.bias_and_random_matrices),
         *(
-            Row(key, f"bias + {key.removeprefix('bias+')}", fit, published.get(key, ""))
-            for key, fit in potentials.ROWS.items()
+            Row(f"bias+{name}", f"bias + {titles.get(name, name)}", fit, published.get(name, ""))
+            for name, fit in zip(names, potentials.ROWS.values(), strict=True)
         ),
     ]
 

@@ -13,9 +13,9 @@ from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.qm7 import column, folds_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Molecules:
-    """A dataset of molecules with energies, in memory."""
+    """A dataset of molecules with energies, in memory; equal to itself only."""
 
     dataset: Dataset
     energies: np.ndarray  # (m,) eV
