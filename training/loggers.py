@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ase_biasgrad.files import whole_file
 from ase_biasgrad.training.force_stage import ForceStage
 
 COLUMNS = (
@@ -39,7 +40,10 @@ class EpochTable(pl.Callback):
         if not trainer.is_global_zero:
             return
         kept = [r for r in read_epoch_table(self.path) if int(r["epoch"]) < trainer.current_epoch]
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)

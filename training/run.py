@@ -36,6 +36,7 @@ from ase_biasgrad.training.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.force_stage import ForceStage, JointStage, check_labels, rms
 from ase_biasgrad.training.loggers import EpochTable, extra_loggers
 from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.state_files import WholeStateFiles
 from ase_biasgrad.training.weight_averaging import WeightAverage
 
 CHECKPOINT_NAME = "potential.safetensors"
@@ -263,6 +264,7 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         max_epochs=stage.epochs,
         max_time=options.max_time,
         callbacks=callbacks,
+        plugins=[WholeStateFiles()],
         logger=extra_loggers(options.loggers, folder),
         gradient_clip_val=stage.gradient_clip or None,
         check_val_every_n_epoch=stage.validate_every,

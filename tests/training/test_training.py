@@ -1,6 +1,7 @@
 """Training on Lennard-Jones data: what must hold of stages, runs and reports."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -141,6 +142,37 @@ def test_joint_training_centres_energies(tmp_path):
     assert potential.bias.zero == "per-composition"
 
 
+def assert_same_curve(one, two) -> None:
+    assert len(one) == len(two) == 6
+    for whole, resumed in zip(one, two, strict=True):
+        # float32 sums differ in their last bits between processes, as memory is aligned otherwise
+        for column in ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_force_mae"):
+            assert float(resumed[column]) == pytest.approx(float(whole[column]), rel=1e-4), column
+
+
+def test_a_run_that_a_full_disk_ended_goes_on_with_the_same_curve(tmp_path, monkeypatch):
+    path = write_clusters(tmp_path / "x.h5")
+    train(config_from(options(path, epochs=6)), tmp_path / "whole")
+    saved, really = [], torch.save
+
+    def until_full(state, where, **more):
+        saved.append(where)
+        really(state, where, **more)
+        if len(saved) > 5:
+            with open(where, "r+b") as file:
+                file.truncate(1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", until_full)
+        train(config_from(options(path, epochs=6)), tmp_path / "cut")
+    states = sorted(file.name for file in (tmp_path / "cut" / "states").iterdir())
+    assert states == ["best.ckpt", "last.ckpt"]
+    assert 0 < len(rows(tmp_path / "cut")) < 6
+    resume(tmp_path / "cut")
+    assert_same_curve(rows(tmp_path / "whole"), rows(tmp_path / "cut"))
+
+
 def test_an_interrupted_run_goes_on_with_the_same_curve(tmp_path):
     path = write_clusters(tmp_path / "x.h5")
     train(config_from(options(path, epochs=6)), tmp_path / "whole")
@@ -164,13 +196,7 @@ def test_an_interrupted_run_goes_on_with_the_same_curve(tmp_path):
     process.wait()
     assert (cut / "states" / "last.ckpt").exists()
     resume(cut)
-    columns = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_force_mae")
-    one, two = rows(tmp_path / "whole"), rows(cut)
-    assert len(one) == len(two) == 6
-    for whole, resumed in zip(one, two, strict=True):
-        # float32 sums differ in their last bits between processes, as memory is aligned otherwise
-        for column in columns:
-            assert float(resumed[column]) == pytest.approx(float(whole[column]), rel=1e-4), column
+    assert_same_curve(rows(tmp_path / "whole"), rows(cut))
     with pytest.raises(FileExistsError, match="--resume"):
         train(config_from(options(path)), cut)
 
