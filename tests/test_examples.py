@@ -13,6 +13,7 @@ SAYS = {
     "md.py": r"energy changed by -?0\.\d+ meV per atom",
     "relax_cell.py": r"lattice constant 3\.[4-8]\d+ Å",
     "vibrations.py": r"meV\s+cm\^-1",
+    "dense_network.py": r"finite differences by \d\.\de-0[5-9] eV/Å",
     "neb.py": r"barrier \d\.\d+ eV",
     "equation_of_state.py": r"lattice constant 3\.[4-8]\d+ Å, bulk modulus \d+ GPa",
     "train_from_extxyz.py": r"energy zero: scalar",

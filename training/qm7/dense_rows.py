@@ -45,19 +45,19 @@ def raw(task: Task) -> Answer:
     random = np.random.default_rng(task.seed)
     width = 4 * molecules.charges.shape[1]
     network = Sequential([Input(), *dense_layers(width, task.train_energies, random)])
-    options = DenseOptions(rate=0.3, average=False, seed=task.seed, minutes=task.minutes)
+    options = DenseOptions(50_000, rate=0.3, average=False, seed=task.seed, minutes=task.minutes)
     done = train_dense(network, molecules[task.train], task.train_energies, options)
     return Answer(predict_dense(done.network, molecules[task.test]), f"{done.steps} steps")
 
 
 def standardised(task: Task) -> Answer:
     """The same with inputs of mean 0 and standard deviation 1."""
-    return _on_coordinates(task, [], DenseOptions(rate=1.0, average=False), rotate=False)
+    return _on_coordinates(task, [], DenseOptions(50_000, rate=1.0, average=False), rotate=False)
 
 
 def centred(task: Task) -> Answer:
     """The centroid in the origin, random rotations while training, the running average."""
-    return _on_coordinates(task, [Centre()], DenseOptions(steps=400_000, rate=1.0), rotate=True)
+    return _on_coordinates(task, [Centre()], DenseOptions(200_000, rate=1.0), rotate=True)
 
 
 def bias_and_centred(task: Task) -> Answer:
@@ -89,7 +89,7 @@ def sorted_matrices(task: Task) -> Answer:
     train, random = entries[task.train], np.random.default_rng(task.seed)
     layers = dense_layers(entries.shape[1], task.train_energies, random)
     network = Sequential([Standardise.of(train), *layers])
-    options = DenseOptions(steps=400_000, rate=1.0, seed=task.seed, minutes=task.minutes)
+    options = DenseOptions(200_000, rate=0.7, seed=task.seed, minutes=task.minutes)
     done = train_dense(network, train, task.train_energies, options)
     return Answer(predict_dense(done.network, entries[task.test]), f"{done.steps} steps")
 
@@ -105,7 +105,7 @@ def random_matrices(task: Task) -> Answer:
     scale = Standardise.of(expansion.forward(order.forward(train)), common=True)
     layers = dense_layers(len(scale.mean), task.train_energies, random)
     network = Sequential([order, expansion, scale, *layers])
-    options = DenseOptions(steps=1_000_000, seed=task.seed, minutes=task.minutes)
+    options = DenseOptions(1_000_000, rate=0.4, seed=task.seed, minutes=task.minutes)
     done = train_dense(network, train, task.train_energies, options)
     return Answer(predict_dense(done.network, matrices[task.test], DRAWS), f"{done.steps} steps")
 
