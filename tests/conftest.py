@@ -19,9 +19,9 @@ from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph", "se3_transformer")
+BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph", "se3_transformer", "tensornet")
 # the others predict one number for a structure of any size
-EXTENSIVE = ("schnet", "painn", "graph_convolution", "se3_transformer")
+EXTENSIVE = ("schnet", "painn", "graph_convolution", "se3_transformer", "tensornet")
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +46,7 @@ def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potenti
         "graph_convolution": -10.0,
         "atomgraph": -40.0,
         "se3_transformer": -5.0,
+        "tensornet": -20.0,
     }[name]
     backbone = build_backbone(name, {**sizes, "scale": scale, **arguments})
     if name == "atomgraph":  # as initialised it hardly feels where the atoms of an element are

@@ -10,6 +10,7 @@ from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.graph_convolution import GraphConvolution
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet
 from ase_biasgrad.backbones.se3_transformer import SE3TransformerBackbone
+from ase_biasgrad.backbones.tensornet import TensorNet
 
 __all__ = [
     "AtomGraphNet",
@@ -18,6 +19,7 @@ __all__ = [
     "PaiNN",
     "SE3TransformerBackbone",
     "SchNet",
+    "TensorNet",
     "backbone_arguments",
     "backbone_class",
     "build_backbone",
@@ -29,6 +31,7 @@ BACKBONES: tuple[type[Backbone], ...] = (
     GraphConvolution,
     AtomGraphNet,
     SE3TransformerBackbone,
+    TensorNet,
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.half_pairs import pairs_within
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
 from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
@@ -68,19 +69,10 @@ class LeanBackbone(Backbone):
 
         Both are differentiable in the positions and the cell.
         """
-        i, j, shift = half_of(graph)
-        vectors = graph.positions.index_select(0, j) - graph.positions.index_select(0, i)
-        if shift is not None:
-            cells = graph.cell.to(vectors.dtype)[graph.batch[i]]
-            vectors = vectors + torch.einsum("pk,pkl->pl", shift.to(vectors.dtype), cells)
-        near = vectors.detach().square().sum(dim=1) < self.cutoff**2
-        if not bool(near.all()):
-            i, j, vectors = i[near], j[near], vectors[near]
-        distances = vectors.square().sum(dim=1).sqrt()  # (p,)
+        i, j, distances, unit = pairs_within(graph, self.cutoff)
         first, weights = self.knots.weights(distances)
         dtype = self.of.readout[-1].weight.dtype
-        unit = (vectors / distances[:, None]).to(dtype)
-        return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit
+        return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
 
     def read_out(self, features: Tensor) -> Tensor:
         """Per-atom energies `(n,)` from features `(n, f)`."""
@@ -155,29 +147,3 @@ def _thirds(net: nn.Sequential, x: Tensor) -> Tensor:
     first, second = net
     hidden = silu(linear(x, first.weight, first.bias))
     return linear(hidden, second.weight, second.bias).reshape(len(x), 3, -1)
-
-
-def half_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of the directed edges, one of each two that are each other's reverse: i, j, shift.
-
-    The shift `(p, 3)` is None where no structure of a CPU batch is periodic.
-
-    Raises
-    ------
-    ValueError
-        If an edge of the graph has no reverse.
-    """
-    i, j = graph.edge_index
-    keep = i < j
-    periodic = graph.pbc.device.type != "cpu" or bool(graph.pbc.any())
-    if periodic:
-        shift = graph.edge_shift
-        # of images of an atom itself: those whose first component other than 0 is positive
-        sign = shift[:, 0].sign() * 4 + shift[:, 1].sign() * 2 + shift[:, 2].sign()
-        keep = keep | ((i == j) & (sign > 0))
-    kept = keep.nonzero()[:, 0]
-    if 2 * len(kept) != len(i):
-        raise ValueError(
-            f"of {len(i)} directed edges {len(kept)} point forward: every edge needs its reverse"
-        )
-    return i[kept], j[kept], graph.edge_shift[kept] if periodic else None

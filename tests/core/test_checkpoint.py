@@ -21,6 +21,8 @@ def test_round_trip_is_exact(tmp_path, name, dtype):
     arguments = {"radial_basis": "bessel"} if name in ("schnet", "painn") else {"bins": 7}
     if name == "se3_transformer":
         arguments = {"odd_paths": True}
+    if name == "tensornet":
+        arguments = {"radial_functions": 7}
     potential = small_potential(name, **arguments).to(dtype)
     potential.bias.fit(np.array([-4e5, -3e5]), counts_of({1: 2}, {6: 2, 1: 6, 8: 1}), "median")
     save_checkpoint(tmp_path / "p.safetensors", potential, {"note": "α"})

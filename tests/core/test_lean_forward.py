@@ -8,7 +8,8 @@ import torch
 from ase import Atoms
 from conftest import copper, ethanol, small_potential
 
-from ase_biasgrad.backbones.lean_forward import half_of, lean
+from ase_biasgrad.backbones.half_pairs import half_of
+from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.backbones.pair_messages import (
     Components,
     Pairs,

@@ -1,0 +1,290 @@
+"""TensorNet: atoms carry Cartesian tensors of rank two (Simeon and De Fabritiis 2023, NeurIPS).
+
+Own implementation after the paper and the authors' TorchMD-Net. A tensor X = I + A + S (isotropic,
+antisymmetric, symmetric and traceless) is kept as its nine components in an orthonormal basis of
+3 × 3 matrices instead of as a matrix: layers that mix the features of irreducible parts then act
+on 1, 3 and 5 components instead of on 9 each. Energies are invariant under O(3).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.half_pairs import pairs_within
+from ase_biasgrad.graph import AtomGraph
+
+PARTS = (1, 3, 5)  # components of I, A, S
+PART_OF = (0, 1, 1, 1, 2, 2, 2, 2, 2)
+PARITIES = (1, -1, -1, -1, 1, 1, 1, 1, 1)  # under reversal of a direction
+LARGEST_NUMBER = 118
+
+
+class Messenger(Protocol):
+    """How filters are evaluated and messages sent; reference and training differ in it."""
+
+    distances: Tensor  # (m,) where radial functions are wanted; the first is 0
+
+    def lift(self, x: Tensor, filters: Tensor) -> Tensor:
+        """Σ_j f_ij T_ij x_j, `(n, 9, f)`: x `(n, f)`, filters `(m, 3, f)`, T the pair's tensors."""
+
+    def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
+        """Σ_j f_ij x_j, `(n, 9, f)`: x `(n, 9, f)`, filters `(m, 3, f)`."""
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """XY + YX as matrices, all `(n, 9, f)`."""
+
+
+class TensorNet(Backbone):
+    """Message passing with tensors of rank two.
+
+    Parameters
+    ----------
+    features
+        Tensors per atom.
+    interactions
+        Number of interaction layers.
+    cutoff
+        Range of the messages in Å.
+    radial_functions
+        Number of exponential-normal radial functions (PhysNet).
+    scale
+        Energy unit of the readout in eV; see `SchNet`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not above zero.
+    """
+
+    name: ClassVar[str] = "tensornet"
+
+    def __init__(
+        self,
+        features: int = 128,
+        interactions: int = 2,
+        cutoff: float = 5.0,
+        radial_functions: int = 32,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.arguments = {
+            "features": features,
+            "interactions": interactions,
+            "cutoff": cutoff,
+            "radial_functions": radial_functions,
+            "scale": scale,
+        }
+        for name in ("features", "cutoff", "radial_functions"):
+            if not self.arguments[name] > 0:
+                raise ValueError(f"{name}={self.arguments[name]} must be above zero")
+        self.cutoff, self.scale = float(cutoff), float(scale)
+        self.embedding = TensorEmbedding(features, radial_functions)
+        self.layers = nn.ModuleList(
+            Interaction(features, radial_functions) for _ in range(interactions)
+        )
+        self.norm = nn.LayerNorm(3 * features)
+        self.readout = nn.ModuleList(
+            [
+                nn.Linear(3 * features, features),
+                nn.Linear(features, max(1, features // 2)),
+                nn.Linear(max(1, features // 2), 1),
+            ]
+        )
+        nn.init.zeros_(self.readout[-1].bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.readout[-1].weight.dtype
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        return self.energies(graph.numbers, ExactMessenger(graph, self.cutoff, self.dtype))
+
+    def energies(self, numbers: Tensor, messenger: Messenger) -> Tensor:
+        """Per-atom energies `(n,)` in eV, with messages by `messenger`."""
+        envelope = cosine_cutoff(messenger.distances, self.cutoff)[:, None]  # (m, 1)
+        basis = self.radial_basis(messenger.distances) * envelope  # (m, radial functions)
+        basis, envelope = basis.to(self.dtype), envelope.to(self.dtype)
+        x = self.embedding(numbers, basis, envelope, messenger)  # (n, 9, f)
+        for layer in self.layers:
+            x = layer(x, basis, envelope, messenger)
+        hidden = self.norm(torch.cat([_square(part) for part in x.split(PARTS, dim=1)], dim=1))
+        for linear in self.readout[:-1]:
+            hidden = silu(linear(hidden))
+        return self.scale * self.readout[-1](hidden).squeeze(-1)
+
+    def radial_basis(self, distances: Tensor) -> Tensor:
+        """exp(−β (exp(−α r) − μ)²), μ evenly spaced from exp(−cutoff) to 1, `(m, functions)`."""
+        count, lowest = self.arguments["radial_functions"], float(np.exp(-self.cutoff))
+        centres = torch.linspace(lowest, 1.0, count, dtype=distances.dtype, device=distances.device)
+        sharpness = (2.0 / count * (1.0 - lowest)) ** -2
+        mapped = torch.exp(-5.0 / self.cutoff * distances)
+        return torch.exp(-sharpness * (mapped[:, None] - centres).square())
+
+    def energy_shifts(self) -> list[nn.Parameter]:
+        return [self.readout[-1].bias]
+
+    def take_energy_shift(self) -> float:
+        bias = self.readout[-1].bias
+        shift = self.scale * float(bias.detach())
+        nn.init.zeros_(bias)
+        return shift
+
+
+class TensorEmbedding(nn.Module):
+    """Tensors of each atom from the elements and directions of its neighbours."""
+
+    def __init__(self, features: int, radial_functions: int) -> None:
+        super().__init__()
+        self.element = nn.Embedding(LARGEST_NUMBER + 1, features)
+        self.centre = nn.Linear(features, features)
+        self.neighbour = nn.Linear(features, features, bias=False)
+        self.radial = nn.Linear(radial_functions, 3 * features)
+        self.norm = nn.LayerNorm(features)
+        self.mix = PartwiseLinear(features)
+        self.scalars = nn.ModuleList(
+            [nn.Linear(features, 2 * features), nn.Linear(2 * features, 3 * features)]
+        )
+
+    def forward(
+        self, numbers: Tensor, basis: Tensor, envelope: Tensor, messenger: Messenger
+    ) -> Tensor:
+        """`(n, 9, f)`."""
+        filters = (self.radial(basis) * envelope).reshape(len(basis), 3, -1)
+        element = self.element(numbers)  # (n, f)
+        # a linear layer of both elements is one of the centre's plus one of the neighbour's
+        centre, neighbour = self.centre(element), self.neighbour(element)
+        lifted = messenger.lift(torch.ones_like(centre), filters)
+        x = centre[:, None] * lifted + messenger.lift(neighbour, filters)
+        # an atom counts as its own neighbour at distance 0, where only the isotropic part is left
+        own = 3**0.5 * filters[0, 0] * (centre + neighbour)
+        x = torch.cat([x[:, :1] + own[:, None], x[:, 1:]], dim=1)
+        scalars = self.norm(_square(x))
+        for linear in self.scalars:
+            scalars = silu(linear(scalars))
+        return _by_part(self.mix(x), scalars.reshape(len(x), 3, -1))
+
+
+class Interaction(nn.Module):
+    """Messages between tensors, matrix products of what comes in with what was there."""
+
+    def __init__(self, features: int, radial_functions: int) -> None:
+        super().__init__()
+        self.radial = nn.ModuleList(
+            [
+                nn.Linear(radial_functions, features),
+                nn.Linear(features, 2 * features),
+                nn.Linear(2 * features, 3 * features),
+            ]
+        )
+        self.before, self.after = PartwiseLinear(features), PartwiseLinear(features)
+
+    def forward(self, x: Tensor, basis: Tensor, envelope: Tensor, messenger: Messenger) -> Tensor:
+        """`(n, 9, f)` to `(n, 9, f)`."""
+        filters = basis
+        for linear in self.radial:
+            filters = silu(linear(filters))
+        filters = (filters * envelope).reshape(len(basis), 3, -1)
+        x = x / (_square(x) + 1)[:, None]
+        y = self.before(x)
+        message = messenger.convolve(y, filters) + _by_part(y, filters[:1])
+        product = messenger.product(y, message)
+        change = self.after(product / (_square(product) + 1)[:, None])
+        return x + change + 0.5 * messenger.product(change, change)
+
+
+class PartwiseLinear(nn.Module):
+    """One matrix over features for each irreducible part: `(n, 9, f)` to `(n, 9, f)`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(features, features, bias=False) for _ in PARTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.parts, x.split(PARTS, dim=1), strict=True)
+        # rows of one matrix, because torch sums others differently with and without gradients
+        mixed = [linear(part.flatten(0, 1)).view_as(part) for linear, part in parts]
+        return torch.cat(mixed, dim=1)
+
+
+class ExactMessenger:
+    """Filters evaluated at the distance of every pair."""
+
+    def __init__(self, graph: AtomGraph, cutoff: float, dtype: torch.dtype) -> None:
+        self.i, self.j, distances, unit = pairs_within(graph, cutoff)
+        self.distances = torch.cat([distances.new_zeros(1), distances])
+        self.tensors = pair_tensors(unit).to(dtype)[:, :, None]  # (p, 9, 1)
+        self.parities = torch.tensor(PARITIES, dtype=dtype, device=graph.device)[:, None]
+        self.n = len(graph.numbers)
+
+    def lift(self, x: Tensor, filters: Tensor) -> Tensor:
+        """See `Messenger`."""
+        sent = filters[1:, PART_OF] * self.tensors  # (p, 9, f)
+        received = x.new_zeros((self.n, 9, x.shape[1]))
+        received = received.index_add(0, self.i, sent * x[self.j][:, None])
+        return received.index_add(0, self.j, self.parities * sent * x[self.i][:, None])
+
+    def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
+        """See `Messenger`."""
+        chosen = filters[1:, PART_OF]  # (p, 9, f)
+        received = torch.zeros_like(x).index_add(0, self.i, chosen * x[self.j])
+        return received.index_add(0, self.j, chosen * x[self.i])
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Messenger`."""
+        basis = torch.from_numpy(matrix_basis()).to(x)  # (9, 3, 3)
+        one, two = (torch.einsum("kab,nkf->nfab", basis, z) for z in (x, y))  # (n, f, 3, 3)
+        return torch.einsum("kab,nfab->nkf", basis, one @ two + two @ one)
+
+
+def pair_tensors(unit: Tensor) -> Tensor:
+    """1, the skew matrix of u, and uuᵀ − 1/3 as components `(p, 9)`; directions u `(p, 3)`."""
+    basis = torch.from_numpy(matrix_basis()).to(unit)
+    skew = torch.einsum("abc,pc->pab", -torch.from_numpy(_levi_civita()).to(unit), unit)
+    matrices = skew + unit[:, :, None] * unit[:, None, :]  # (p, 3, 3)
+    components = torch.einsum("kab,pab->pk", basis, matrices)
+    isotropic = torch.full_like(components[:, :1], 3**0.5)  # that of the unit matrix
+    return torch.cat([isotropic, components[:, 1:]], dim=1)
+
+
+def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:
+    """½ (1 + cos(π r/cutoff)) below the cutoff, 0 beyond."""
+    inside = 0.5 * (1 + torch.cos(torch.pi / cutoff * distances))
+    return torch.where(distances < cutoff, inside, 0.0)
+
+
+@cache
+def matrix_basis() -> np.ndarray:
+    """Nine orthonormal matrices `(9, 3, 3)`: 1; x, y, z as skew matrices; five symmetric ones."""
+    basis = np.zeros((9, 3, 3))
+    basis[0] = np.eye(3)
+    basis[1:4] = -_levi_civita()
+    for k, (a, b) in enumerate(((0, 1), (1, 2), (0, 2))):
+        basis[4 + k, a, b] = basis[4 + k, b, a] = 1
+    basis[7], basis[8] = np.diag([1, -1, 0]), np.diag([-1, -1, 2])
+    return basis / np.linalg.norm(basis, axis=(1, 2))[:, None, None]
+
+
+@cache
+def _levi_civita() -> np.ndarray:
+    symbol = np.zeros((3, 3, 3))
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        symbol[a, b, c], symbol[a, c, b] = 1, -1
+    return symbol
+
+
+def _square(x: Tensor) -> Tensor:
+    """Squared Frobenius norm `(n, f)` of components `(n, c, f)`."""
+    return x.square().sum(dim=1)
+
+
+def _by_part(x: Tensor, factors: Tensor) -> Tensor:
+    """Components `(n, 9, f)` times one factor `(n or 1, 3, f)` for each irreducible part."""
+    return x * factors[:, PART_OF]
