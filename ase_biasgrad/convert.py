@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ase_biasgrad.backbones import PaiNN, SchNet
-from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone, import_schnetpack
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.units import energy_unit, length_unit
 
@@ -43,6 +43,7 @@ def convert_schnetpack(
             f"the model works in {length}; only models in Angstrom can be brought in"
         )
     if not isinstance(model, nn.Module):
+        import_schnetpack()
         try:
             model = torch.load(model, map_location="cpu", weights_only=False)
         except Exception as error:

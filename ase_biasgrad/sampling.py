@@ -178,13 +178,18 @@ def starting_structure(name: str) -> Atoms:
     Raises
     ------
     ValueError
-        If it is neither.
+        If it is neither, or a file that ASE cannot read.
     """
     from ase.build import molecule
     from ase.io import read
 
     if Path(name).exists():
-        atoms = read(name)
+        try:
+            atoms = read(name)
+        except Exception as error:
+            # readers of ASE raise whatever their format makes them
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name}: ASE cannot read it as a structure: {said}") from error
         assert not isinstance(atoms, list)
         return atoms
     try:

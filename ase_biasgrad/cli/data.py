@@ -124,6 +124,7 @@ def sample(
 ) -> None:
     """Make reference data by Langevin dynamics."""
     import json
+    import sys
 
     from ase_biasgrad import sampling
 
@@ -132,6 +133,8 @@ def sample(
     except json.JSONDecodeError as error:
         raise typer.BadParameter(f"--arguments is no JSON: {error}") from error
     atoms = sampling.starting_structure(structure)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # module:Class may be a file in the working folder
     labeller = sampling.labelling_calculator(calculator, keywords)
     if relax:
         atoms = sampling.relaxed(atoms, labeller)

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
@@ -201,4 +202,22 @@ def test_errors_are_one_message(folder):
     assert "no calculator 'magic'" in biasgrad(
         folder, "data", "sample", "H2O", "-o", "x.h5", "--calculator", "magic", code=1
     )
+    (folder / "garbage.xyz").write_text("hello")
+    sample = ("data", "sample", "garbage.xyz", "-o", "x.h5")
+    assert "garbage.xyz: ASE cannot read it" in biasgrad(folder, *sample, code=1)
     assert not (folder / "x.h5").exists()
+
+
+def test_sampling_with_a_calculator_of_the_user(folder):
+    (folder / "springs.py").write_text(
+        "from ase.calculators.lj import LennardJones\n\n\nclass Springs(LennardJones):\n    pass\n"
+    )
+    write(folder / "pair.xyz", Atoms("Ar2", [[0, 0, 0], [0, 0, 1.2]]))
+    command = [
+        *(sys.executable, "-P", "-m", "ase_biasgrad.cli", "data", "sample", "pair.xyz"),
+        *("-o", "pair.h5", "--calculator", "springs:Springs", "--arguments", '{"sigma": 1.1}'),
+        *("--frames", "2", "--equilibration", "0", "--temperature", "50"),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "pair.h5: 2 frames by springs:Springs" in done.stdout
