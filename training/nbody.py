@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from ase_biasgrad.nbody import Trajectories
 from ase_biasgrad.se3_transformer.nbody import NBodyNetwork, NBodyOptions
+from ase_biasgrad.training.averaged_adam import AveragedAdam
 
 Predictor = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -161,59 +160,41 @@ def train_network(
     every = samples(training, task, per_simulation=4)
     scale = [v.square().mean().sqrt().item() for v in (every.displacements, every.velocity_changes)]
     network = NBodyNetwork(options, (scale[0], scale[1]))
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(training_options.ema_decay), use_buffers=True
-    )
-    optimizer = torch.optim.Adam(network.parameters(), lr=training_options.learning_rate)
     steps = training_options.epochs * -(-len(training) // training_options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
+    adam = AveragedAdam(
+        network,
         training_options.learning_rate,
-        total_steps=steps,
-        pct_start=training_options.warmup,
+        steps,
+        training_options.warmup,
+        training_options.ema_decay,
     )
     began, cpu_began = time.monotonic(), time.process_time()
     kept: NBodyNetwork = network
     best, best_epoch = Errors(np.inf, np.inf), 0
     for epoch in range(1, training_options.epochs + 1):
         epoch_samples = random_samples(training, task, random)
-        loss = _train_epoch(network, average, optimizer, schedule, epoch_samples, training_options)
+        loss = _train_epoch(adam, epoch_samples, training_options.batch_size)
         if epoch % 5 == 0 or epoch == training_options.epochs:
-            found = errors(average.module, validation)
+            averaged = adam.averaged()
+            found = errors(averaged, validation)
             seconds = time.monotonic() - began
             report(
                 f"epoch {epoch}: training loss {loss:.5f}, validation x {found.displacement:.5f} "
                 f"v {found.velocity:.5f}, {seconds:.0f} s"
             )
             if sum(vars(found).values()) < sum(vars(best).values()):
-                best, best_epoch = found, epoch
-                kept = copy.deepcopy(network).eval()
-                kept.load_state_dict(average.module.state_dict())
+                kept, best, best_epoch = averaged, found, epoch
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
     return Trained(kept, best, best_epoch, seconds, cpu_seconds)
 
 
-def _train_epoch(
-    network: NBodyNetwork,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    of: Samples,
-    options: TrainingOptions,
-) -> float:
+def _train_epoch(adam: AveragedAdam[NBodyNetwork], of: Samples, batch_size: int) -> float:
     """Mean loss."""
-    network.train()
     total = 0.0
-    for start in range(0, len(of), options.batch_size):
-        batch = of.select(slice(start, start + options.batch_size))
-        optimizer.zero_grad(set_to_none=True)
-        residuals = torch.stack(_residuals(network, batch))
-        loss = residuals.square().mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(network)
+    for start in range(0, len(of), batch_size):
+        batch = of.select(slice(start, start + batch_size))
+        loss = torch.stack(_residuals(adam.network, batch)).square().mean()
+        adam.step(loss)
         total += float(loss.detach()) * len(batch)
     return total / len(of)
 

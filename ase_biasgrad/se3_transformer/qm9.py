@@ -1,0 +1,107 @@
+"""The SE(3)-Transformer that predicts a property of a molecule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ase_biasgrad.se3_transformer.convolution import ConvolutionBlock, KernelOptions
+from ase_biasgrad.se3_transformer.fibers import uniform_fiber
+from ase_biasgrad.se3_transformer.network import SE3Transformer, transformer_blocks
+from ase_biasgrad.se3_transformer.nonlinearity import NormLayerNorm
+
+ELEMENTS = (1, 6, 7, 8, 9)
+
+
+@dataclass(frozen=True)
+class QM9Options:
+    """Architecture; the defaults are the paper's.
+
+    Parameters
+    ----------
+    layers, channels, heads, division, max_degree
+        Attention layers, channels of each degree up to the highest, heads, and by how much keys
+        and values are narrower.
+    low_memory
+        Compute kernels again in the backward pass.
+    """
+
+    layers: int = 7
+    channels: int = 32
+    heads: int = 8
+    division: int = 2
+    max_degree: int = 3
+    low_memory: bool = False
+
+
+@dataclass(frozen=True)
+class MoleculeBatch:
+    """Molecules with `n` atoms and `e` directed edges altogether."""
+
+    numbers: Tensor  # (n,) int64
+    molecule: Tensor  # (n,) int64, molecule that each atom belongs to
+    vectors: Tensor  # (e, 3) Å, float32
+    edge_index: Tensor  # (2, e)
+    bonded: Tensor  # (e,) bool
+    molecules: int
+
+
+class QM9Network(nn.Module):
+    """Attention over neighbours, a convolution to scalars, their mean over atoms, and an MLP.
+
+    Atoms go in as one-hot elements and a tenth of the atomic number, edges with whether they are bonds.
+    The output is in units of the standardised target.
+    """
+
+    def __init__(self, options: QM9Options) -> None:
+        super().__init__()
+        self.options = options
+        self.register_buffer("elements", torch.tensor(ELEMENTS), persistent=False)
+        kernels = KernelOptions(inputs=2, low_memory=options.low_memory)
+        fiber_in = {0: len(ELEMENTS) + 1}
+        hidden = uniform_fiber(options.max_degree, options.channels)
+        width = options.channels * (options.max_degree + 1)
+        self.transformer = SE3Transformer(
+            fiber_in,
+            [
+                *transformer_blocks(
+                    fiber_in,
+                    hidden,
+                    options.layers,
+                    options.heads,
+                    options.division,
+                    kernels,
+                    NormLayerNorm,
+                ),
+                ConvolutionBlock(hidden, {0: width}, kernels),
+            ],
+        )
+        self.readout = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, batch: MoleculeBatch, harmonics: Tensor | None = None) -> Tensor:
+        """Standardised property `(molecules,)`; `harmonics` of the edges if at hand.
+
+        Raises
+        ------
+        ValueError
+            If there are elements other than those of QM9.
+        """
+        one_hot = batch.numbers[:, None] == self.elements  # (n, 5)
+        if not bool(one_hot.any(dim=1).all()):
+            strange = sorted(set(batch.numbers.tolist()) - set(ELEMENTS))
+            raise ValueError(f"atomic numbers {strange} are not in QM9 {ELEMENTS}")
+        inputs = torch.cat([one_hot, batch.numbers[:, None] / 10], dim=1).to(batch.vectors.dtype)
+        features = self.transformer(
+            {0: inputs[:, None, :]},
+            batch.vectors,
+            batch.edge_index,
+            batch.bonded[:, None].to(batch.vectors.dtype),
+            harmonics=harmonics,
+        )
+        scalars = features[0][:, 0]  # (n, width)
+        total = scalars.new_zeros(batch.molecules, scalars.shape[1])
+        total = total.index_add(0, batch.molecule, scalars)
+        count = torch.bincount(batch.molecule, minlength=batch.molecules)
+        return self.readout(total / count[:, None]).squeeze(1)
