@@ -51,8 +51,8 @@ class MoleculeBatch:
 class QM9Network(nn.Module):
     """Attention over neighbours, a convolution to scalars, their mean over atoms, and an MLP.
 
-    Atoms go in as one-hot elements and a tenth of the atomic number, edges with whether they are bonds.
-    The output is in units of the standardised target.
+    Atoms go in as one-hot elements and a tenth of the atomic number, edges with whether they are
+    bonds. The output is in units of the standardised target.
     """
 
     def __init__(self, options: QM9Options) -> None:
