@@ -1,6 +1,6 @@
 """Coulomb matrices of molecules, their derivatives, orders and spectra; NumPy only.
 
-C_ii = Z_i^2.4 / 2 and C_ij = Z_i Z_j / |R_i − R_j| in Hartree, lengths in Bohr (Rupp et al. 2012,
+C_ii = Z_i^2.4 / 2 and C_ij = Z_i Z_j / d_ij in Hartree, with distances d in Bohr (Rupp et al. 2012,
 Phys. Rev. Lett. 108, 058301). Rows and columns of missing atoms are zero.
 """
 

@@ -37,9 +37,10 @@ def qm7(
     available = int(molecules.folds.max()) + 1
     if folds > available:
         raise typer.BadParameter(f"--folds {folds}: {data} has {available}")
+    sizes: list[int | None] = [*size] if size else [None]
     for one in chosen:
         for fold in range(folds):
-            for trained_on in size or [None]:
+            for trained_on in sizes:
                 result = ladder.run(
                     one, molecules, fold, hardware(), trained_on, minutes, seed, typer.echo
                 )
