@@ -1,7 +1,7 @@
-"""SchNet and PaiNN for training: SchNetPack's parameters, but pairs counted once, filters sampled.
+"""Backbones for training: the same parameters, but pairs counted once and filters sampled.
 
-The same functions as SchNetPack's modules up to rounding, from the same parameters, and twice
-differentiable, at a fraction of the cost. Filters are splines through their values at knots
+SchNet, PaiNN and TensorNet: the same functions up to rounding, from the same parameters, and
+twice differentiable, at a fraction of the cost. Filters are splines through their values at knots
 (`sampled_filters`), messages and products have both derivatives written out (`pair_messages`,
 `vector_products`), pairs beyond the cutoff are left out. For inference and validation the
 backbone itself is used.
@@ -21,6 +21,8 @@ from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, li
 from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
+from ase_biasgrad.backbones.tensor_products import symmetric_product
+from ase_biasgrad.backbones.tensornet import PARITIES, PART_OF, TensorNet, pair_tensors
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import AtomGraph
 
@@ -31,12 +33,15 @@ def lean(backbone: Backbone) -> Backbone:
         return LeanSchNet(backbone)
     if isinstance(backbone, PaiNN):
         return LeanPaiNN(backbone)
+    if isinstance(backbone, TensorNet):
+        return LeanTensorNet(backbone)
     return backbone
 
 
 SCALAR = Components((0,))
 SCALAR_AND_VECTOR = Components((0, 1, 1, 1))
 DIRECTION = Components((0, 0, 0), (-1, -1, -1))
+TENSOR = Components(PART_OF, PARITIES)
 
 
 class LeanBackbone(Backbone):
@@ -65,14 +70,8 @@ class LeanBackbone(Backbone):
         return self._constants[key]
 
     def pairs(self, graph: AtomGraph) -> tuple[Pairs, Tensor]:
-        """Every pair within the cutoff once, and unit vectors `(p, 3)` from i to j.
-
-        Both are differentiable in the positions and the cell.
-        """
-        i, j, distances, unit = pairs_within(graph, self.cutoff)
-        first, weights = self.knots.weights(distances)
-        dtype = self.of.readout[-1].weight.dtype
-        return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
+        """See `sampled_pairs`."""
+        return sampled_pairs(graph, self.knots, self.of.readout[-1].weight.dtype)
 
     def read_out(self, features: Tensor) -> Tensor:
         """Per-atom energies `(n,)` from features `(n, f)`."""
@@ -140,6 +139,62 @@ class LeanPaiNN(LeanBackbone):
             dq, dmu = updates(factors, mixed)
             q, mu = q + dq, mu + dmu
         return self.read_out(q)
+
+
+class LeanTensorNet(Backbone):
+    """`TensorNet` for training."""
+
+    name = "lean-tensornet"
+
+    def __init__(self, of: TensorNet) -> None:
+        super().__init__()
+        self.of = of
+        self.arguments, self.cutoff = of.arguments, of.cutoff
+        # exponential-normal functions are narrower than their mean spacing where bonds are
+        functions = round(1.7 * of.arguments["radial_functions"])
+        self.knots = Knots.for_functions(of.cutoff, functions)
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        if graph.device.type != "cpu":
+            return self.of(graph)
+        return self.of.energies(graph.numbers, SampledMessenger(graph, self.knots, self.of.dtype))
+
+
+class SampledMessenger:
+    """Filters evaluated at knots, messages and products by loops; see `tensornet.Messenger`."""
+
+    def __init__(self, graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> None:
+        self.pairs, unit = sampled_pairs(graph, knots, dtype)
+        self.tensors = pair_tensors(unit)  # (p, 9)
+        self.distances = knots.distances()
+        self.distances[0] = 0.0
+        self.to_rows = knots.interpolation().to(dtype)
+
+    def lift(self, x: Tensor, filters: Tensor) -> Tensor:
+        """See `Messenger`."""
+        return lift(self.pairs, x, self._rows(filters), self.tensors, TENSOR)
+
+    def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
+        """See `Messenger`."""
+        return convolve(self.pairs, x, self._rows(filters), TENSOR)
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Messenger`."""
+        return symmetric_product(x, y)
+
+    def _rows(self, filters: Tensor) -> Tensor:
+        return (self.to_rows @ filters.flatten(1)).reshape(-1, *filters.shape[1:])
+
+
+def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[Pairs, Tensor]:
+    """Every pair within the cutoff once, and unit vectors `(p, 3)` from i to j.
+
+    Both are differentiable in the positions and the cell.
+    """
+    i, j, distances, unit = pairs_within(graph, knots.cutoff)
+    first, weights = knots.weights(distances)
+    return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
 
 
 def _thirds(net: nn.Sequential, x: Tensor) -> Tensor:
