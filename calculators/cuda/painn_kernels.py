@@ -21,7 +21,8 @@ from ase_biasgrad.calculators.cuda.tiles import (
     row_grid,
 )
 
-FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 1024, 512
+# few enough that all values of a tile stay in registers
+ELEMENTS = 512
 
 
 def send(q: Tensor, x: Tensor, mu: Tensor, filters: Tensor, edges: Edges) -> Tensor:
@@ -34,7 +35,7 @@ def send(q: Tensor, x: Tensor, mu: Tensor, filters: Tensor, edges: Edges) -> Ten
     _send[(atoms, members)](
         q, x, mu, filters, edges.first, edges.count, edges.neighbour, edges.interval, edges.place,
         edges.units, out, atoms, edges.units.shape[1], filters.stride(0),
-        WIDTH=width, EDGES=edges_at_once(width, FORWARD_ELEMENTS),
+        WIDTH=width, EDGES=edges_at_once(width, ELEMENTS),
     )  # fmt: skip
     return out
 
@@ -46,7 +47,7 @@ def send_first(q: Tensor, x: Tensor, filters: Tensor, edges: Edges) -> Tensor:
     _send_first[(atoms, members)](
         q, x, filters, edges.first, edges.count, edges.neighbour, edges.interval, edges.place,
         edges.units, out, atoms, edges.units.shape[1], filters.stride(0),
-        WIDTH=width, EDGES=edges_at_once(width, FORWARD_ELEMENTS),
+        WIDTH=width, EDGES=edges_at_once(width, ELEMENTS),
     )  # fmt: skip
     return out
 
@@ -71,7 +72,7 @@ def send_backward(
     _send_backward[(atoms, members)](
         x, mu, gq, gmu, filters, edges.first, edges.count, edges.neighbour, edges.interval,
         edges.place, edges.units, gx, before, slopes, turns, atoms, slopes.shape[1],
-        filters.stride(0), WIDTH=width, EDGES=edges_at_once(width, BACKWARD_ELEMENTS),
+        filters.stride(0), WIDTH=width, EDGES=edges_at_once(width, ELEMENTS),
     )  # fmt: skip
     return gx, before
 
@@ -90,7 +91,7 @@ def send_first_backward(
     _send_first_backward[(atoms, members)](
         x, gq, gmu, filters, edges.first, edges.count, edges.neighbour, edges.interval,
         edges.place, edges.units, slopes, turns, atoms, slopes.shape[1], filters.stride(0),
-        WIDTH=width, EDGES=edges_at_once(width, BACKWARD_ELEMENTS),
+        WIDTH=width, EDGES=edges_at_once(width, ELEMENTS),
     )  # fmt: skip
 
 

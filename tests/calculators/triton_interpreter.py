@@ -42,11 +42,22 @@ class Memory:
             memory[places] = np.broadcast_to(value, addresses.shape)[mask]
 
 
-def patched(tensor, *rest):
+def patched_tensor(tensor, *rest):
     patch_tensor(tensor, *rest)
     tensor.__index__ = lambda self: int(self.handle.data.item())
 
 
+def patched_language(function):
+    """Once for each module, where that lasts: it takes longer than most kernels."""
+    if function.__module__ in lasting:
+        return None
+    scope = patch_language(function)
+    if scope is None:
+        lasting.add(function.__module__)
+    return scope
+
+
+lasting: set[str] = set()
 interpreter._interpreter = Memory
-patch_tensor = interpreter._patch_lang_tensor
-interpreter._patch_lang_tensor = patched
+patch_tensor, interpreter._patch_lang_tensor = interpreter._patch_lang_tensor, patched_tensor
+patch_language, interpreter._patch_lang = interpreter._patch_lang, patched_language
