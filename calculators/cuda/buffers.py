@@ -57,7 +57,7 @@ class Buffers:
         self._host_result = torch.empty(self.result.shape, dtype=torch.float64, pin_memory=pinned)
         self._rows: EdgeRows | None = None
 
-    def hold(self, rows: EdgeRows) -> bool:
+    def holds(self, rows: EdgeRows) -> bool:
         """Whether edges of this number fit in."""
         return len(rows.neighbour) <= len(self.neighbour)
 

@@ -116,7 +116,7 @@ class CudaEngine:
         with self._on_device(), torch.no_grad():
             recording = self.recordings.find(
                 (atoms, cells, derivatives),
-                lambda buffers: buffers.hold(rows),
+                lambda buffers: buffers.holds(rows),
                 lambda: Buffers(
                     atoms,
                     cells,

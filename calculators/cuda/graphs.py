@@ -6,6 +6,7 @@ time: structures that come only once are not worth a graph.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +21,25 @@ Step = Callable[[Buffers, bool], None]
 MOST_SHAPES, MOST_ATOMS = 8, 200_000
 
 
+# torch waits for the whole device when it begins to record, which would end another recording
+_recording = threading.Lock()
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what `run` does on the device; the returned function does it again."""
+    """Record what `run` does on the device; the returned function does it again.
+
+    Other threads may go on using CUDA meanwhile.
+    """
     graph = torch.cuda.CUDAGraph()
-    # other threads may go on using CUDA meanwhile; torch's own stream for this is one for all
-    # devices
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        run()
+    with _recording:
+        # torch's own stream for this is one for all devices; cuBLAS takes memory for each stream
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        torch.cuda.current_blas_handle()  # each thread has its own; none is made while recording
+        stream = _streams[device]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            run()
     return graph.replay
 
 
@@ -55,11 +67,11 @@ class Recordings:
         self.captures = 0
 
     def find(
-        self, shape: Shape, fits: Callable[[Buffers], bool], make: Callable[[], Buffers]
+        self, shape: Shape, holds: Callable[[Buffers], bool], make: Callable[[], Buffers]
     ) -> Recording:
-        """The recording of a shape; a new one if there is none or its buffers do not fit."""
+        """The recording of a shape; a new one if there is none or its buffers are too small."""
         recording = self._of.pop(shape, None)
-        if recording is None or not fits(recording.buffers):
+        if recording is None or not holds(recording.buffers):
             recording = None  # frees its memory before more is taken
             self._make_room()
             recording = Recording(make())

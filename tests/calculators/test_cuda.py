@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -159,3 +160,21 @@ def test_copies_and_pickles_go_on_the_device():
         again.calc.reset()
         assert again.calc._engine.recordings.captures == 0
         np.testing.assert_allclose(again.get_forces(), forces, atol=1e-6)
+
+
+def test_threads_record_side_by_side():
+    potential, expected = small_potential("painn"), {}
+    structures = [ethanol(), copper(), supercell()]
+    for k, atoms in enumerate(structures):
+        atoms.calc = BiasGradCalculator(potential, device="cpu", engine="cpu")
+        expected[k] = atoms.get_forces()
+
+    def work(k: int) -> np.ndarray:
+        calculator = BiasGradCalculator(potential, device="cuda", engine="cuda")
+        for _ in range(20):
+            calculator.calculate(structures[k], ["forces"])
+        return calculator.results["forces"]
+
+    with ThreadPoolExecutor(3) as threads:
+        for k, forces in enumerate(threads.map(work, range(3))):
+            np.testing.assert_allclose(forces, expected[k], atol=1e-5)

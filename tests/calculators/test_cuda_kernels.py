@@ -1,6 +1,7 @@
 """The CUDA engine where there is no GPU: in Triton's interpreter, and through its compiler."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,11 @@ def test_kernels_and_steps_in_the_interpreter():
     """In a process of its own: Triton chooses its interpreter when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, HERE / "interpreted_cuda.py"], capture_output=True, text=True, check=False
+        [*command, HERE / "interpreted_cuda.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 15
