@@ -9,7 +9,7 @@ from test_energy_stage import NAMES
 
 from ase_biasgrad.bias_fits import least_squares
 from ase_biasgrad.coulomb_matrix import coulomb_matrices, norm_order, triangles
-from ase_biasgrad.dataset import Dataset, DatasetWriter
+from ase_biasgrad.dataset import DataError, Dataset, DatasetWriter
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
 from ase_biasgrad.training.qm7 import kernel_rows, ladder
 from ase_biasgrad.training.qm7.ladder import Result, Row
@@ -45,6 +45,15 @@ def test_folds_train_on_what_they_do_not_test(molecules):
     assert set(some.train) <= set(task_of_fold(molecules, 1).train)
     with pytest.raises(ValueError, match="64 training molecules, and 65 are wanted"):
         task_of_fold(molecules, 0, size=65)
+
+
+def test_crystals_are_refused(tmp_path):
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        writer.append(
+            np.array([29]), np.zeros((1, 3)), energy=1.0, cell=np.eye(3) * 2.5, pbc=[True] * 3
+        )
+    with pytest.raises(DataError, match=r"x\.h5: 000000_Cu is periodic"):
+        molecules_of(Dataset(tmp_path / "x.h5"))
 
 
 def test_composition_is_the_bias_of_the_package(molecules):

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ase_biasgrad.coulomb_matrix import PaddedMolecules, padded
-from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.dataset import DataError, Dataset
 from ase_biasgrad.qm7 import column, folds_of
 
 
@@ -33,7 +33,19 @@ class Molecules:
 
 
 def molecules_of(dataset: Dataset) -> Molecules:
-    """Energies and folds of a dataset; errors as in `folds_of`."""
+    """Energies and folds of a dataset.
+
+    Raises
+    ------
+    DataError
+        On periodic frames, which Coulomb matrices cannot describe, and as in `folds_of`.
+    """
+    for group in dataset.groups():
+        periodic = group.read("pbc")
+        if periodic is not None and periodic.any():
+            raise DataError(
+                f"{dataset.path}: {group.name} is periodic; this benchmark is for molecules"
+            )
     folds = folds_of(dataset)
     return Molecules(dataset, column(dataset, "energy"), folds)
 
