@@ -14,7 +14,7 @@ from ase_biasgrad.files import whole_file
 from ase_biasgrad.machine import hardware
 from ase_biasgrad.qm9 import UNITS
 from ase_biasgrad.se3_transformer.basis_cache import open_cache
-from ase_biasgrad.se3_transformer.qm9 import QM9Options
+from ase_biasgrad.se3_transformer.qm9 import QM9Network, QM9Options
 from ase_biasgrad.splits import random_split
 from ase_biasgrad.training.qm9 import (
     Part,
@@ -79,7 +79,7 @@ def run(
     dataset = Dataset(data)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {}
-    order = 2 * options.max_degree
+    order = QM9Network(options).transformer.highest_order
     for name, frames in split(len(dataset), sizes, training_options.seed).items():
         samples = read_samples(dataset, frames, label, cutoff)
         kind = "bonds" if cutoff is None else f"{cutoff:g}"

@@ -1,5 +1,8 @@
 """What the SE(3)-Transformer as a potential promises beyond the tests of all backbones."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +79,8 @@ def test_what_cannot_be_built():
         build_backbone("se3_transformer", {"layers": 0})
     with pytest.raises(ValueError, match="3 heads cannot share"):
         build_backbone("se3_transformer", {"heads": 3})
+
+
+def test_e3nn_is_not_loaded_by_those_who_do_not_use_it():
+    code = "import sys, ase_biasgrad.backbones; sys.exit('e3nn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
