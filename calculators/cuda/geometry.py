@@ -121,9 +121,10 @@ def _within_cutoff(  # type: ignore[no-untyped-def]
         tl.store(vectors + at, x, mask=inside)
         tl.store(vectors + capacity + at, y, mask=inside)
         tl.store(vectors + 2 * capacity + at, z, mask=inside)
-        tl.store(units + at, (x / d).to(tl.float32), mask=inside)
-        tl.store(units + capacity + at, (y / d).to(tl.float32), mask=inside)
-        tl.store(units + 2 * capacity + at, (z / d).to(tl.float32), mask=inside)
+        inverse = 1.0 / d
+        tl.store(units + at, (x * inverse).to(tl.float32), mask=inside)
+        tl.store(units + capacity + at, (y * inverse).to(tl.float32), mask=inside)
+        tl.store(units + 2 * capacity + at, (z * inverse).to(tl.float32), mask=inside)
         found += tl.sum(inside.to(tl.int32), 0)
     tl.store(count + i, found - begin)
 
