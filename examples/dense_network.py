@@ -8,7 +8,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 
-from ase_biasgrad.calculators.dense_calculator import DenseCalculator
+from ase_biasgrad.calculators import DenseCalculator
 from ase_biasgrad.coulomb_matrix import padded
 from ase_biasgrad.dense.inputs import Centre, Input
 from ase_biasgrad.dense.modules import Linear, Output, Sequential, Standardise, Tanh

@@ -270,7 +270,7 @@ def test_no_torch_is_loaded_and_nothing_printed(tmp_path):
     save_dense(tmp_path / "p.safetensors", dense_potential())
     code = (
         "import sys\nfrom ase.build import molecule\n"
-        "from ase_biasgrad.calculators.dense_calculator import DenseCalculator\n"
+        "from ase_biasgrad.calculators import DenseCalculator\n"
         "atoms = molecule('H2O')\natoms.calc = DenseCalculator('p.safetensors')\n"
         "atoms.get_forces()\n"
         "assert not {'torch', 'schnetpack', 'sklearn', 'matplotlib'} & set(sys.modules)"
