@@ -58,10 +58,11 @@ class AttentionBlock(nn.Module):
         attentive: bool = False,
     ) -> None:
         super().__init__()
-        self.fiber_in, self.fiber_out, self.heads = dict(fiber_in), dict(fiber_out), heads
+        self.fiber_in, self.fiber_out = dict(fiber_in), dict(fiber_out)
+        self.heads, self.division, self.attentive = heads, division, attentive
         self.fiber_values = {degree: int(c // division) for degree, c in fiber_out.items()}
         self.fiber_keys = {d: c for d, c in self.fiber_values.items() if d in fiber_in}
-        self._check(division)
+        self._check()
         self.groups = _groups(self.fiber_values, self.fiber_keys)
         self.convolution = Convolution(fiber_in, [both for both, _ in self.groups], options)
         self.queries = LinearSelfInteraction(fiber_in, self.fiber_keys)
@@ -71,7 +72,7 @@ class AttentionBlock(nn.Module):
         projection = AttentiveSelfInteraction if attentive else LinearSelfInteraction
         self.projection = projection(self.fiber_joined, fiber_out)
 
-    def _check(self, division: float) -> None:
+    def _check(self) -> None:
         if not self.fiber_keys:
             raise ValueError(
                 f"attention needs a degree that is both in {sorted(self.fiber_in)} and "
@@ -80,7 +81,7 @@ class AttentionBlock(nn.Module):
         for degree, channels in self.fiber_values.items():
             if channels == 0 or channels % self.heads:
                 raise ValueError(
-                    f"degree {degree}: {self.fiber_out[degree]} channels / {division:g} are "
+                    f"degree {degree}: {self.fiber_out[degree]} channels / {self.division:g} are "
                     f"{channels}, which {self.heads} heads cannot share"
                 )
 

@@ -17,7 +17,6 @@ class EdgeContext:
     centre: Tensor  # (edges,) int64
     neighbour: Tensor  # (edges,) int64
     scalars: Tensor  # (edges, s), input of the radial networks: distance, then edge scalars
-    harmonics: Tensor  # (edges, orders)
     bases: KernelBases
     envelope: Tensor | None  # (edges,) in 0..1, weight of an edge that fades out at a cutoff
 

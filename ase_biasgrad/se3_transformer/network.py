@@ -100,7 +100,6 @@ class SE3Transformer(nn.Module):
             centre=edge_index[0],
             neighbour=edge_index[1],
             scalars=torch.cat(scalars, dim=1),
-            harmonics=harmonics,
             bases=kernel_bases(harmonics, self.shapes),
             envelope=envelope,
         )

@@ -77,17 +77,15 @@ class PlainAttentionBlock(AttentionBlock):
     """The attention block with a convolution for keys and one for values."""
 
     def __init__(self, fused: AttentionBlock) -> None:
-        nn.Module.__init__(self)
-        self.__dict__ |= {
-            name: value
-            for name, value in copy.deepcopy(fused).__dict__.items()
-            if not name.startswith("_") and name != "training"
-        }
         options = fused.convolution.options
-        self.queries, self.projection = copy.deepcopy((fused.queries, fused.projection))
+        fibers = (fused.fiber_in, fused.fiber_out)
+        super().__init__(*fibers, fused.heads, fused.division, options, fused.attentive)
+        del self.convolution
         self.keys = PlainConvolution(fused.fiber_in, fused.fiber_keys, options)
         self.values = PlainConvolution(fused.fiber_in, fused.fiber_values, options)
         self.to(dtype=next(fused.parameters()).dtype)
+        self.queries.load_state_dict(fused.queries.state_dict())
+        self.projection.load_state_dict(fused.projection.state_dict())
         self._take_kernels(fused)
 
     def keys_and_values(self, features: Features, edges: EdgeContext) -> tuple[Tensor, Tensor]:

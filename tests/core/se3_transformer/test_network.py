@@ -166,7 +166,6 @@ def test_messages_have_about_the_variance_of_their_input(points):
         torch.arange(60),
         torch.arange(60),
         x.norm(dim=1)[:, None],
-        harmonics,
         kernel_bases(harmonics, layer.shapes),
         None,
     )
@@ -287,7 +286,7 @@ def test_what_does_not_fit_is_named(points, scalars):
 
 def context(centre: list[int], envelope=None) -> EdgeContext:
     index, none = torch.tensor(centre), torch.zeros(len(centre), 0)
-    return EdgeContext(index, index, none, none, {}, envelope)
+    return EdgeContext(index, index, none, {}, envelope)
 
 
 def test_edge_softmax_is_a_softmax_for_each_centre():
