@@ -118,10 +118,19 @@ def _on_grid(function: Callable[[Tensor], Tensor], cutoff: float, intervals: int
 def _values_and_slopes(
     function: Callable[[Tensor], Tensor], distances: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`function` and its derivative; at zero, where bases such as sin(x)/x divide by it,
-    extrapolated linearly from 1e-6 Å."""
+    """`function` and its derivative; a first distance of zero, where bases such as sin(x)/x
+    divide by it, is extrapolated from 1e-6 and 2e-6 Å."""
+    if distances[0] > 0:
+        return _differentiated(function, distances)
     nearest = 1e-6
-    at = torch.from_numpy(np.maximum(distances, nearest))
+    values, slopes = _differentiated(function, np.append([nearest, 2 * nearest], distances[1:]))
+    slopes[0], values[0] = 2 * slopes[0] - slopes[1], values[0] - nearest * slopes[0]
+    return np.delete(values, 1, axis=0), np.delete(slopes, 1, axis=0)
+
+
+def _differentiated(
+    function: Callable[[Tensor], Tensor], distances: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    at = torch.from_numpy(distances)
     values, slopes = torch.func.jvp(function, (at,), (torch.ones_like(at),))
-    value, slope = values.detach().numpy(), slopes.detach().numpy()
-    return value + np.minimum(distances - nearest, 0.0)[:, None] * slope, slope
+    return values.detach().numpy().copy(), slopes.detach().numpy().copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ from ase_biasgrad.calculators.system_state import (
     check_neutral,
     check_numbers_and_positions,
     info_values,
+    kept_copy,
 )
 from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.neighbours import complete_cell
 from ase_biasgrad.potential import Potential
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ class BiasGradCalculator(Calculator):
     ]
     nolabel = True
     _info: tuple[Any, ...] = ()
+    _kept: Atoms | None = None
 
     def __init__(
         self,
@@ -168,7 +172,7 @@ class BiasGradCalculator(Calculator):
     def copy(self) -> BiasGradCalculator:
         """Another calculator without results that shares the weights."""
         other = copy.copy(self)
-        other.atoms, other.results, other._bias_of = None, {}, None
+        other.atoms, other.results, other._bias_of, other._kept = None, {}, None, None
         other._engine = self._engine.fresh()
         return other
 
@@ -196,7 +200,8 @@ class BiasGradCalculator(Calculator):
         """Fill `results`; everything that ASE's documentation says of this method."""
         self.results = {}  # of other atoms, should anything below fail
         if atoms is not None:
-            self.atoms = atoms.copy()
+            # ASE forgets `atoms` before it asks for a calculation
+            self.atoms = self._kept = kept_copy(self._kept, atoms)
         if self.atoms is None:
             raise InputError("there are no atoms to calculate")
         self._info = info_values(self.atoms)
@@ -213,29 +218,20 @@ class BiasGradCalculator(Calculator):
         members: dict[str, np.ndarray] = {"energy": energies.sum(axis=1), "energies": energies}
         if evaluation.forces is not None:
             members["forces"] = evaluation.forces
-            volume = abs(np.linalg.det(structure.cell))
+            volume = _volume(structure.cell)
             if evaluation.strain_gradient is not None and volume > 1e-12:
                 members["stress"] = _voigt(evaluation.strain_gradient / volume)
         for name, values in members.items():
-            if not np.isfinite(values).all():
+            if not math.isfinite(values.sum()):
                 raise CalculationFailed(
                     f"the {name} of {len(structure.numbers)} atoms came out as NaN or infinity: "
                     "the structure is far outside of what the potential was trained on"
                 )
-        results: dict[str, Any] = {
-            name: np.array(values.mean(axis=0), order="C") for name, values in members.items()
-        }
-        results["energy"] = results["free_energy"] = float(results["energy"])
-        if len(self.biases) > 1:
-            for name in ("energy", "forces", "stress"):
-                if name in members:
-                    results[f"{name}_std"] = np.std(members[name], axis=0, ddof=1)
-            results["energy_std"] = float(results["energy_std"])
-        return results
+        return _single(members) if len(self.biases) == 1 else _committee(members)
 
     def _structure(self, atoms: Atoms) -> Structure:
         numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
-        if not np.isfinite(atoms.cell.array).all():
+        if not math.isfinite(atoms.cell.array.sum()):
             raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
         check_numbers_and_positions(atoms, self.elements)
         check_neutral(atoms)
@@ -306,10 +302,33 @@ class BiasGradCalculator(Calculator):
         return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
 
 
-def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
-    from ase_biasgrad.neighbours import complete_cell
+def _single(members: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Results of one potential, in arrays of their own."""
+    results: dict[str, Any] = {name: values[0].copy() for name, values in members.items()}
+    results["energy"] = results["free_energy"] = float(results["energy"])
+    return results
 
-    complete_cell(cell, pbc)
+
+def _committee(members: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means over the members, and the spreads of what is compared among them."""
+    results: dict[str, Any] = {
+        name: np.array(values.mean(axis=0), order="C") for name, values in members.items()
+    }
+    results["energy"] = results["free_energy"] = float(results["energy"])
+    for name in ("energy", "forces", "stress"):
+        if name in members:
+            results[f"{name}_std"] = np.std(members[name], axis=0, ddof=1)
+    results["energy_std"] = float(results["energy_std"])
+    return results
+
+
+def _volume(cell: np.ndarray) -> float:
+    return float(abs(np.linalg.det(cell))) if cell.any() else 0.0
+
+
+def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
+    if pbc.any():
+        complete_cell(cell, pbc)
 
 
 def _voigt(stress: np.ndarray) -> np.ndarray:

@@ -9,8 +9,10 @@ import torch
 from ase_biasgrad.backbones import Backbone
 from ase_biasgrad.calculators.engine import Engine
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
+from ase_biasgrad.calculators.sampled_weights import fits
+from ase_biasgrad.splines import SplineError
 
-ENGINES = ("auto", "cpu", "reference")
+ENGINES = ("auto", "cpu", "cuda", "reference")
 
 
 def select_engine(
@@ -28,34 +30,44 @@ def select_engine(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose from {ENGINES}")
-    obstacle = _obstacle(backbones, device, dtype)
-    if engine == "cpu" and obstacle:
-        raise ValueError(f"engine='cpu' does not fit: {obstacle}; use engine='auto'")
-    if engine == "reference" or obstacle:
+    if engine == "reference":
         return ReferenceEngine(backbones, device, dtype, skin)
-    from ase_biasgrad.calculators.cpu.engine import CpuEngine
-    from ase_biasgrad.splines import SplineError
+    wanted = device.type if engine == "auto" else engine
+    obstacle = _obstacle(wanted, backbones, device, dtype)
+    if obstacle is None:
+        try:
+            return _fused(wanted, backbones, device, skin)
+        except SplineError as error:
+            obstacle = f"its radial filters cannot be tabulated: {error}"
+            if engine == "auto":
+                warnings.warn(f"the potential runs by autograd: {obstacle}", stacklevel=4)
+    if engine != "auto":
+        raise ValueError(f"engine={engine!r} does not fit: {obstacle}; use engine='auto'")
+    return ReferenceEngine(backbones, device, dtype, skin)
 
-    try:
-        return CpuEngine(backbones, skin)
-    except SplineError as error:
-        if engine == "cpu":
-            raise
-        warnings.warn(
-            f"the radial filters cannot be tabulated, so autograd evaluates them: {error}",
-            stacklevel=4,
-        )
-        return ReferenceEngine(backbones, device, dtype, skin)
 
-
-def _obstacle(backbones: list[Backbone], device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why no fused engine can run, if so."""
-    from ase_biasgrad.calculators.sampled_weights import fits
-
+def _obstacle(
+    engine: str, backbones: list[Backbone], device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why this fused engine cannot run, if so."""
+    if device.type != engine:
+        return f"the device is {device}"
     if dtype != torch.float32:
         return "it works in float32"
-    if device.type != "cpu":
-        return f"it works on the CPU, not on {device}"
     if not fits(backbones):
         return "it evaluates SchNet and PaiNN, in a committee all of one shape"
+    if engine == "cuda":
+        from ase_biasgrad.calculators.cuda.engine import obstacle
+
+        return obstacle(device)
     return None
+
+
+def _fused(engine: str, backbones: list[Backbone], device: torch.device, skin: float) -> Engine:
+    if engine == "cuda":
+        from ase_biasgrad.calculators.cuda.engine import CudaEngine
+
+        return CudaEngine(backbones, device, skin)
+    from ase_biasgrad.calculators.cpu.engine import CpuEngine
+
+    return CpuEngine(backbones, skin)

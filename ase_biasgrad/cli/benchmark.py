@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ase_biasgrad.cli.benchmark_md import md
 from ase_biasgrad.cli.benchmark_md17 import md17
 from ase_biasgrad.cli.benchmark_nbody import nbody
 from ase_biasgrad.cli.benchmark_qm7 import qm7
@@ -11,6 +12,7 @@ from ase_biasgrad.cli.benchmark_qm9 import qm9
 from ase_biasgrad.cli.benchmark_training import benchmark_training
 
 app = typer.Typer(no_args_is_help=True)
+app.command("md")(md)
 app.command("md17")(md17)
 app.command("training")(benchmark_training)
 app.command("qm7")(qm7)

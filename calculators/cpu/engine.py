@@ -33,7 +33,7 @@ class CpuEngine:
             CpuSchNet(backbones) if isinstance(backbones[0], SchNet) else CpuPaiNN(backbones)
         )
         self.list = HalfPairList(self.cutoff, skin)
-        self._memory: tuple[tuple[int, int], tuple[np.ndarray, ...]] | None = None
+        self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backbones": self.backbones, "skin": self.list.list.skin}
@@ -60,56 +60,78 @@ class CpuEngine:
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
         pairs = self.list.of(structure)
-        return self._evaluate([structure], pairs, derivatives)[0]
+        n = len(structure.numbers)
+        atoms = structure.numbers, structure.positions, np.zeros(n, np.int64)
+        energies, forces, strain = self._evaluate(*atoms, structure.cell[None], pairs, derivatives)
+        if forces is None or strain is None:
+            return Evaluation(energies)
+        return Evaluation(energies, forces, strain[:, 0])
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """All of several structures in one pass, with derivatives."""
-        halves = [half(neighbour_list(s.positions, s.cell, s.pbc, self.cutoff)) for s in structures]
-        pairs = joined(halves, [len(s.numbers) for s in structures])
-        return self._evaluate(structures, pairs, derivatives=True)
+        """Everything for several structures in one pass; each has at least one atom."""
+        sizes = [len(s.numbers) for s in structures]
+        lists = [neighbour_list(s.positions, s.cell, s.pbc, self.cutoff) for s in structures]
+        energies, forces, strain = self._evaluate(
+            np.concatenate([s.numbers for s in structures]),
+            np.concatenate([s.positions for s in structures]),
+            np.repeat(np.arange(len(sizes)), sizes),
+            np.stack([s.cell for s in structures]),
+            joined([half(edges) for edges in lists], sizes),
+            derivatives=True,
+        )
+        assert forces is not None
+        assert strain is not None
+        ends = np.cumsum(sizes)[:-1]
+        parts = np.split(energies, ends, axis=1), np.split(forces, ends, axis=1)
+        return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
 
     def _evaluate(
-        self, structures: Sequence[Structure], pairs: HalfPairs, derivatives: bool
-    ) -> list[Evaluation]:
-        sizes = [len(s.numbers) for s in structures]
-        structure = np.repeat(np.arange(len(sizes)), sizes)  # (n,)
-        numbers = np.concatenate([s.numbers for s in structures])
-        positions = np.concatenate([s.positions for s in structures])
-        cells = np.stack([s.cell for s in structures])
-        n, most, table = len(numbers), len(pairs.i), self.model.table
-        atoms, vectors = np.empty((most, 2), np.int64), np.empty((most, 4))
-        interval, place = np.empty(most, np.int64), np.empty(most, np.float32)
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        structure: np.ndarray,
+        cells: np.ndarray,
+        pairs: HalfPairs,
+        derivatives: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Energies `(members, n)`, forces and `(members, structures, 3, 3)` ∂E/∂ε.
+
+        `structure (n,)` counts the structures, whose cells are `(structures, 3, 3)`.
+        """
+        model, table, n = self.model, self.model.table, len(numbers)
+        blocks = blocks_for(n, 4 * n * model.message_width)
+        (atoms, vectors, interval, place), work = self._buffers(n, blocks, len(pairs.i))
         found = within_cutoff(
             positions, cells, structure, pairs.i, pairs.j, pairs.shift, self.cutoff,
             table.spacing, len(table.values) - 1, atoms, vectors, interval, place,
         )  # fmt: skip
-        members = self.model.members
-        energies, slopes = np.empty((members, n)), np.zeros((members, found))
-        turns = np.zeros((members, found if self.model.directed else 0, 3))
-        blocks = blocks_for(n, 4 * n * self.model.message_width)
-        geometry = (numbers, atoms, interval, place, found, derivatives, blocks)
-        extra = (vectors, turns) if self.model.directed else ()
-        run(
-            self.model.kernels,
-            blocks,
-            (*self.model.weights, *geometry, *extra, *self._work(n, blocks), energies, slopes),
-        )
-        ends = np.cumsum(sizes)[:-1]
+        energies = np.empty((model.members, n))
+        slopes = np.zeros((model.members, found))
+        turns = np.zeros((model.members, found if model.directed else 0, 3))
+        geometry = (numbers, atoms, interval, place, found)
+        if model.directed:
+            geometry += (vectors, turns)
+        arrays = (*model.weights, *geometry, *work, energies, slopes)
+        phases = model.kernel.plan(model.members, model.layers, derivatives)
+        run(model.kernel.whole, model.kernel.phase, phases, blocks, arrays)
         if not derivatives:
-            return [Evaluation(e) for e in np.split(energies, ends, axis=1)]
-        slopes /= table.spacing
-        forces, strain = np.zeros((members, n, 3)), np.zeros((members, len(sizes), 3, 3))
-        for m in range(members):
-            result = (structure, forces[m], strain[m])
-            if self.model.directed:
-                directed_forces(atoms, vectors, found, slopes[m], turns[m], *result)
+            return energies, None, None
+        forces = np.zeros((model.members, n, 3))
+        strain = np.zeros((model.members, len(cells), 3, 3))
+        for m in range(model.members):
+            pair = (atoms, vectors, found, slopes[m], table.spacing)
+            if model.directed:
+                directed_forces(*pair, turns[m], structure, forces[m], strain[m])
             else:
-                radial_forces(atoms, vectors, found, slopes[m], *result)
-        parts = (np.split(array, ends, axis=1) for array in (energies, forces))
-        return [Evaluation(e, f, s) for e, f, s in zip(*parts, strain.swapaxes(0, 1), strict=True)]
+                radial_forces(*pair, structure, forces[m], strain[m])
+        return energies, forces, strain
 
-    def _work(self, n: int, blocks: int) -> tuple[np.ndarray, ...]:
-        """Memory for `n` atoms, kept from step to step."""
-        if self._memory is None or self._memory[0] != (n, blocks):
-            self._memory = (n, blocks), self.model.memory(n, blocks)
-        return self._memory[1]
+    def _buffers(
+        self, n: int, blocks: int, pairs: int
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """Memory for pairs and atoms, kept from step to step."""
+        if self._memory is None or self._memory[0] != (n, blocks, pairs):
+            kinds = (((2,), np.int64), ((4,), np.float64), ((), np.int64), ((), np.float32))
+            of_pairs = tuple(np.empty((pairs, *shape), kind) for shape, kind in kinds)
+            self._memory = (n, blocks, pairs), of_pairs, self.model.memory(n, blocks)
+        return self._memory[1:]

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def within_cutoff(  # type: ignore[no-untyped-def]
     positions, cells, structure, i, j, shift, cutoff, spacing, intervals, atoms, vectors,
     interval, place,
@@ -41,32 +41,32 @@ def within_cutoff(  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True, nogil=True)
-def radial_forces(atoms, vectors, pairs, slopes, structure, forces, strain):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def radial_forces(atoms, vectors, pairs, slopes, spacing, structure, forces, strain):  # type: ignore[no-untyped-def]
     """Add the forces of ∂E/∂d along the pairs, and ∂E/∂ε of each structure.
 
-    slopes `(p,)` in eV/Å, forces `(n, 3)` in eV/Å, strain `(structures, 3, 3)` in eV.
+    slopes `(p,)` in eV per `spacing`, forces `(n, 3)` in eV/Å, strain `(structures, 3, 3)` in eV.
     """
     for p in range(pairs):
-        slope = slopes[p] / vectors[p, 3]
+        slope = slopes[p] / (spacing * vectors[p, 3])
         _add(atoms, vectors, p, slope * vectors[p, 0], slope * vectors[p, 1],
              slope * vectors[p, 2], structure, forces, strain)  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
-def directed_forces(atoms, vectors, pairs, slopes, turns, structure, forces, strain):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def directed_forces(atoms, vectors, pairs, slopes, spacing, turns, structure, forces, strain):  # type: ignore[no-untyped-def]
     """As `radial_forces`, with turns `(p, 3)`: ∂E/∂u of the unit vectors, in eV."""
     for p in range(pairs):
         d = vectors[p, 3]
         x, y, z = vectors[p, 0] / d, vectors[p, 1] / d, vectors[p, 2] / d
         tx, ty, tz = turns[p, 0], turns[p, 1], turns[p, 2]
         # a unit vector turns only across itself
-        along = slopes[p] - (tx * x + ty * y + tz * z) / d
+        along = slopes[p] / spacing - (tx * x + ty * y + tz * z) / d
         _add(atoms, vectors, p, along * x + tx / d, along * y + ty / d, along * z + tz / d,
              structure, forces, strain)  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _add(atoms, vectors, p, x, y, z, structure, forces, strain):  # type: ignore[no-untyped-def]
     """Add ∂E/∂(r_j − r_i) = (x, y, z) of pair p."""
     a, b = atoms[p, 0], atoms[p, 1]

@@ -17,7 +17,7 @@ Formulas: Schütt, Unke, Gastegger 2021. Filters are cubics `(intervals, 4, 3 F)
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from ase_biasgrad.calculators.cpu.activations import silu
 from ase_biasgrad.calculators.cpu.matrix_product import product
@@ -31,7 +31,6 @@ from ase_biasgrad.calculators.cpu.rows import (
     read_out,
 )
 from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, square_root, store, total
-from ase_biasgrad.calculators.cpu.threads import compiled
 
 ZERO, TWO, THREE = np.float32(0), np.float32(2), np.float32(3)
 
@@ -301,104 +300,116 @@ def vector_gradients(gq, gmu, gjoint, a, vw, norms, gvw, first, last):  # type: 
             store(gq, k, g + load(gjoint, i * 2 * width + f))
 
 
-def _painn(  # type: ignore[no-untyped-def]
+EMBED, SEND, MIX, READ_OUT, MIX_BACKWARD, SEND_BACKWARD, CONTEXT_BACKWARD = range(7)
+
+
+def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
+    """Phases `(kind, member, layer)` in their order."""
+    phases = []
+    for m in range(members):
+        phases += [(EMBED, m, 0)]
+        for layer in range(layers):
+            phases += [(SEND, m, layer), (MIX, m, layer)]
+        phases += [(READ_OUT, m, 0)]
+        for layer in reversed(range(layers if derivatives else 0)):
+            phases += [(MIX_BACKWARD, m, layer), (SEND_BACKWARD, m, layer)]
+            phases += [(CONTEXT_BACKWARD, m, layer)] if layer else []
+    return np.array(phases, np.int64)
+
+
+@njit(cache=True, nogil=True)
+def phase(  # type: ignore[no-untyped-def]
+    kind, m, layer, block, blocks,
     embedding, context0, context1, context1_t, context1_bias, context2, context2_t,
     context2_bias, mix, mix_t, mixing1, mixing1_t, mixing1_bias, mixing2, mixing2_t,
     mixing2_bias, epsilon, panels, readout, readout_t, readout_bias, last_weight, last_bias,
-    filters, numbers, atoms, interval, place, pairs, derivatives, blocks, vectors, turns,
+    filters, numbers, atoms, interval, place, pairs, vectors, turns,
     q, gq, x, mu, middle, gmu, vw, gvw, a, norms, products, joint, context_slopes, mixing_slopes,
     readout_slopes, parts_q, parts_x, parts_mu, spare, energies, slopes,
 ):  # fmt: skip
-    """Per-atom energies `(members, n)`, ∂E/∂d `(members, pairs)` in units of the spacing, and
-    turns ∂E/∂u `(members, pairs, 3)`."""
-    members, layers = filters.shape[:2]
-    n = len(numbers)
-    chunks = blocks * max(1, -(-n // (CHUNK * blocks)))
-    for m in range(members):
-        for c in prange(chunks):
-            first, last = n * c // chunks, n * (c + 1) // chunks
+    """One block of one phase; in the end energies `(members, n)`, slopes, ∂E/∂d
+    `(members, pairs)` in units of the spacing, and turns, ∂E/∂u `(members, pairs, 3)`."""
+    n, layers = len(numbers), filters.shape[1]
+    first, last = pairs * block // blocks, pairs * (block + 1) // blocks
+    if kind == SEND:
+        if layer == 0:
+            send_first(
+                x[0], filters[m, 0], atoms, interval, place, vectors, first, last,
+                parts_q[block], parts_mu[block],
+            )  # fmt: skip
+        else:
+            send(
+                x[layer], mu[layer], filters[m, layer], atoms, interval, place, vectors,
+                first, last, parts_q[block], parts_mu[block],
+            )  # fmt: skip
+        return
+    if kind == SEND_BACKWARD:
+        if layer == 0:
+            send_first_backward(
+                x[0], gq, gmu, filters[m, 0], atoms, interval, place, vectors, first, last,
+                slopes[m], turns[m],
+            )  # fmt: skip
+        else:
+            send_backward(
+                x[layer], mu[layer], gq, gmu, filters[m, layer], atoms, interval, place,
+                vectors, first, last, parts_x[block], parts_mu[block], slopes[m], turns[m],
+            )  # fmt: skip
+        return
+    end = n * (block + 1) // blocks
+    for first in range(n * block // blocks, end, CHUNK):
+        last = min(first + CHUNK, end)
+        if kind == EMBED:
             embed(numbers, embedding[m], q, first, last)
             embed(numbers, context0[m], x[0], first, last)
             mu[0, 3 * first : 3 * last] = 0
-        for layer in range(layers):
-            for b in prange(blocks):
-                first, last = pairs * b // blocks, pairs * (b + 1) // blocks
-                if layer == 0:
-                    send_first(
-                        x[0], filters[m, 0], atoms, interval, place, vectors, first, last,
-                        parts_q[b], parts_mu[b],
-                    )  # fmt: skip
-                else:
-                    send(
-                        x[layer], mu[layer], filters[m, layer], atoms, interval, place, vectors,
-                        first, last, parts_q[b], parts_mu[b],
-                    )  # fmt: skip
-            for c in prange(chunks):
-                first, last = n * c // chunks, n * (c + 1) // chunks
-                add_up(parts_q, first, last)
-                add_up(parts_mu, 3 * first, 3 * last)
-                add_to(q, parts_q[0], first, last)
-                middle[3 * first : 3 * last] = mu[layer, 3 * first : 3 * last]
-                add_to(middle, parts_mu[0], 3 * first, 3 * last)
-                product(middle, mix[m, layer], vw[layer], 3 * first, 3 * last)
-                norms_and_products(
-                    vw[layer], q, joint, norms[layer], products[layer], epsilon, first, last
-                )
-                product(joint, mixing1[m, layer], spare[0], first, last)
-                silu(spare[0], mixing1_bias[m, layer], mixing_slopes[layer], first, last)
-                product(spare[0], mixing2[m, layer], a[layer], first, last)
-                add_bias(a[layer], mixing2_bias[m, layer], first, last)
-                out = mu[layer + 1] if layer + 1 < layers else gmu
-                apply_mixing(a[layer], vw[layer], products[layer], q, middle, out, first, last)
-                if layer + 1 < layers:
-                    context(
-                        q, context1[m, layer + 1], context1_bias[m, layer + 1],
-                        context2[m, layer + 1], context2_bias[m, layer + 1], spare[0],
-                        context_slopes[layer + 1], x[layer + 1], first, last,
-                    )  # fmt: skip
-        for c in prange(chunks):
-            first, last = n * c // chunks, n * (c + 1) // chunks
+        elif kind == MIX:
+            add_up(parts_q, first, last)
+            add_up(parts_mu, 3 * first, 3 * last)
+            add_to(q, parts_q[0], first, last)
+            middle[3 * first : 3 * last] = mu[layer, 3 * first : 3 * last]
+            add_to(middle, parts_mu[0], 3 * first, 3 * last)
+            product(middle, mix[m, layer], vw[layer], 3 * first, 3 * last)
+            norms_and_products(
+                vw[layer], q, joint, norms[layer], products[layer], epsilon, first, last
+            )
+            product(joint, mixing1[m, layer], spare[0], first, last)
+            silu(spare[0], mixing1_bias[m, layer], mixing_slopes[layer], first, last)
+            product(spare[0], mixing2[m, layer], a[layer], first, last)
+            add_bias(a[layer], mixing2_bias[m, layer], first, last)
+            out = mu[layer + 1] if layer + 1 < layers else gmu
+            apply_mixing(a[layer], vw[layer], products[layer], q, middle, out, first, last)
+            if layer + 1 < layers:
+                context(
+                    q, context1[m, layer + 1], context1_bias[m, layer + 1],
+                    context2[m, layer + 1], context2_bias[m, layer + 1], spare[0],
+                    context_slopes[layer + 1], x[layer + 1], first, last,
+                )  # fmt: skip
+        elif kind == READ_OUT:
             gmu[3 * first : 3 * last] = 0
             read_out(
                 q, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
                 last_bias[m], spare, readout_slopes, energies[m], gq, first, last,
             )  # fmt: skip
-        if not derivatives:
-            continue
-        for layer in range(layers - 1, -1, -1):
-            for c in prange(chunks):
-                first, last = n * c // chunks, n * (c + 1) // chunks
-                mixing_gradients(gq, gmu, vw[layer], products[layer], parts_x[0], first, last)
-                product(parts_x[0], mixing2_t[m, layer], spare[0], first, last)
-                multiply_rows(spare[0], mixing_slopes[layer], first, last)
-                product(spare[0], mixing1_t[m, layer], joint, first, last)
-                vector_gradients(
-                    gq, gmu, joint, a[layer], vw[layer], norms[layer], gvw, first, last
-                )
-                product(gvw, mix_t[m, layer], middle, 3 * first, 3 * last)
-                add_to(gmu, middle, 3 * first, 3 * last)
-            for b in prange(blocks):
-                first, last = pairs * b // blocks, pairs * (b + 1) // blocks
-                if layer == 0:
-                    send_first_backward(
-                        x[0], gq, gmu, filters[m, 0], atoms, interval, place, vectors, first,
-                        last, slopes[m], turns[m],
-                    )  # fmt: skip
-                else:
-                    send_backward(
-                        x[layer], mu[layer], gq, gmu, filters[m, layer], atoms, interval, place,
-                        vectors, first, last, parts_x[b], parts_mu[b], slopes[m], turns[m],
-                    )  # fmt: skip
-            if layer > 0:
-                for c in prange(chunks):
-                    first, last = n * c // chunks, n * (c + 1) // chunks
-                    add_up(parts_x, first, last)
-                    add_up(parts_mu, 3 * first, 3 * last)
-                    add_to(gmu, parts_mu[0], 3 * first, 3 * last)
-                    context_backward(
-                        parts_x[0], context2_t[m, layer], context_slopes[layer],
-                        context1_t[m, layer], spare[0], spare[1], gq, first, last,
-                    )  # fmt: skip
+        elif kind == MIX_BACKWARD:
+            mixing_gradients(gq, gmu, vw[layer], products[layer], parts_x[0], first, last)
+            product(parts_x[0], mixing2_t[m, layer], spare[0], first, last)
+            multiply_rows(spare[0], mixing_slopes[layer], first, last)
+            product(spare[0], mixing1_t[m, layer], joint, first, last)
+            vector_gradients(gq, gmu, joint, a[layer], vw[layer], norms[layer], gvw, first, last)
+            product(gvw, mix_t[m, layer], middle, 3 * first, 3 * last)
+            add_to(gmu, middle, 3 * first, 3 * last)
+        else:
+            add_up(parts_x, first, last)
+            add_up(parts_mu, 3 * first, 3 * last)
+            add_to(gmu, parts_mu[0], 3 * first, 3 * last)
+            context_backward(
+                parts_x[0], context2_t[m, layer], context_slopes[layer], context1_t[m, layer],
+                spare[0], spare[1], gq, first, last,
+            )  # fmt: skip
 
 
-painn, painn_threaded = compiled(_painn)
+@njit(cache=True, nogil=True)
+def whole(plan, *arrays):  # type: ignore[no-untyped-def]
+    """All phases on one thread."""
+    for step in range(len(plan)):
+        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, *arrays)

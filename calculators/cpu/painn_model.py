@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ase_biasgrad.calculators.cpu import painn
 from ase_biasgrad.calculators.cpu.matrix_product import packed, padded
 from ase_biasgrad.calculators.cpu.packing import (
     packed_filters,
@@ -20,13 +21,12 @@ from ase_biasgrad.calculators.sampled_weights import painn_weights
 class CpuPaiNN:
     """PaiNN, one or several stacked, for `CpuEngine`."""
 
+    kernel = painn
     directed = True
 
     def __init__(self, backbones: Sequence[Any]) -> None:
-        from ase_biasgrad.calculators.cpu.painn import painn, painn_threaded
-
         weights = painn_weights(backbones)
-        self.table, self.kernels = weights.table, (painn, painn_threaded)
+        self.table = weights.table
         self.members, self.layers = weights.context1.shape[:2]
         features = weights.embedding.shape[2]
         self.width = width = padded(features)

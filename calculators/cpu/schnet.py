@@ -5,14 +5,14 @@ the backward pass needs y and the slopes of ssp only. Arrays have one row for ea
 width `features`, a multiple of 16; `filters` holds cubics as `(intervals, 4, features)`.
 Formulas: Schütt et al. 2018, J. Chem. Phys. 148, 241722.
 
-Work is cut into `blocks`: pairs and atoms of a block are one thread's. A block of pairs adds to
-messages of its own, which the threads sum up afterwards.
+Work is cut into `blocks` (`threads.py`). A block of pairs adds to messages of its own, which are
+summed up afterwards.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from ase_biasgrad.calculators.cpu.activations import shifted_softplus
 from ase_biasgrad.calculators.cpu.matrix_product import product
@@ -26,7 +26,6 @@ from ase_biasgrad.calculators.cpu.rows import (
     read_out,
 )
 from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, store, total
-from ase_biasgrad.calculators.cpu.threads import compiled
 
 TWO, THREE = np.float32(2), np.float32(3)
 
@@ -106,114 +105,78 @@ def update_backward(gradient, outward_t, slopes, hidden_t, spare, out, first, la
     product(spare[0], hidden_t, out, first, last)
 
 
-def _schnet(  # type: ignore[no-untyped-def]
+EMBED, CONVOLVE, UPDATE, READ_OUT, UPDATE_BACKWARD, CONVOLVE_BACKWARD, INWARD_BACKWARD = range(7)
+
+
+def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
+    """Phases `(kind, member, layer)` in their order."""
+    phases = []
+    for m in range(members):
+        phases += [(EMBED, m, 0)]
+        for layer in range(layers):
+            phases += [(CONVOLVE, m, layer), (UPDATE, m, layer)]
+        phases += [(READ_OUT, m, 0)]
+        for layer in reversed(range(layers if derivatives else 0)):
+            phases += [(UPDATE_BACKWARD, m, layer), (CONVOLVE_BACKWARD, m, layer)]
+            phases += [(INWARD_BACKWARD, m, layer)] if layer else []
+    return np.array(phases, np.int64)
+
+
+@njit(cache=True, nogil=True)
+def phase(  # type: ignore[no-untyped-def]
+    kind, m, layer, block, blocks,
     embedding, inward0, inward, inward_t, hidden, hidden_t, hidden_bias, outward, outward_t,
     outward_bias, panels, readout, readout_t, readout_bias, last_weight, last_bias, filters,
-    numbers, atoms, interval, place, pairs, derivatives, blocks,
+    numbers, atoms, interval, place, pairs,
     x, y, parts, slopes, readout_slopes, spare, energies, radial,
 ):  # fmt: skip
-    """Per-atom energies `(members, n)` and ∂E/∂d `(members, pairs)` in units of the spacing."""
-    members, layers = filters.shape[:2]
-    n = len(numbers)
-    chunks = blocks * max(1, -(-n // (CHUNK * blocks)))
-    for m in range(members):
-        for q in prange(chunks):
-            first, last = n * q // chunks, n * (q + 1) // chunks
+    """One block of one phase; in the end energies `(members, n)` and radial, ∂E/∂d
+    `(members, pairs)` in units of the spacing. x turns from features into ∂E/∂x."""
+    n, layers = len(numbers), filters.shape[1]
+    first, last = pairs * block // blocks, pairs * (block + 1) // blocks
+    if kind == CONVOLVE:
+        convolve(y[layer], filters[m, layer], atoms, interval, place, first, last, parts[block])
+        return
+    if kind == CONVOLVE_BACKWARD and layer == 0:
+        radial_slopes(y[0], spare[2], filters[m, 0], atoms, interval, place, first, last, radial[m])
+        return
+    if kind == CONVOLVE_BACKWARD:
+        convolve_backward(
+            y[layer], spare[2], filters[m, layer], atoms, interval, place, first, last,
+            parts[block], radial[m],
+        )  # fmt: skip
+        return
+    end = n * (block + 1) // blocks
+    for first in range(n * block // blocks, end, CHUNK):
+        last = min(first + CHUNK, end)
+        if kind == EMBED:
             embed(numbers, embedding[m], x, first, last)
             embed(numbers, inward0[m], y[0], first, last)
-        for layer in range(layers):
-            for b in prange(blocks):
-                convolve(
-                    y[layer],
-                    filters[m, layer],
-                    atoms,
-                    interval,
-                    place,
-                    pairs * b // blocks,
-                    pairs * (b + 1) // blocks,
-                    parts[b],
-                )
-            for q in prange(chunks):
-                first, last = n * q // chunks, n * (q + 1) // chunks
-                update(
-                    parts,
-                    x,
-                    hidden[m, layer],
-                    hidden_bias[m, layer],
-                    outward[m, layer],
-                    outward_bias[m, layer],
-                    slopes[layer],
-                    spare,
-                    first,
-                    last,
-                )
-                if layer + 1 < layers:
-                    product(x, inward[m, layer + 1], y[layer + 1], first, last)
-        for q in prange(chunks):
-            # x becomes ∂E/∂x
+        elif kind == UPDATE:
+            update(
+                parts, x, hidden[m, layer], hidden_bias[m, layer], outward[m, layer],
+                outward_bias[m, layer], slopes[layer], spare, first, last,
+            )  # fmt: skip
+            if layer + 1 < layers:
+                product(x, inward[m, layer + 1], y[layer + 1], first, last)
+        elif kind == READ_OUT:
             read_out(
-                x,
-                panels,
-                readout[m],
-                readout_t[m],
-                readout_bias[m],
-                last_weight[m],
-                last_bias[m],
-                spare,
-                readout_slopes,
-                energies[m],
-                x,
-                n * q // chunks,
-                n * (q + 1) // chunks,
-            )
-        if not derivatives:
-            continue
-        for layer in range(layers - 1, -1, -1):
-            for q in prange(chunks):
-                first, last = n * q // chunks, n * (q + 1) // chunks
-                update_backward(
-                    x,
-                    outward_t[m, layer],
-                    slopes[layer],
-                    hidden_t[m, layer],
-                    spare,
-                    spare[2],
-                    first,
-                    last,
-                )
-            for b in prange(blocks):
-                first, last = pairs * b // blocks, pairs * (b + 1) // blocks
-                if layer == 0:
-                    radial_slopes(
-                        y[0],
-                        spare[2],
-                        filters[m, 0],
-                        atoms,
-                        interval,
-                        place,
-                        first,
-                        last,
-                        radial[m],
-                    )
-                else:
-                    convolve_backward(
-                        y[layer],
-                        spare[2],
-                        filters[m, layer],
-                        atoms,
-                        interval,
-                        place,
-                        first,
-                        last,
-                        parts[b],
-                        radial[m],
-                    )
-            if layer > 0:
-                for q in prange(chunks):
-                    first, last = n * q // chunks, n * (q + 1) // chunks
-                    add_up(parts, first, last)
-                    product(parts[0], inward_t[m, layer], spare[0], first, last)
-                    add_to(x, spare[0], first, last)
+                x, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
+                last_bias[m], spare, readout_slopes, energies[m], x, first, last,
+            )  # fmt: skip
+        elif kind == UPDATE_BACKWARD:
+            update_backward(
+                x, outward_t[m, layer], slopes[layer], hidden_t[m, layer], spare, spare[2],
+                first, last,
+            )  # fmt: skip
+        else:
+            add_up(parts, first, last)
+            product(parts[0], inward_t[m, layer], spare[0], first, last)
+            add_to(x, spare[0], first, last)
 
 
-schnet, schnet_threaded = compiled(_schnet)
+@njit(cache=True, nogil=True)
+def whole(plan, *arrays):  # type: ignore[no-untyped-def]
+    """All phases on one thread."""
+    for step in range(len(plan)):
+        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, *arrays)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ase_biasgrad.calculators.cpu import schnet
 from ase_biasgrad.calculators.cpu.matrix_product import packed, padded
 from ase_biasgrad.calculators.cpu.packing import (
     packed_filters,
@@ -21,14 +22,12 @@ from ase_biasgrad.calculators.sampled_weights import schnet_weights
 class CpuSchNet:
     """SchNet, one or several stacked, for `CpuEngine`."""
 
+    kernel = schnet
     directed = False
 
     def __init__(self, backbones: Sequence[Any]) -> None:
-        from ase_biasgrad.calculators.cpu.schnet import schnet, schnet_threaded
-
         weights = schnet_weights(backbones)
         self.table = weights.table
-        self.kernels = schnet, schnet_threaded
         self.members, self.layers = weights.hidden.shape[:2]
         features = weights.embedding.shape[2]
         self.width = padded(features)

@@ -1,60 +1,61 @@
-"""One function compiled twice, for one thread and for several, and when which of them runs."""
+"""Kernels in phases, run by one thread or by several.
+
+A kernel is a compiled function `phase(kind, member, layer, block, blocks, *arrays)` that does one
+block of one phase; a plan lists the phases as rows `(kind, member, layer)`. One thread runs the
+whole plan in compiled code. Several share the blocks of each phase: compiled code does not hold
+the interpreter's lock. OpenMP would be a little cheaper to start, but its threads do not survive
+a fork and its settings are torch's, too.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
-import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
+import numpy as np
 import torch
-from numba import njit
 
-# below this many atoms, starting threads costs more than they save
-THREADS_FROM = 64
+# below this many atoms, handing out work costs more than it saves
+THREADS_FROM = 200
 # what all threads may take for messages of their own, in bytes
 MOST_MEMORY = 2**28
-# numba's threads must not be entered twice at once, nor in a process forked after their start
-_entered = threading.Lock()
-_process: int | None = None
-
-
-def compiled(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """`function` on one thread, and with its `prange` loops spread over threads.
-
-    Starting threads costs some 10 µs a loop, more than a molecule needs; and numba's cache tells
-    functions apart by their names, so the second one gets its own.
-    """
-    twin = types.FunctionType(
-        function.__code__, function.__globals__, f"{function.__name__}_threaded"
-    )
-    twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_threaded"
-    return (
-        njit(cache=True, nogil=True)(function),
-        njit(cache=True, nogil=True, parallel=True)(twin),
-    )
+_pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def blocks_for(atoms: int, bytes_per_block: int) -> int:
-    """How many blocks to cut the work into: as many as torch and numba may use threads."""
+    """How many blocks to cut the work into: at most as many as torch may use threads."""
     if atoms < THREADS_FROM:
         return 1
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    return max(1, min(threads, MOST_MEMORY // max(1, bytes_per_block)))
+    return max(1, min(torch.get_num_threads(), MOST_MEMORY // max(1, bytes_per_block)))
 
 
-def run(kernels: tuple[Any, Any], blocks: int, arguments: tuple[Any, ...]) -> None:
-    """Call the kernel for one thread or the one for several."""
-    global _process
-    single, several = kernels
-    if blocks == 1 or (_process not in (None, os.getpid())):
-        single(*arguments)
+def run(
+    whole: Callable[..., None],
+    phase: Callable[..., None],
+    plan: np.ndarray,
+    blocks: int,
+    arrays: tuple[Any, ...],
+) -> None:
+    """Run all phases of `plan`; `whole(plan, *arrays)` does it on one thread."""
+    if blocks == 1:
+        whole(plan, *arrays)
         return
-    before = torch.get_num_threads()
-    with _entered:
-        _process = os.getpid()
-        several(*arguments)
-    if torch.get_num_threads() != before:  # numba's start sets OpenMP's number, which is torch's
-        torch.set_num_threads(before)
+    pool = _threads(blocks - 1)
+    for kind, member, layer in plan.tolist():
+        others = [
+            pool.submit(phase, kind, member, layer, block, blocks, *arrays)
+            for block in range(1, blocks)
+        ]
+        phase(kind, member, layer, 0, blocks, *arrays)
+        for other in others:
+            other.result()
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    """At least `count` threads of this process."""
+    global _pool
+    if _pool is None or _pool[0] != os.getpid() or _pool[1] < count:
+        _pool = os.getpid(), count, ThreadPoolExecutor(count, "biasgrad")
+    return _pool[2]

@@ -1,0 +1,245 @@
+"""Times of whole MD steps beside SchNetPack's calculator and GFN2-xTB, in one run.
+
+All calculators of a comparison have the same random weights and take turns in short runs of
+ASE's VelocityVerlet; the fastest run of each counts, which other work on the machine disturbs
+least. Absolute times depend on the machine, ratios much less.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.calculator import Calculator
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+
+from ase_biasgrad.backbones import Backbone, build_backbone
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone, import_schnetpack
+from ase_biasgrad.calculators.calculator import BiasGradCalculator
+from ase_biasgrad.potential import Potential
+
+SIZES: dict[str, dict[str, Any]] = {
+    "schnet": {"features": 128, "interactions": 6, "cutoff": 5.0, "radial_functions": 50},
+    "painn": {"features": 128, "interactions": 3, "cutoff": 5.0, "radial_functions": 20},
+}
+# a frame of rMD17's aspirin (Christensen and von Lilienfeld 2020), rounded to 0.01 Å
+ASPIRIN = Atoms(
+    "C7O3C2OH8",
+    [
+        [2.01, -1.18, -0.02], [1.21, 1.29, -0.66], [2.95, -0.43, -0.74], [2.45, 0.73, -1.20],
+        [-2.80, 2.46, 0.40], [0.64, -0.82, 0.29], [0.34, 0.52, 0.01], [-1.38, -1.62, 1.39],
+        [-1.68, 1.39, -1.46], [0.21, -3.05, 0.52], [-0.29, -1.79, 0.86], [-1.72, 1.66, -0.31],
+        [-0.82, 1.12, 0.60], [-0.18, -3.73, 1.05], [2.37, -2.09, 0.44], [0.93, 2.30, -0.92],
+        [3.91, -0.87, -0.97], [3.13, 1.49, -1.68], [-2.62, 3.47, 0.55], [-3.76, 2.57, -0.16],
+        [-2.77, 1.96, 1.42],
+    ],
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: ms per step of ours and of the rival."""
+
+    what: str
+    rival: str
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        return self.theirs / self.ours
+
+
+def molecules() -> dict[str, Atoms]:
+    """Ethanol and aspirin."""
+    return {"ethanol": molecule("CH3CH2OH"), "aspirin": ASPIRIN.copy()}
+
+
+def fluid(atoms: int, density: float = 0.1, seed: int = 0) -> Atoms:
+    """H, C and O scattered about a cubic grid, periodic, with `density` atoms per Å³."""
+    random = np.random.default_rng(seed)
+    side, points = (atoms / density) ** (1 / 3), int(np.ceil(atoms ** (1 / 3)))
+    grid = np.stack(np.meshgrid(*[np.arange(points)] * 3), -1).reshape(-1, 3)
+    chosen = grid[random.permutation(len(grid))[:atoms]] * (side / points)
+    return Atoms(
+        random.choice([1, 6, 8], atoms),
+        chosen + random.normal(0, 0.15, (atoms, 3)),
+        cell=[side] * 3,
+        pbc=True,
+    )
+
+
+def random_backbone(name: str, **arguments: Any) -> Backbone:
+    """A backbone with random weights, whose forces are of the order of 0.1 eV/Å."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scale = {"schnet": 0.1, "painn": 0.3}[name]
+        return build_backbone(name, {**SIZES[name], "scale": scale, **arguments})
+
+
+def calculator(backbone: Backbone, **arguments: Any) -> BiasGradCalculator:
+    """Ours, at this package's defaults."""
+    potential = Potential(backbone, elements=[1, 6, 8])
+    return BiasGradCalculator(potential, **{"device": "cpu", **arguments})
+
+
+def schnetpack_calculator(backbone: Backbone, device: str = "cpu") -> Calculator:
+    """SchNetPack's `SpkCalculator` with the same weights, energies in eV."""
+    assert isinstance(backbone, SchNetPackBackbone)
+    import_schnetpack()
+    from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
+    from schnetpack.interfaces import SpkCalculator
+    from schnetpack.model import NeuralNetworkPotential
+    from schnetpack.transform import MatScipyNeighborList
+
+    features, scale = backbone.arguments["features"], backbone.scale
+    readout = Atomwise(
+        n_in=features, output_key="energy", n_layers=backbone.arguments["readout_layers"]
+    )
+    readout.outnet.load_state_dict(backbone.readout.state_dict())
+    with torch.no_grad():  # its readout has no energy unit of its own
+        readout.outnet[-1].weight *= scale
+        readout.outnet[-1].bias *= scale
+    model = NeuralNetworkPotential(
+        representation=backbone.representation,
+        input_modules=[PairwiseDistances()],
+        output_modules=[readout, Forces()],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        torch.save(model, path)
+        return SpkCalculator(
+            model_file=str(path),
+            neighbor_list=MatScipyNeighborList(cutoff=backbone.cutoff),
+            energy_unit="eV",
+            device=device,
+        )
+
+
+def compared(
+    what: str,
+    atoms: Atoms,
+    ours: Calculator,
+    rival: tuple[str, Calculator],
+    seconds: float = 6.0,
+    temperature: float = 300.0,
+) -> Row:
+    """Both calculators take turns in MD of `atoms` for about `seconds` altogether."""
+    runs = [_dynamics(atoms, calc, temperature) for calc in (ours, rival[1])]
+    best = [np.inf, np.inf]
+    lengths = [_length(run, seconds / 40) for run in runs]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for k, (run, length) in enumerate(zip(runs, lengths, strict=True)):
+            best[k] = min(best[k], _time_per_step(run, length))
+    return Row(what, rival[0], 1e3 * best[0], 1e3 * best[1])
+
+
+def _dynamics(atoms: Atoms, calc: Calculator, temperature: float) -> Callable[[int], Any]:
+    """Something that runs a number of steps of 0.5 fs."""
+    own = atoms.copy()
+    own.calc = calc
+    thermalize_momenta(own, temperature, rng=np.random.default_rng(0))
+    return VelocityVerlet(own, 0.5 * units.fs).run
+
+
+def _length(run: Callable[[int], Any], seconds: float) -> int:
+    """Steps that take about `seconds`, compilation over: 5 to 50."""
+    run(2)
+    return int(np.clip(seconds / _time_per_step(run, 3), 2, 50))
+
+
+def _time_per_step(run: Callable[[int], Any], steps: int) -> float:
+    start = time.perf_counter()
+    run(steps)
+    return (time.perf_counter() - start) / steps
+
+
+def with_fresh_lists(calc: BiasGradCalculator) -> BiasGradCalculator:
+    """The same calculator, which searches its neighbours anew at every step."""
+    evaluate = calc._engine.evaluate
+
+    def anew(structure: Any, derivatives: bool) -> Any:
+        calc._engine.reset()
+        return evaluate(structure, derivatives)
+
+    calc._engine.evaluate = anew  # type: ignore[method-assign]
+    return calc
+
+
+def force_errors(backbone: Backbone, structures: Sequence[Atoms]) -> tuple[float, float]:
+    """Largest differences (eV/Å) to autograd in float64: ours, and SchNetPack's in float32."""
+    reference = calculator(backbone, dtype="float64", engine="reference")
+    both = [calculator(backbone), schnetpack_calculator(backbone)]
+    worst = [0.0, 0.0]
+    for atoms in structures:
+        exact = _forces(atoms, reference)
+        for k, calc in enumerate(both):
+            worst[k] = max(worst[k], float(np.abs(_forces(atoms, calc) - exact).max()))
+    return worst[0], worst[1]
+
+
+def _forces(atoms: Atoms, calc: Calculator) -> np.ndarray:
+    own = atoms.copy()
+    own.calc = calc
+    return own.get_forces()
+
+
+def floor_of_schnet(backbone: Backbone, atoms: Atoms) -> float:
+    """ms that the floating-point operations of tabulated SchNet take at this machine's sgemm speed.
+
+    Of L interactions with F features, forward and backward pass: 3 L − 1 products with F × F
+    weights each (the first follows from the element, and nothing depends on its derivative), and
+    for each pair and feature 5 fused multiply-adds forward and 10 backward, 5 in the first.
+    """
+    layers, width = backbone.arguments["interactions"], backbone.arguments["features"]
+    calc = calculator(backbone)
+    _forces(atoms, calc)
+    pairs = len(calc._engine.list.of(calc._structure(atoms)).i)  # type: ignore[attr-defined]
+    dense = 2 * (3 * layers - 1) * len(atoms) * width**2
+    of_pairs = pairs * width * (5 * layers + 10 * (layers - 1) + 5)
+    return 1e3 * 2 * (dense + of_pairs) / sgemm_speed()
+
+
+def sgemm_speed(size: int = 768) -> float:
+    """Floating-point operations per second of a square float32 product on torch's threads."""
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    best = np.inf
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float:
+    """ms of the model alone: one evaluation with forces, without ASE."""
+    calc = calculator(backbone)
+    structure = calc._structure(atoms)
+    best, end = np.inf, time.perf_counter() + seconds
+    calc._engine.evaluate(structure, True)
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        calc._engine.evaluate(structure, True)
+        best = min(best, time.perf_counter() - start)
+    return 1e3 * best
+
+
+def peak_memory(name: str, atoms: int, interactions: int = 3) -> float:
+    """MB that energies and forces of a fluid add to a process that has made the calculator."""
+    import resource
+
+    calc = calculator(random_backbone(name, interactions=interactions))
+    _forces(fluid(27), calc)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _forces(fluid(atoms), calc)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
