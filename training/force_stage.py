@@ -84,14 +84,14 @@ class ForceStage(pl.LightningModule):
         loss.backward(inputs=[p for p in self.potential.parameters() if p.requires_grad])
 
     def mean_training_loss(self) -> Tensor:
-        """Mean loss over the batches of this epoch so far, a scalar."""
-        return torch.stack(self._training_losses).mean()
+        """Mean loss over the batches of this epoch so far, of all processes: a scalar."""
+        return self.all_gather(torch.stack(self._training_losses).mean()).mean()
 
     def on_train_epoch_start(self) -> None:
         self._training_losses.clear()
 
     def on_train_epoch_end(self) -> None:
-        self.log("train_loss", self.mean_training_loss(), sync_dist=True)
+        self.log("train_loss", self.mean_training_loss())
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, _: int) -> None:

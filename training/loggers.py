@@ -51,6 +51,8 @@ class EpochTable(pl.Callback):
         self._begin = time.monotonic() - before
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: ForceStage) -> None:
+        # callbacks run before the stage logs it; every process takes part in the mean
+        train_loss = float(pl_module.mean_training_loss())
         if not trainer.is_global_zero:
             return
         values: dict[str, Any] = {
@@ -64,8 +66,7 @@ class EpochTable(pl.Callback):
             for name in COLUMNS
             if name.startswith("val_") and name in metrics
         }
-        # callbacks run before the stage logs these two
-        values["train_loss"] = float(pl_module.mean_training_loss())
+        values["train_loss"] = train_loss
         values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(values)
