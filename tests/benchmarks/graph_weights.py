@@ -5,8 +5,8 @@
 The sizes are those of the discussion of the original (AtomGraphs.jl): 1000 pairs of atoms with
 themselves, and a crystal of 424 atoms in the box of IRMOF-1 with a cutoff of 8 Å; and 1000 atoms
 with Voronoi weights. Rivals, in the same run: the original's loop over pairs with torch scalars,
-and SciPy's Qhull alone, which gives no gradient. Prints a Markdown table of medians of the time that the
-process had the core, so that others on the machine do not count.
+and SciPy's Qhull alone, which gives no gradient. Prints a Markdown table of medians of the time
+that the process had the core, so that others on the machine do not count.
 """
 
 import time
