@@ -43,7 +43,7 @@ def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potenti
     scale = {
         "schnet": 2.0,
         "painn": 0.05,
-        "graph_convolution": -10.0,
+        "graph_convolution": -1.0,
         "atomgraph": -40.0,
         "se3_transformer": -5.0,
         "tensornet": -20.0,

@@ -16,6 +16,7 @@ SAYS = {
     "dense_network.py": r"finite differences by \d\.\de-0[5-9] eV/Å",
     "neb.py": r"barrier \d\.\d+ eV",
     "equation_of_state.py": r"lattice constant 3\.[4-8]\d+ Å, bulk modulus \d+ GPa",
+    "forces_through_the_graph.py": r"trained on forces +\d+\.\d meV/Å, energy \d+\.\d+ meV",
     "train_from_extxyz.py": r"energy zero: scalar",
     "nbody_rollout.py": r"after 3\.0 units of time: RMS error \d\.\d+",
     "fit_bias_of_schnetpack_model.py": r"forces are bit-identical",

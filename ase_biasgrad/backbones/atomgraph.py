@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,12 +98,10 @@ class AtomGraphNet(Backbone):
             "bins": bins,
             "scale": scale,
         }
-        for name, value, choices in (
-            ("weights", weights, WEIGHTS),
-            ("decay", decay, tuple(DECAYS)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown; choose from {choices}")
+        check_arguments(
+            self.arguments,
+            positive=("convolutions", "features", "hidden_layers", "cutoff", "max_neighbors"),
+        )
         self.cutoff = float(cutoff)
         self.scale = float(scale)
         table = torch.from_numpy(element_table(element_features, bins)).float()
@@ -151,6 +149,16 @@ class AtomGraphNet(Backbone):
     def take_energy_shift(self) -> float:
         """Nothing to fold: the output's bias is per structure, not per atom, and stays."""
         return 0.0
+
+
+def check_arguments(arguments: dict[str, Any], positive: Sequence[str]) -> None:
+    """Raise `ValueError` naming what is not above zero, or weights and decays that do not exist."""
+    for name in positive:
+        if not arguments[name] > 0:
+            raise ValueError(f"{name}={arguments[name]} must be above zero")
+    for name, choices in {"weights": WEIGHTS, "decay": tuple(DECAYS)}.items():
+        if arguments[name] not in choices:
+            raise ValueError(f"{name}={arguments[name]!r} is unknown; choose from {choices}")
 
 
 class AGNConv(nn.Module):

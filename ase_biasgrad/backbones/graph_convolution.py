@@ -2,8 +2,8 @@
 
 What differs from the original in `atomgraph.py`, and why:
 
-- Self-loops of weight one in the normalisation, L̂ = D^(−1/2) (A + I) D^(−1/2) with D the row sums
-  of A + I, and ln D as a feature: the energy follows a common factor of the weights, so that it
+- Self-loops of weight λ in the normalisation, L̂ = D^(−1/2) (A + λI) D^(−1/2) with D the row sums
+  of A + λI, and ln D as a feature: the energy follows a common factor of the weights, so that it
   changes under dilation and a diatomic molecule feels forces.
 - A smooth envelope in place of cutoff and neighbour limit: edges leave with zero weight and slope.
 - Edge features on a radial basis, which scale what a neighbour sends.
@@ -20,12 +20,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.atomgraph import WEIGHTS
+from ase_biasgrad.backbones.atomgraph import check_arguments
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.differentiable_graph import smooth_envelope, voronoi_faces
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
 from ase_biasgrad.element_features import FEATURES, element_table
 from ase_biasgrad.graph import AtomGraph
+
+# λ: what an atom counts beside its neighbours, whose inverse squares add up to about 1 Å⁻²
+SELF_LOOP = 1 / 3
+# L̂ takes averages, of what differs little from neighbour to neighbour: edge features start large,
+# so that messages count beside an atom's own features from the first step on, and the readout small
+EDGE_GAIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,9 @@ class GraphConvolution(Backbone):
             "bins": bins,
             "scale": scale,
         }
-        for name, value, choices in (
-            ("weights", weights, WEIGHTS),
-            ("decay", decay, tuple(DECAYS)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown; choose from {choices}")
+        check_arguments(
+            self.arguments, positive=("features", "interactions", "cutoff", "radial_functions")
+        )
         self.cutoff = float(cutoff)
         self.scale = float(scale)
         table = torch.from_numpy(element_table(element_features, bins)).float()
@@ -107,17 +110,30 @@ class GraphConvolution(Backbone):
         self.readout = nn.Sequential(
             nn.Linear(features, features // 2), nn.SiLU(), nn.Linear(features // 2, 1)
         )
-        nn.init.zeros_(self.readout[-1].bias)
+        self._initialise(len(element_features))
+
+    def _initialise(self, element_features: int) -> None:
+        """Features of order one that keep their size from layer to layer (Glorot), no offsets."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        # each element is in one column of each feature
+        nn.init.normal_(self.embedding.weight, std=element_features**-0.5)
+        for convolution in self.convolutions:
+            convolution.edge[-1].weight.data *= EDGE_GAIN
+        self.readout[-1].weight.data /= EDGE_GAIN
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
         edges = self.edges(graph)
-        degrees = torch.ones_like(graph.positions[:, 0])  # (n,) the self-loops
+        degrees = torch.full_like(graph.positions[:, 0], SELF_LOOP)  # (n,)
         degrees = degrees.index_add(0, edges.centre, edges.weights)
         roots = degrees.rsqrt()
         dtype = self.embedding.weight.dtype
         laplacian = (roots[edges.centre] * edges.weights * roots[edges.neighbour]).to(dtype)
-        own = (1 / degrees).to(dtype)[:, None]  # (n, 1) the self-loops' entries
+        own = (SELF_LOOP / degrees).to(dtype)[:, None]  # (n, 1) the self-loops' entries
         radial = self._radial_basis(edges.distances).to(dtype)  # (e, radial)
         features = self.embedding(self.table[graph.numbers].to(dtype))
         features = features + self.crowding(degrees.log().to(dtype)[:, None])
@@ -157,25 +173,27 @@ class GraphConvolution(Backbone):
 
 
 class SmoothConvolution(nn.Module):
-    """x + V σ(Σ_j L̂_ij g(d_ij) ∘ W_conv x_j + L̂_ii W_conv x_i + W_self x_i + b), σ = softplus.
+    """x + V σ(Σ_j L̂_ij (g(d_ij) ∘ U x_j) W_conv + L̂_ii U x_i W_conv + x_i W_self + b).
 
-    g is a small network on the radial basis.
+    The sum runs over neighbours, σ is softplus, and g a small network on the radial basis.
     """
 
     def __init__(self, features: int, radial_functions: int) -> None:
         super().__init__()
-        self.convolution = nn.Linear(features, features, bias=False)
-        self.own = nn.Linear(features, features)
+        self.sender = nn.Linear(features, features, bias=False)
         self.edge = nn.Sequential(
             nn.Linear(radial_functions, features), nn.SiLU(), nn.Linear(features, features)
         )
+        self.convolution = nn.Linear(features, features, bias=False)
+        self.own = nn.Linear(features, features)
         self.update = nn.Linear(features, features)
 
     def forward(
         self, features: Tensor, edges: WeightedEdges, laplacian: Tensor, own: Tensor, radial: Tensor
     ) -> Tensor:
         """Features `(n, f)` to `(n, f)`."""
-        sent = self.convolution(features)  # (n, f)
+        sent = self.sender(features)  # (n, f)
         messages = laplacian[:, None] * self.edge(radial) * sent[edges.neighbour]  # (e, f)
-        mixed = (own * sent + self.own(features)).index_add(0, edges.centre, messages)
+        received = (own * sent).index_add(0, edges.centre, messages)
+        mixed = self.convolution(received) + self.own(features)
         return features + self.update(nn.functional.softplus(mixed))

@@ -36,9 +36,12 @@ DECAYS: dict[str, Decay] = {"inverse_square": inverse_square, "exp_decay": exp_d
 
 
 def smooth_envelope(distances: Tensor, cutoff: float) -> Tensor:
-    """1 − 10x³ + 15x⁴ − 6x⁵ with x = d / `cutoff`: one at 0, zero from `cutoff` on, C²."""
+    """1 − 28x⁶ + 48x⁷ − 21x⁸ with x = d / `cutoff`: one at 0, zero from `cutoff` on, C².
+
+    Gasteiger, Groß and Günnemann 2020 (DimeNet, ICLR), with p = 6.
+    """
     x = (distances / cutoff).clamp(max=1.0)
-    return 1 - x**3 * (10 - 15 * x + 6 * x**2)
+    return 1 - x**6 * (28 - 48 * x + 21 * x**2)
 
 
 def within_neighbour_limit(centre: Tensor, distances: Tensor, max_neighbors: int) -> Tensor:

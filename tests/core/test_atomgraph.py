@@ -250,3 +250,5 @@ def test_unknown_options_are_named():
     for argument in ("weights", "decay", "pool"):
         with pytest.raises(ValueError, match=f"{argument}='median'"):
             build_backbone("atomgraph", {argument: "median"})
+    with pytest.raises(ValueError, match="features=0"):
+        build_backbone("atomgraph", {"features": 0})

@@ -183,3 +183,5 @@ def test_unknown_options_are_named():
     for argument in ("weights", "decay"):
         with pytest.raises(ValueError, match=f"{argument}='median'"):
             build_backbone("graph_convolution", {argument: "median"})
+    with pytest.raises(ValueError, match="features=0"):
+        build_backbone("graph_convolution", {"features": 0})
