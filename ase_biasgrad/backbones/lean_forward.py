@@ -20,9 +20,10 @@ from ase_biasgrad.backbones.half_pairs import pairs_within
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
 from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
-from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
+from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import symmetric_product
 from ase_biasgrad.backbones.tensornet import PARITIES, PART_OF, TensorNet, pair_tensors
+from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import AtomGraph
 
@@ -93,14 +94,10 @@ class LeanSchNet(LeanBackbone):
         basis, to_rows = self.constants()
         x = modules.embedding(graph.numbers)  # (n, f)
         for block in modules.interactions:
-            first, second = block.filter_network
-            hidden = shifted_softplus(linear(basis, first.weight, first.bias))  # (k, f)
-            rows = to_rows @ linear(hidden, second.weight, second.bias)  # (rows, f)
+            rows = to_rows @ two_layers(basis, *block.filter_network, softplus_jet)  # (rows, f)
             sent = linear(x, block.in2f.weight)
             received = convolve(pairs, sent[:, None], rows[:, None], SCALAR)[:, 0]
-            first, second = block.f2out
-            hidden = shifted_softplus(linear(received, first.weight, first.bias))
-            x = x + linear(hidden, second.weight, second.bias)
+            x = x + two_layers(received, *block.f2out, softplus_jet)
         return self.read_out(x)
 
 
@@ -199,6 +196,4 @@ def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[P
 
 def _thirds(net: nn.Sequential, x: Tensor) -> Tensor:
     """The outputs `(n, 3, f)` of a network of two layers."""
-    first, second = net
-    hidden = silu(linear(x, first.weight, first.bias))
-    return linear(hidden, second.weight, second.bias).reshape(len(x), 3, -1)
+    return two_layers(x, *net, silu_jet).reshape(len(x), 3, -1)

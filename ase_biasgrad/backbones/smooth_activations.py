@@ -10,23 +10,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def shifted_softplus(x: Tensor) -> Tensor:
-    """ln(1 + eˣ) − ln 2, twice differentiable."""
-    return _Activation.apply(x, _softplus_jet)
-
-
 def silu(x: Tensor) -> Tensor:
     """x / (1 + e⁻ˣ), twice differentiable."""
-    return _Activation.apply(x, _silu_jet)
+    return _Activation.apply(x)
 
 
-def _softplus_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, first and second derivative."""
+def softplus_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative of the shifted softplus."""
     sigmoid = torch.sigmoid(x)
     return torch.nn.functional.softplus(x).sub_(log(2.0)), sigmoid, sigmoid * (1 - sigmoid)
 
 
-def _silu_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def silu_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative of silu."""
     sigmoid = torch.sigmoid(x)
     value = x * sigmoid
     rest = 1 - sigmoid
@@ -37,15 +33,14 @@ def _silu_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, jet: Any) -> Tensor:
-        value, first, second = jet(x)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        value, first, second = silu_jet(x)
         ctx.save_for_backward(x, first, second)
         return value
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        x, first, second = ctx.saved_tensors
-        return _Slope.apply(cotangents[0], x, first, second), None
+        return _Slope.apply(cotangents[0], *ctx.saved_tensors)
 
 
 class _Slope(torch.autograd.Function):

@@ -19,9 +19,10 @@ from ase_biasgrad.backbones.pair_messages import (
     lift_by_torch,
 )
 from ase_biasgrad.backbones.sampled_filters import Knots
-from ase_biasgrad.backbones.smooth_activations import shifted_softplus, silu
+from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import symmetric_product
 from ase_biasgrad.backbones.tensornet import ExactMessenger
+from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import collate, graph_from_atoms
 from ase_biasgrad.potential import Potential
@@ -183,16 +184,38 @@ def test_vector_products_and_their_derivatives_are_those_of_torch():
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("activation", [shifted_softplus, silu])
-def test_activations(activation):
+def test_activations():
     x = torch.linspace(-30, 30, 41, dtype=torch.float64, requires_grad=True)
+    found = with_derivatives(lambda: (silu(x),), [x])
+    expected = with_derivatives(lambda: (torch.nn.functional.silu(x),), [x])
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("jet", [softplus_jet, silu_jet])
+def test_two_layers_and_their_derivatives_are_those_of_torch(jet):
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(4, 5).double(), torch.nn.Linear(5, 3).double()
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     plain = {
-        shifted_softplus: lambda: torch.nn.functional.softplus(x) - np.log(2),
-        silu: lambda: torch.nn.functional.silu(x),
-    }[activation]
-    found = with_derivatives(lambda: (activation(x),), [x])
-    for one, two in zip(found, with_derivatives(lambda: (plain(),), [x]), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-8)
+        softplus_jet: lambda z: torch.nn.functional.softplus(z) - np.log(2),
+        silu_jet: torch.nn.functional.silu,
+    }[jet]
+
+    def force_loss(function) -> list[torch.Tensor]:
+        """Values, slopes, and a loss of both differentiated in the parameters and x."""
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        loss = slope.square().sum() + y.sum()
+        parameters = [*first.parameters(), *second.parameters()]
+        return [y, slope, *torch.autograd.grad(loss, [*parameters, x])]
+
+    found = force_loss(lambda z: two_layers(z, first, second, jet))
+    for one, two in zip(found, force_loss(lambda z: second(plain(first(z)))), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
+    with pytest.raises(RuntimeError, match="no second derivatives in its parameters"):
+        y = two_layers(x, first, second, jet)
+        torch.autograd.grad(y.sum(), first.weight, create_graph=True)
 
 
 def test_splines_hold_quintic_polynomials_and_pass_through_the_knots():
