@@ -13,7 +13,6 @@ from ase.calculators.calculator import CalculatorSetupError, get_calculator_clas
 from ase.calculators.socketio import SocketClient, SocketIOCalculator
 from ase.io import read
 from conftest import copper, ethanol, small_potential
-from test_conformance import BACKBONES
 
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.calculators.registration import register
