@@ -14,6 +14,7 @@ from ase_biasgrad.se3_transformer.bases import BasisShape, KernelBases
 from ase_biasgrad.se3_transformer.edges import EdgeContext
 from ase_biasgrad.se3_transformer.fibers import Features, Fiber, Group
 from ase_biasgrad.se3_transformer.radial import RadialNetwork
+from ase_biasgrad.se3_transformer.self_interaction import LinearSelfInteraction
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,6 @@ class ConvolutionBlock(nn.Module):
     """
 
     def __init__(self, fiber_in: Fiber, fiber_out: Fiber, options: KernelOptions) -> None:
-        from ase_biasgrad.se3_transformer.self_interaction import LinearSelfInteraction
-
         super().__init__()
         self.fiber_out = dict(fiber_out)
         groups = [Group((degree,), channels) for degree, channels in self.fiber_out.items()]
@@ -148,7 +147,15 @@ class ConvolutionBlock(nn.Module):
         self.self_interaction = LinearSelfInteraction(fiber_in, both) if both else None
 
     def forward(self, features: Features, edges: EdgeContext) -> Features:
-        """Features `fiber_out` of the points from features `fiber_in`."""
+        """Features `fiber_out` of the points from features `fiber_in`.
+
+        Raises
+        ------
+        ValueError
+            If edges fade out at a cutoff: their mean would not be continuous there.
+        """
+        if edges.envelope is not None:
+            raise ValueError("a mean over neighbours cannot fade out at a cutoff; use attention")
         points = len(next(iter(features.values())))
         count = edges.scalars.new_zeros(points).index_add(
             0, edges.centre, edges.scalars.new_ones(len(edges.centre))
@@ -156,8 +163,6 @@ class ConvolutionBlock(nn.Module):
         output = {}
         messages = self.convolution(features, edges)
         for group, message in zip(self.convolution.groups, messages, strict=True):
-            if edges.envelope is not None:
-                message = message * edges.envelope[:, None, None]
             total = message.new_zeros(points, *message.shape[1:])
             total = total.index_add(0, edges.centre, message)
             mean = total / count.clamp_min(1)[:, None, None]

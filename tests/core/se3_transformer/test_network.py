@@ -275,6 +275,10 @@ def test_what_does_not_fit_is_named(points, scalars):
         AttentionBlock({0: 4}, {0: 8}, 3, 2, KernelOptions())
     with pytest.raises(ValueError, match="both in"):
         AttentionBlock({0: 4}, {1: 8}, 2, 2, KernelOptions())
+    mean = SE3Transformer({0: 4}, [ConvolutionBlock({0: 4}, {0: 2}, KernelOptions())])
+    scalar, vectors = torch.randn(POINTS, 1, 4), vectors_of(points).float()
+    with pytest.raises(ValueError, match="fade out"):
+        mean({0: scalar}, vectors, pairs(), envelope=torch.ones(len(vectors)))
     with pytest.raises(ValueError, match="never negative"):
         checked_fiber({-1: 3})
     with pytest.raises(ValueError, match="no channels"):
