@@ -108,11 +108,11 @@ def test_ctrl_c_says_how_to_go_on(folder, data):
     )
     command = [sys.executable, "-m", "ase_biasgrad.cli", "train", "long.yaml", "-o", "long"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    last, deadline = folder / "long" / "states" / "last.ckpt", time.monotonic() + 120
+    last, deadline = folder / "long" / "states" / "last.ckpt", time.monotonic() + 600
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert "biasgrad train --resume long" in said
 

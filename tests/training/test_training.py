@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_with_the_same_curve(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if (cut / "states" / "last.ckpt").exists():
             break
