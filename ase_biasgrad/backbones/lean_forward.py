@@ -40,8 +40,8 @@ def lean(backbone: Backbone) -> Backbone:
 
 
 SCALAR = Components((0,))
-SCALAR_AND_VECTOR = Components((0, 1, 1, 1))
-DIRECTION = Components((0, 0, 0), (-1, -1, -1))
+SCALAR_AND_VECTOR = Components((0, 2, 2, 2))
+DIRECTION = Components((1, 1, 1), (-1, -1, -1))
 TENSOR = Components(PART_OF, PARITIES)
 
 
@@ -122,13 +122,13 @@ class LeanPaiNN(LeanBackbone):
         ):
             rows = linear(inputs, layer).reshape(len(inputs), 3, -1)
             scalar, radial, factor = _thirds(interaction.interatomic_context_net, q).unbind(dim=1)
-            dmu = lift(pairs, radial, rows[:, 1:2], unit, DIRECTION)
+            dmu = lift(pairs, radial, rows, unit, DIRECTION)
             if mu is None:
-                q = q + convolve(pairs, scalar[:, None], rows[:, :1], SCALAR)[:, 0]
+                q = q + convolve(pairs, scalar[:, None], rows, SCALAR)[:, 0]
                 mu = dmu
             else:
                 sent = torch.cat([scalar[:, None], factor[:, None] * mu], dim=1)  # (n, 4, f)
-                received = convolve(pairs, sent, rows[:, ::2], SCALAR_AND_VECTOR)
+                received = convolve(pairs, sent, rows, SCALAR_AND_VECTOR)
                 q, mu = q + received[:, 0], mu + dmu + received[:, 1:]
             mixed = linear(mu, mixing.mu_channel_mix.weight)  # (n, 3, 2f)
             context = torch.cat([q, norms(mixed, mixing.epsilon)], dim=1)

@@ -48,8 +48,10 @@ class Components:
     parities: tuple[int, ...] = ()
 
     @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.filters, np.int64), np.array(self.parities, np.int64)
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Filters that any component takes, that of each component, parities."""
+        used = np.array(sorted(set(self.filters)), np.int64)
+        return used, np.array(self.filters, np.int64), np.array(self.parities, np.int64)
 
 
 def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
@@ -62,7 +64,7 @@ def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> T
     x
         What atoms send, `(n, c, f)`.
     rows
-        Spline coefficients of g filters, `(rows, g, f)`.
+        Spline coefficients of g filters, `(rows, g, f)`, of which some may be for others.
     components
         Which filter each of the `c` components takes.
     """
@@ -314,11 +316,11 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _convolve(i, j, first, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
+def _convolve(i, j, first, used, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
     filters = np.empty(x.shape[2], x.dtype)
     for p in range(len(i)):
         a, b = i[p], j[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, weights[p], first[p], g, filters)
             for c in range(len(chosen)):
                 if chosen[c] == g:
@@ -328,12 +330,12 @@ def _convolve(i, j, first, chosen, parities, x, rows, weights, received):  # typ
 
 @_loop
 def _convolve_slopes(  # type: ignore[no-untyped-def]
-    i, j, first, chosen, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
+    i, j, first, used, chosen, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
 ):
     filters, products = np.empty(x.shape[2], x.dtype), np.empty(x.shape[2], x.dtype)
     for p in range(len(i)):
         a, b = i[p], j[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, weights[p], first[p], g, filters)
             products[:] = 0
             for c in range(len(chosen)):
@@ -348,7 +350,7 @@ def _convolve_slopes(  # type: ignore[no-untyped-def]
 
 @_loop
 def _convolve_curvature(  # type: ignore[no-untyped-def]
-    i, j, first, chosen, parities, s, x, rows, weights, dx, drows, dweights,
+    i, j, first, used, chosen, parities, s, x, rows, weights, dx, drows, dweights,
     gs, gx, grows, gweights, has_drows, wants_weights,
 ):  # fmt: skip
     """Derivatives in (s, x, C, w) of the change of P along (dx, dC, dw)."""
@@ -357,7 +359,7 @@ def _convolve_curvature(  # type: ignore[no-untyped-def]
     products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
     for p in range(len(i)):
         a, b, m, w, dw = i[p], j[p], first[p], weights[p], dweights[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, w, m, g, filters)
             _sample(rows, dw, m, g, dfilters)
             if has_drows:
@@ -380,11 +382,11 @@ def _convolve_curvature(  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _lift(i, j, first, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
+def _lift(i, j, first, used, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
     filters = np.empty(x.shape[1], x.dtype)
     for p in range(len(i)):
         a, b = i[p], j[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, weights[p], first[p], g, filters)
             for c in range(len(chosen)):
                 if chosen[c] == g:
@@ -395,7 +397,7 @@ def _lift(i, j, first, chosen, parities, x, rows, weights, tensors, received):  
 
 @_loop
 def _lift_slopes(  # type: ignore[no-untyped-def]
-    i, j, first, chosen, parities, v, x, rows, weights, tensors,
+    i, j, first, used, chosen, parities, v, x, rows, weights, tensors,
     gx, grows, gweights, gtensors, wants_rows,
 ):  # fmt: skip
     features = x.shape[1]
@@ -403,7 +405,7 @@ def _lift_slopes(  # type: ignore[no-untyped-def]
     va, vb = np.empty(features, x.dtype), np.empty(features, x.dtype)
     for p in range(len(i)):
         a, b, t = i[p], j[p], tensors[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, weights[p], first[p], g, filters)
             _combine(t, parities, False, chosen, g, v[a], va)
             _combine(t, parities, True, chosen, g, v[b], vb)
@@ -423,7 +425,7 @@ def _lift_slopes(  # type: ignore[no-untyped-def]
 
 @_loop
 def _lift_curvature(  # type: ignore[no-untyped-def]
-    i, j, first, chosen, parities, v, x, rows, weights, tensors,
+    i, j, first, used, chosen, parities, v, x, rows, weights, tensors,
     dx, drows, dweights, dtensors, gv, gx, grows, gweights, gtensors, has_drows, wants_geometry,
 ):  # fmt: skip
     """Derivatives in (v, x, C, w, T) of the change of Q along (dx, dC, dw, dT)."""
@@ -436,7 +438,7 @@ def _lift_curvature(  # type: ignore[no-untyped-def]
     for p in range(len(i)):
         m, w, dw, t, dt = first[p], weights[p], dweights[p], tensors[p], dtensors[p]
         a, b = i[p], j[p]
-        for g in range(rows.shape[1]):
+        for g in used:
             _sample(rows, w, m, g, filters)
             _sample(rows, dw, m, g, dfilters)
             if has_drows:

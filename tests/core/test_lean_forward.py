@@ -109,7 +109,7 @@ def test_every_edge_needs_its_reverse():
 def random_pairs(features: int = 5) -> tuple[Pairs, list[torch.Tensor]]:
     """Pairs with an image of an atom itself; scalars, components, rows, tensors."""
     random = torch.Generator().manual_seed(0)
-    shapes = [(4, features), (4, 4, features), (9, 2, features), (5, 4), (5, 6)]
+    shapes = [(4, features), (4, 4, features), (9, 3, features), (5, 4), (5, 6)]
     *tensors, weights = (
         torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
         for shape in shapes
@@ -138,7 +138,7 @@ def with_derivatives(function, tensors: list[torch.Tensor]):
 @pytest.mark.parametrize("is_lift", [False, True])
 def test_messages_and_their_derivatives_are_those_of_torch(is_lift):
     pairs, (scalars, vectors, rows, tensors) = random_pairs()
-    components = Components((0, 1, 1, 0), (1, -1, -1, 1))
+    components = Components((0, 2, 2, 0), (1, -1, -1, 1))  # and a filter that none takes
     inputs = (scalars, rows, tensors) if is_lift else (vectors, rows)
     one, two = (lift, lift_by_torch) if is_lift else (convolve, convolve_by_torch)
     wanted = [*inputs, pairs.weights]
