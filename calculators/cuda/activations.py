@@ -39,16 +39,24 @@ def _logistic(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
-@triton.jit(do_not_specialize=["n"])
-def _shifted_softplus(  # type: ignore[no-untyped-def]
-    rows, bias, slopes, n, bias_member, WIDTH: tl.constexpr, ROWS: tl.constexpr
+@triton.jit
+def _with_bias(  # type: ignore[no-untyped-def]
+    rows, bias, n, bias_member, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
+    """rows + bias of this program, where they lie, and which of them are rows."""
     row, f = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     member = tl.program_id(1).to(tl.int64)
     at = (member * n + row)[:, None] * WIDTH + f[None, :]
     inside = row[:, None] < n
     x = tl.load(rows + at, mask=inside, other=0.0)
-    x += tl.load(bias + member * bias_member + f)[None, :]
+    return x + tl.load(bias + member * bias_member + f)[None, :], at, inside
+
+
+@triton.jit(do_not_specialize=["n"])
+def _shifted_softplus(  # type: ignore[no-untyped-def]
+    rows, bias, slopes, n, bias_member, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):
+    x, at, inside = _with_bias(rows, bias, n, bias_member, WIDTH, ROWS)
     value = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x))) - 0.6931471805599453
     tl.store(rows + at, value, mask=inside)
     tl.store(slopes + at, _logistic(x), mask=inside)
@@ -58,12 +66,7 @@ def _shifted_softplus(  # type: ignore[no-untyped-def]
 def _silu(  # type: ignore[no-untyped-def]
     rows, bias, slopes, n, bias_member, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
-    row, f = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    member = tl.program_id(1).to(tl.int64)
-    at = (member * n + row)[:, None] * WIDTH + f[None, :]
-    inside = row[:, None] < n
-    x = tl.load(rows + at, mask=inside, other=0.0)
-    x += tl.load(bias + member * bias_member + f)[None, :]
+    x, at, inside = _with_bias(rows, bias, n, bias_member, WIDTH, ROWS)
     s = _logistic(x)
     tl.store(rows + at, x * s, mask=inside)
     tl.store(slopes + at, s + x * s * (1.0 - s), mask=inside)

@@ -14,11 +14,17 @@ from torch import Tensor
 from ase_biasgrad.calculators.cuda.geometry import Edges
 from ase_biasgrad.calculators.cuda.tiles import (
     ROWS,
+    add_to_edges,
+    components,
     cubic,
     cubic_slope,
     cubic_with_slope,
+    directions,
     edges_at_once,
+    edges_of,
+    own_components,
     row_grid,
+    tile_of_edges,
 )
 
 # few enough that all values of a tile stay in registers
@@ -136,8 +142,7 @@ def _send(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     x += member * n * 3 * WIDTH
     mu += member * n * 3 * WIDTH
     filters += member * filters_member
@@ -145,22 +150,17 @@ def _send(  # type: ignore[no-untyped-def]
     scalar, mx, my, mz = zero, zero, zero, zero
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None] * 3 * WIDTH + f
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 12 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        ux = tl.load(units + e, mask=e < end, other=0.0)[:, None]
-        uy = tl.load(units + capacity + e, mask=e < end, other=0.0)[:, None]
-        uz = tl.load(units + 2 * capacity + e, mask=e < end, other=0.0)[:, None]
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        j, at = j * 3 * WIDTH + f, at * 12 * WIDTH + f
+        ux, uy, uz = directions(units, e, end, capacity)
         w = cubic(filters + at, 3 * WIDTH, t, inside)
         scalar += w * tl.load(x + j, mask=inside, other=0.0)
         w = cubic(filters + at + WIDTH, 3 * WIDTH, t, inside)
         a = w * tl.load(x + j + WIDTH, mask=inside, other=0.0)
         w = cubic(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
         b = w * tl.load(x + j + 2 * WIDTH, mask=inside, other=0.0)
-        mx += a * ux + b * tl.load(mu + j, mask=inside, other=0.0)
-        my += a * uy + b * tl.load(mu + j + WIDTH, mask=inside, other=0.0)
-        mz += a * uz + b * tl.load(mu + j + 2 * WIDTH, mask=inside, other=0.0)
+        jx, jy, jz = components(mu + j, WIDTH, inside)
+        mx, my, mz = mx + a * ux + b * jx, my + a * uy + b * jy, mz + a * uz + b * jz
     row, own = (member * n + i) * WIDTH, tl.arange(0, WIDTH)
     tl.store(q + row + own, tl.load(q + row + own) + tl.sum(scalar, 0))
     out += member * n * 3 * WIDTH
@@ -177,38 +177,27 @@ def _send_first(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     x += member * n * 3 * WIDTH
     filters += member * filters_member
     zero = tl.zeros([EDGES, WIDTH], tl.float32)
     scalar, mx, my, mz = zero, zero, zero, zero
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None] * 3 * WIDTH + f
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 12 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        j, at = j * 3 * WIDTH + f, at * 12 * WIDTH + f
         w = cubic(filters + at, 3 * WIDTH, t, inside)
         scalar += w * tl.load(x + j, mask=inside, other=0.0)
         w = cubic(filters + at + WIDTH, 3 * WIDTH, t, inside)
         a = w * tl.load(x + j + WIDTH, mask=inside, other=0.0)
-        mx += a * tl.load(units + e, mask=e < end, other=0.0)[:, None]
-        my += a * tl.load(units + capacity + e, mask=e < end, other=0.0)[:, None]
-        mz += a * tl.load(units + 2 * capacity + e, mask=e < end, other=0.0)[:, None]
+        ux, uy, uz = directions(units, e, end, capacity)
+        mx, my, mz = mx + a * ux, my + a * uy, mz + a * uz
     row, own = (member * n + i) * WIDTH, tl.arange(0, WIDTH)
     tl.store(q + row + own, tl.load(q + row + own) + tl.sum(scalar, 0))
     out += 3 * row
     tl.store(out + own, tl.sum(mx, 0))
     tl.store(out + own + WIDTH, tl.sum(my, 0))
     tl.store(out + own + 2 * WIDTH, tl.sum(mz, 0))
-
-
-@triton.jit
-def _add(pointers, value, inside):  # type: ignore[no-untyped-def]
-    """Add a float32 sum to float64 memory that no other program has."""
-    earlier = tl.load(pointers, mask=inside, other=0.0)
-    tl.store(pointers, earlier + value.to(tl.float64), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n", "capacity"])
@@ -218,8 +207,7 @@ def _send_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     x += member * n * 3 * WIDTH
     mu += member * n * 3 * WIDTH
     gq += member * n * WIDTH
@@ -228,21 +216,17 @@ def _send_backward(  # type: ignore[no-untyped-def]
     slopes += member * capacity
     turns += member * 3 * capacity
     row, own = i.to(tl.int64) * WIDTH + f, i.to(tl.int64) * 3 * WIDTH + f
-    x1, x2, x3 = tl.load(x + own), tl.load(x + own + WIDTH), tl.load(x + own + 2 * WIDTH)
-    mx, my, mz = tl.load(mu + own), tl.load(mu + own + WIDTH), tl.load(mu + own + 2 * WIDTH)
-    gix, giy, giz = tl.load(gmu + own), tl.load(gmu + own + WIDTH), tl.load(gmu + own + 2 * WIDTH)
+    x1, x2, x3 = own_components(x + own, WIDTH)
+    mx, my, mz = own_components(mu + own, WIDTH)
+    gix, giy, giz = own_components(gmu + own, WIDTH)
     g = tl.load(gq + row)
     zero = tl.zeros([EDGES, WIDTH], tl.float32)
     scalar, radial, vx, vy, vz = zero, zero, zero, zero, zero
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None]
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 12 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        ux = tl.load(units + e, mask=e < end, other=0.0)[:, None]
-        uy = tl.load(units + capacity + e, mask=e < end, other=0.0)[:, None]
-        uz = tl.load(units + 2 * capacity + e, mask=e < end, other=0.0)[:, None]
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        at = at * 12 * WIDTH + f
+        ux, uy, uz = directions(units, e, end, capacity)
         # scalar messages
         gj = tl.load(gq + j * WIDTH + f, mask=inside, other=0.0)
         j = j * 3 * WIDTH + f
@@ -250,29 +234,26 @@ def _send_backward(  # type: ignore[no-untyped-def]
         scalar += w * gj
         along = slope * (tl.load(x + j, mask=inside, other=0.0) * g + x1 * gj)
         # messages along the unit vector, which the mirror has with the other sign
-        gjx = tl.load(gmu + j, mask=inside, other=0.0)
-        gjy = tl.load(gmu + j + WIDTH, mask=inside, other=0.0)
-        gjz = tl.load(gmu + j + 2 * WIDTH, mask=inside, other=0.0)
+        gjx, gjy, gjz = components(gmu + j, WIDTH, inside)
         w, slope = cubic_with_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
         back = gjx * ux + gjy * uy + gjz * uz
         radial -= w * back
         xj = tl.load(x + j + WIDTH, mask=inside, other=0.0)
         along += slope * (xj * (gix * ux + giy * uy + giz * uz) - x2 * back)
         a, b = w * xj, w * x2
-        _add(turns + e, tl.sum(a * gix - b * gjx, 1), e < end)
-        _add(turns + capacity + e, tl.sum(a * giy - b * gjy, 1), e < end)
-        _add(turns + 2 * capacity + e, tl.sum(a * giz - b * gjz, 1), e < end)
+        add_to_edges(turns + e, tl.sum(a * gix - b * gjx, 1), e < end)
+        add_to_edges(turns + capacity + e, tl.sum(a * giy - b * gjy, 1), e < end)
+        add_to_edges(turns + 2 * capacity + e, tl.sum(a * giz - b * gjz, 1), e < end)
         # messages that carry vectors on
         w, slope = cubic_with_slope(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
         vx += w * gjx
         vy += w * gjy
         vz += w * gjz
-        there = gix * tl.load(mu + j, mask=inside, other=0.0)
-        there += giy * tl.load(mu + j + WIDTH, mask=inside, other=0.0)
-        there += giz * tl.load(mu + j + 2 * WIDTH, mask=inside, other=0.0)
+        jx, jy, jz = components(mu + j, WIDTH, inside)
+        there = gix * jx + giy * jy + giz * jz
         xj = tl.load(x + j + 2 * WIDTH, mask=inside, other=0.0)
         along += slope * (xj * there + x3 * (gjx * mx + gjy * my + gjz * mz))
-        _add(slopes + e, tl.sum(along, 1), e < end)
+        add_to_edges(slopes + e, tl.sum(along, 1), e < end)
     gx += member * n * 3 * WIDTH
     before += member * n * 3 * WIDTH
     ax, ay, az = tl.sum(vx, 0)[None, :], tl.sum(vy, 0)[None, :], tl.sum(vz, 0)[None, :]
@@ -291,8 +272,7 @@ def _send_first_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     x += member * n * 3 * WIDTH
     gq += member * n * WIDTH
     gmu += member * n * 3 * WIDTH
@@ -301,30 +281,25 @@ def _send_first_backward(  # type: ignore[no-untyped-def]
     turns += member * 3 * capacity
     row, own = i.to(tl.int64) * WIDTH + f, i.to(tl.int64) * 3 * WIDTH + f
     x1, x2, g = tl.load(x + own), tl.load(x + own + WIDTH), tl.load(gq + row)
-    gix, giy, giz = tl.load(gmu + own), tl.load(gmu + own + WIDTH), tl.load(gmu + own + 2 * WIDTH)
+    gix, giy, giz = own_components(gmu + own, WIDTH)
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None]
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 12 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        ux = tl.load(units + e, mask=e < end, other=0.0)[:, None]
-        uy = tl.load(units + capacity + e, mask=e < end, other=0.0)[:, None]
-        uz = tl.load(units + 2 * capacity + e, mask=e < end, other=0.0)[:, None]
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        at = at * 12 * WIDTH + f
+        ux, uy, uz = directions(units, e, end, capacity)
         gj = tl.load(gq + j * WIDTH + f, mask=inside, other=0.0)
         j = j * 3 * WIDTH + f
         slope = cubic_slope(filters + at, 3 * WIDTH, t, inside)
         along = slope * (tl.load(x + j, mask=inside, other=0.0) * g + x1 * gj)
         xj = tl.load(x + j + WIDTH, mask=inside, other=0.0)
-        tx = xj * gix - x2 * tl.load(gmu + j, mask=inside, other=0.0)
-        ty = xj * giy - x2 * tl.load(gmu + j + WIDTH, mask=inside, other=0.0)
-        tz = xj * giz - x2 * tl.load(gmu + j + 2 * WIDTH, mask=inside, other=0.0)
+        gjx, gjy, gjz = components(gmu + j, WIDTH, inside)
+        tx, ty, tz = xj * gix - x2 * gjx, xj * giy - x2 * gjy, xj * giz - x2 * gjz
         w, slope = cubic_with_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
         along += slope * (tx * ux + ty * uy + tz * uz)
-        _add(slopes + e, tl.sum(along, 1), e < end)
-        _add(turns + e, tl.sum(w * tx, 1), e < end)
-        _add(turns + capacity + e, tl.sum(w * ty, 1), e < end)
-        _add(turns + 2 * capacity + e, tl.sum(w * tz, 1), e < end)
+        add_to_edges(slopes + e, tl.sum(along, 1), e < end)
+        add_to_edges(turns + e, tl.sum(w * tx, 1), e < end)
+        add_to_edges(turns + capacity + e, tl.sum(w * ty, 1), e < end)
+        add_to_edges(turns + 2 * capacity + e, tl.sum(w * tz, 1), e < end)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from ase_biasgrad.calculators.cuda.geometry import Edges
 from ase_biasgrad.calculators.cuda.tiles import (
+    add_to_edges,
     cubic,
     cubic_slope,
     cubic_with_slope,
     edges_at_once,
+    edges_of,
+    tile_of_edges,
 )
 
 ELEMENTS = 1024
@@ -68,18 +71,14 @@ def _convolve(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     y += member * n * WIDTH
     filters += member * filters_member
     total = tl.zeros([EDGES, WIDTH], tl.float32)
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None]
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 4 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        w = cubic(filters + at, WIDTH, t, inside)
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        w = cubic(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
         total += w * tl.load(y + j * WIDTH + f, mask=inside, other=0.0)
     rows = out + (member * n + i) * WIDTH + tl.arange(0, WIDTH)
     tl.store(rows, tl.sum(total, 0))
@@ -92,8 +91,7 @@ def _convolve_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     y += member * n * WIDTH
     gradient += member * n * WIDTH
     filters += member * filters_member
@@ -103,17 +101,13 @@ def _convolve_backward(  # type: ignore[no-untyped-def]
     total = tl.zeros([EDGES, WIDTH], tl.float32)
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None] * WIDTH + f
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 4 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        w, slope = cubic_with_slope(filters + at, WIDTH, t, inside)
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        j = j * WIDTH + f
+        w, slope = cubic_with_slope(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
         yj = tl.load(y + j, mask=inside, other=0.0)
         gj = tl.load(gradient + j, mask=inside, other=0.0)
         total += w * gj
-        along = tl.sum(slope * (gi * yj + gj * yi), 1).to(tl.float64)
-        earlier = tl.load(slopes + e, mask=e < end, other=0.0)
-        tl.store(slopes + e, earlier + along, mask=e < end)
+        add_to_edges(slopes + e, tl.sum(slope * (gi * yj + gj * yi), 1), e < end)
     rows = out + (member * n + i) * WIDTH + tl.arange(0, WIDTH)
     tl.store(rows, tl.sum(total, 0))
 
@@ -125,8 +119,7 @@ def _radial_slopes(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     i, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     k, f = tl.arange(0, EDGES), tl.arange(0, WIDTH)[None, :]
-    begin = tl.load(first + i)
-    end = begin + tl.load(count + i)
+    begin, end = edges_of(first, count, i)
     y += member * n * WIDTH
     gradient += member * n * WIDTH
     filters += member * filters_member
@@ -135,13 +128,9 @@ def _radial_slopes(  # type: ignore[no-untyped-def]
     yi, gi = tl.load(y + own), tl.load(gradient + own)
     for start in range(begin, end, EDGES):
         e = start + k
-        inside = (e < end)[:, None]
-        j = tl.load(neighbour + e, mask=e < end, other=0).to(tl.int64)[:, None] * WIDTH + f
-        at = tl.load(interval + e, mask=e < end, other=0).to(tl.int64)[:, None] * 4 * WIDTH + f
-        t = tl.load(place + e, mask=e < end, other=0.0)[:, None]
-        slope = cubic_slope(filters + at, WIDTH, t, inside)
+        j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
+        j = j * WIDTH + f
+        slope = cubic_slope(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
         yj = tl.load(y + j, mask=inside, other=0.0)
         gj = tl.load(gradient + j, mask=inside, other=0.0)
-        along = tl.sum(slope * (gi * yj + gj * yi), 1).to(tl.float64)
-        earlier = tl.load(slopes + e, mask=e < end, other=0.0)
-        tl.store(slopes + e, earlier + along, mask=e < end)
+        add_to_edges(slopes + e, tl.sum(slope * (gi * yj + gj * yi), 1), e < end)
