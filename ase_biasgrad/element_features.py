@@ -7,7 +7,7 @@ where these differ by more than a factor of 100.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ase.data import atomic_masses, covalent_radii
@@ -99,7 +99,7 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
         "radius": np.where(radii == NO_RADIUS, np.nan, radii),
         "electronegativity": electronegativity(numbers),
     }
-    categories = {
+    categories: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, int]] = {
         "element": (np.asarray, N_ELEMENTS, 1),
         "group": (group, 18, 1),
         "row": (row, 7, 1),

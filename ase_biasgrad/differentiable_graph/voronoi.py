@@ -102,11 +102,11 @@ def voronoi_faces(graph: AtomGraph) -> VoronoiFaces:
 
     neighbour, following = _tensor(t.neighbour, graph), _tensor(t.following, graph)
     bonds = vectors(centre, neighbour, t.shift)  # (f, 3)
-    others = [
+    one, two = (
         vectors(centre[face], _tensor(np.maximum(atom, 0), graph), shift)
         for atom, shift in zip(t.sites.T, t.site_shift.transpose(1, 0, 2), strict=True)
-    ]
-    normals, volumes = _corners(t, bonds[face], *others, graph)
+    )
+    normals, volumes = _corners(t, bonds[face], one, two, graph)
     units = normals / normals.norm(dim=1, keepdim=True)
     sign = (units.detach() * _tensor(t.direction, graph)).sum(dim=1).sign()  # (c,)
     units = sign[:, None] * units

@@ -29,9 +29,10 @@ from ase_biasgrad.neighbours import check_finite, complete_cell
 
 # Vertices closer than this are one (Å). If this leaves cells that do not close, it is widened.
 MERGE_WITHIN = (1e-7, 1e-6, 1e-5, 1e-4)
-# Distance of the ghosts in units of the size of the structure: a compromise between corners that
-# are further away than the ghosts, and rounding in Qhull; both change weights by less than 1e-7.
-GHOST_DISTANCE = 3e3
+# Distance of the ghosts in Å, and in units of the structure's size on top: a compromise between
+# corners that lie further away than the ghosts, and rounding in Qhull (the square of this distance
+# times the precision of float64). Both change weights by less than 1e-7.
+GHOST_DISTANCE, GHOST_DISTANCE_IN_SIZES = 3e4, 100.0
 # Sites closer than this coincide (Å).
 COINCIDENT = 1e-4
 GHOST = -1
@@ -152,11 +153,12 @@ def _check_distinct(sites: _Sites, n: int) -> None:
 def _with_ghosts(sites: _Sites) -> _Sites:
     """Add ghosts around everything; turned so that no symmetry of a molecule meets theirs."""
     middle = sites.points.mean(axis=0)
-    size = max(1.0, float(np.linalg.norm(sites.points - middle, axis=1).max()))
+    size = float(np.linalg.norm(sites.points - middle, axis=1).max())
+    distance = GHOST_DISTANCE + GHOST_DISTANCE_IN_SIZES * size
     turn = np.linalg.qr(np.array([[1.0, 0.3, 0.7], [-0.2, 0.9, 0.4], [0.5, -0.6, 0.8]]))[0]
     directions = _ICOSAHEDRON @ turn / np.linalg.norm(_ICOSAHEDRON[0])  # (12, 3)
     return _Sites(
-        points=np.concatenate([sites.points, middle + GHOST_DISTANCE * size * directions]),
+        points=np.concatenate([sites.points, middle + distance * directions]),
         atom=np.concatenate([sites.atom, np.full(len(directions), GHOST)]),
         shift=np.concatenate([sites.shift, np.zeros((len(directions), 3), sites.shift.dtype)]),
     )
