@@ -64,9 +64,10 @@ class BiasGradCalculator(Calculator):
         Of the networks: `float32` or `float64`. Positions, the bias and energy sums are always
         float64.
     engine
-        `auto` takes the fastest that fits: `cpu` or `cuda`, written-out derivatives over sampled
-        radial filters, for SchNet and PaiNN in float32; `reference`, autograd, for all others.
-        The attribute `engine` names the one that runs.
+        `auto` takes `cpu`, written-out derivatives over sampled radial filters, for SchNet and
+        PaiNN in float32 on a CPU, and `reference`, autograd, for everything else. `cuda` is the
+        same as `cpu` for CUDA devices, to be asked for. The attribute `engine` names the one
+        that runs.
     skin
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
         atom could have come in. Results do not depend on it.

@@ -235,11 +235,8 @@ def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float
 
 
 def peak_memory(name: str, atoms: int, interactions: int = 3) -> float:
-    """MB that energies and forces of a fluid add to a process that has made the calculator."""
+    """Largest resident memory (MB) of this process, after energies and forces of a fluid."""
     import resource
 
-    calc = calculator(random_backbone(name, interactions=interactions))
-    _forces(fluid(27), calc)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _forces(fluid(atoms), calc)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    _forces(fluid(atoms), calculator(random_backbone(name, interactions=interactions)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -30,9 +30,10 @@ def select_engine(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose from {ENGINES}")
-    if engine == "reference":
+    # the CUDA engine has been checked in Triton's interpreter only, so it waits to be asked for
+    if engine == "reference" or (engine == "auto" and device.type == "cuda"):
         return ReferenceEngine(backbones, device, dtype, skin)
-    wanted = device.type if engine == "auto" else engine
+    wanted = "cpu" if engine == "auto" else engine
     obstacle = _obstacle(wanted, backbones, device, dtype)
     if obstacle is None:
         try:

@@ -1,6 +1,6 @@
 """Energy drift of NVE dynamics with a checkpoint: slope of the total energy in meV/atom/ps.
 
-python tests/benchmarks/nve_drift.py CHECKPOINT [--picoseconds 100] [--temperature 300]
+python tests/benchmarks/nve_drift.py CHECKPOINT [--picoseconds 100] [--engine reference]
 """
 
 import argparse
@@ -23,9 +23,12 @@ def main() -> None:
     parser.add_argument("--picoseconds", type=float, default=100.0)
     parser.add_argument("--temperature", type=float, default=300.0)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--engine", default="auto")
     options = parser.parse_args()
     atoms = molecule(options.molecule)
-    atoms.calc = BiasGradCalculator(options.checkpoint, dtype=options.dtype)
+    atoms.calc = BiasGradCalculator(
+        options.checkpoint, device="cpu", dtype=options.dtype, engine=options.engine
+    )
     LBFGS(atoms, logfile=None).run(fmax=0.01, steps=300)
     # from a minimum half of the kinetic energy becomes potential energy
     thermalize_momenta(atoms, 2 * options.temperature, rng=np.random.default_rng(0))
