@@ -99,7 +99,8 @@ def norm_order(
 def triangles(matrices: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Upper triangles, row by row, of `(b, n, n)` in `order (b, n)`: `(b, n (n + 1) / 2)`."""
     rows, columns = np.triu_indices(order.shape[1])
-    return matrices[np.arange(len(matrices))[:, None], order[:, rows], order[:, columns]]
+    entries = matrices[np.arange(len(matrices))[:, None], order[:, rows], order[:, columns]]
+    return np.ascontiguousarray(entries)  # NumPy leaves them column by column
 
 
 def from_triangles(values: np.ndarray, order: np.ndarray) -> np.ndarray:

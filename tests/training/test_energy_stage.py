@@ -57,7 +57,7 @@ def test_the_bias_goes_first_and_the_backbone_learns_the_rest(dataset):
 def test_predictions_are_those_of_the_potential(dataset):
     potential = small_potential("schnet")
     frames = ResidentFrames(dataset, [3, 1, 7, 2], potential.cutoff)
-    expected = [float(potential(frames.batch([k]).graph)[0]) for k in range(4)]
+    expected = [potential(frames.batch([k]).graph)[0].item() for k in range(4)]
     np.testing.assert_allclose(predict_energies(potential, frames, 12), expected, atol=1e-5)
 
 
