@@ -94,10 +94,10 @@ class LeanSchNet(LeanBackbone):
         basis, to_rows = self.constants()
         x = modules.embedding(graph.numbers)  # (n, f)
         for block in modules.interactions:
-            rows = to_rows @ two_layers(basis, *block.filter_network, softplus_jet)  # (rows, f)
+            rows = to_rows @ two_layers(basis, block.filter_network, softplus_jet)  # (rows, f)
             sent = linear(x, block.in2f.weight)
             received = convolve(pairs, sent[:, None], rows[:, None], SCALAR)[:, 0]
-            x = x + two_layers(received, *block.f2out, softplus_jet)
+            x = x + two_layers(received, block.f2out, softplus_jet)
         return self.read_out(x)
 
 
@@ -196,4 +196,4 @@ def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[P
 
 def _thirds(net: nn.Sequential, x: Tensor) -> Tensor:
     """The outputs `(n, 3, f)` of a network of two layers."""
-    return two_layers(x, *net, silu_jet).reshape(len(x), 3, -1)
+    return two_layers(x, net, silu_jet).reshape(len(x), 3, -1)

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ase_biasgrad.backbones.wanted import is_wanted
+
 TAPS = 6  # coefficients of a quintic spline in each interval
 
 
@@ -131,7 +133,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         arguments = cotangents[0].contiguous(), *ctx.saved_tensors
-        return None, None, *_ConvolveSlopes.apply(*ctx.constants, _is_wanted(ctx, 1), *arguments)
+        return None, None, *_ConvolveSlopes.apply(*ctx.constants, is_wanted(ctx, 1), *arguments)
 
 
 class _ConvolveSlopes(torch.autograd.Function):
@@ -158,7 +160,7 @@ class _ConvolveSlopes(torch.autograd.Function):
             *_index_arrays(*ctx.constants),
             *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
             cotangents[1] is not None,
-            _is_wanted(ctx, 3),
+            is_wanted(ctx, 3),
         )
         return None, None, None, *slopes
 
@@ -176,7 +178,7 @@ class _Lift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         arguments = cotangents[0].contiguous(), *ctx.saved_tensors
-        return None, None, *_LiftSlopes.apply(*ctx.constants, _is_wanted(ctx, 1), *arguments)
+        return None, None, *_LiftSlopes.apply(*ctx.constants, is_wanted(ctx, 1), *arguments)
 
 
 class _LiftSlopes(torch.autograd.Function):
@@ -202,7 +204,7 @@ class _LiftSlopes(torch.autograd.Function):
             *_index_arrays(*ctx.constants),
             *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
             cotangents[1] is not None,
-            _is_wanted(ctx, 3) or _is_wanted(ctx, 4),
+            is_wanted(ctx, 3) or is_wanted(ctx, 4),
         )
         return None, None, None, *slopes
 
@@ -216,15 +218,6 @@ def _tangents(arguments: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ..
 
 def _index_arrays(pairs: Pairs, components: Components) -> tuple[np.ndarray, ...]:
     return pairs.i.numpy(), pairs.j.numpy(), pairs.first.numpy(), *components.arrays
-
-
-def _is_wanted(ctx: Any, place: int) -> bool:
-    """Whether this backward pass leads on to the tensor `place`, and not only to others."""
-    node = ctx.next_functions[place][0]
-    if node is None:
-        return False
-    # for leaves the engine does not say
-    return hasattr(node, "variable") or torch._C._will_engine_execute_node(node)
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:

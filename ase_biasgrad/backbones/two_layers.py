@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ase_biasgrad.backbones.wanted import is_wanted
+
 # value, first and second derivative of an activation
 Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def two_layers(x: Tensor, first: nn.Linear, second: nn.Linear, jet: Jet) -> Tensor:
-    """`(n, out)` of x `(n, in)`; differentiable twice, of that once in the parameters."""
+def two_layers(x: Tensor, layers: nn.Sequential, jet: Jet) -> Tensor:
+    """`(n, out)` of x `(n, in)`; differentiable twice, of that once in the parameters.
+
+    `layers` are two linear ones; activations of their own are not applied.
+    """
+    first, second = layers
     parameters = (first.weight, first.bias, second.weight, second.bias)
     # the engine says for views, but not for leaves, whether a backward pass leads there
     return _TwoLayers.apply(jet, x, *(parameter.view_as(parameter) for parameter in parameters))
@@ -38,8 +44,7 @@ class _TwoLayers(torch.autograd.Function):
         (g,) = cotangents
         x, w1, b1, w2, hidden, slope, curvature = ctx.saved_tensors
         of_x, of_hidden = _Slopes.apply(g, x, w1, b1, w2, slope, curvature)
-        of_weights = ctx.next_functions[1][0]
-        if of_weights is None or not torch._C._will_engine_execute_node(of_weights):
+        if not is_wanted(ctx, 1):
             return None, of_x, None, None, None, None
         if torch.is_grad_enabled():
             raise RuntimeError("two_layers has no second derivatives in its parameters")

@@ -195,7 +195,8 @@ def test_activations():
 @pytest.mark.parametrize("jet", [softplus_jet, silu_jet])
 def test_two_layers_and_their_derivatives_are_those_of_torch(jet):
     torch.manual_seed(0)
-    first, second = torch.nn.Linear(4, 5).double(), torch.nn.Linear(5, 3).double()
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).double()
+    first, second = layers
     x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     plain = {
         softplus_jet: lambda z: torch.nn.functional.softplus(z) - np.log(2),
@@ -207,14 +208,13 @@ def test_two_layers_and_their_derivatives_are_those_of_torch(jet):
         y = function(x)
         (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         loss = slope.square().sum() + y.sum()
-        parameters = [*first.parameters(), *second.parameters()]
-        return [y, slope, *torch.autograd.grad(loss, [*parameters, x])]
+        return [y, slope, *torch.autograd.grad(loss, [*layers.parameters(), x])]
 
-    found = force_loss(lambda z: two_layers(z, first, second, jet))
+    found = force_loss(lambda z: two_layers(z, layers, jet))
     for one, two in zip(found, force_loss(lambda z: second(plain(first(z)))), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
     with pytest.raises(RuntimeError, match="no second derivatives in its parameters"):
-        y = two_layers(x, first, second, jet)
+        y = two_layers(x, layers, jet)
         torch.autograd.grad(y.sum(), first.weight, create_graph=True)
 
 
