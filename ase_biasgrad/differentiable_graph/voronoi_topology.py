@@ -29,10 +29,11 @@ from ase_biasgrad.neighbours import check_finite, complete_cell
 
 # Vertices closer than this are one (Å). If this leaves cells that do not close, it is widened.
 MERGE_WITHIN = (1e-7, 1e-6, 1e-5, 1e-4)
-# Distance of the ghosts in Å, and in units of the structure's size on top: a compromise between
-# corners that lie further away than the ghosts, and rounding in Qhull (the square of this distance
-# times the precision of float64). Both change weights by less than 1e-7.
-GHOST_DISTANCE, GHOST_DISTANCE_IN_SIZES = 3e4, 100.0
+# Distance of the ghosts in Å, and in units of the structure's size on top. Where outer atoms lie in
+# a plane to within some 1e-4 Å, corners lie beyond any ghosts, and weights differ from those at
+# infinity by up to 1e-5; further ghosts would cost as much by rounding in Qhull (the square of this
+# distance times the precision of float64).
+GHOST_DISTANCE, GHOST_DISTANCE_IN_SIZES = 1e5, 100.0
 # Sites closer than this coincide (Å).
 COINCIDENT = 1e-4
 GHOST = -1
