@@ -1,7 +1,7 @@
 """Charged particles: the simulations of the N-body benchmark, and the file that holds them.
 
 The data of Fuchs et al. 2020 (arXiv:2006.10503), after Kipf et al. 2018 (arXiv:1802.04687):
-particles of unit mass with charges ±1 and forces F_i = Σ_j q_i q_j (x_i − x_j)/|x_i − x_j|³,
+particles of unit mass with charges ±1 and forces ``F_i = Σ_j q_i q_j (x_i − x_j)/|x_i − x_j|³``,
 whose components are clipped, in a box with reflecting walls. The variant of Satorras et al. 2021
 (EGNN, arXiv:2102.09844) has no walls. Quantities have no units.
 """

@@ -1,6 +1,6 @@
 """Bases of the equivariant kernels: what of a kernel depends on directions alone.
 
-The kernel from degree l to degree k along x is
+The kernel from degree l to degree k along x is::
 
     W^{lk}(x) = Σ_J φ_J(|x|) Σ_M Y_{JM}(x/|x|) Q_{JM}^{lk},   |l − k| ≤ J ≤ l + k
 
