@@ -71,7 +71,6 @@ def test_composition_is_the_bias_of_the_package(molecules):
 def test_every_row_runs_and_learns(molecules, key, monkeypatch):
     # enough steps to see that something is learnt, far from enough to be good
     monkeypatch.setattr("ase_biasgrad.training.qm7.potentials.EPOCHS", 3)
-    monkeypatch.setattr("ase_biasgrad.training.qm7.kernel_rows.ORDERS", 2)
     row = ladder.chosen_rows([key])[0]
     said = []
     result = ladder.run(row, molecules, 0, "here", minutes=0.01, say=said.append)
@@ -99,17 +98,6 @@ def test_manhattan_distances_are_scipys():
     np.testing.assert_allclose(
         kernel_rows.manhattan_distances(x, y[:5]), cdist(x, y[:5], "cityblock"), rtol=1e-12
     )
-
-
-def test_the_random_kernel_is_symmetric_and_does_not_see_the_order_of_atoms(molecules):
-    kernel_rows._random_kernel.cache_clear()
-    kernel = kernel_rows._random_kernel(molecules, 50.0)
-    np.testing.assert_allclose(kernel, kernel.T, atol=1e-12)
-    assert (kernel.diagonal() <= 1).all()
-    assert kernel.min() > 0
-    # methane and methane are more alike than methane and carbon dioxide
-    assert kernel[1, 9] > 10 * kernel[1, 7]
-    kernel_rows._random_kernel.cache_clear()
 
 
 def test_unknown_rows_and_predictions_that_are_not_finite(molecules):

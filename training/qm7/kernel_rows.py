@@ -6,7 +6,6 @@ Widths and regularisation are chosen on training molecules alone, by a split wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -15,13 +14,11 @@ from scipy.linalg import LinAlgWarning, solve
 from sklearn.metrics.pairwise import euclidean_distances
 
 from ase_biasgrad.coulomb_matrix import coulomb_matrices, eigenspectra, norm_order, triangles
-from ase_biasgrad.training.qm7.task import Answer, Molecules, Task
+from ase_biasgrad.training.qm7.task import Answer, Task
 
 WIDTHS = tuple(2.0**k for k in range(6, 15))  # Hartree
 RIDGES = tuple(10.0**k for k in range(-12, -1, 2))
 CHOICE = 1500  # molecules on which width and ridge are chosen
-ORDERS = 8  # random orders that the kernel is the mean of
-NOISE = 1.0  # Hartree, of the norms that decide the order
 
 
 def spectrum(task: Task) -> Answer:
@@ -36,43 +33,9 @@ def spectrum(task: Task) -> Answer:
 
 def sorted_matrices(task: Task) -> Answer:
     """Laplacian kernel on sorted Coulomb matrices (Hansen et al. 2013)."""
-    return _with_best_width(task, _sorted_entries(task.molecules), manhattan_distances, WIDTHS)
-
-
-def random_matrices(task: Task) -> Answer:
-    """The Laplacian kernel's mean over random orders of one molecule's atoms.
-
-    K_ij = Σ_l [k(x_i, P_l x_j) + k(P_l x_i, x_j)] / 2L, Hansen et al. 2013, J. Chem. Theory
-    Comput. 9, 3404. The width is that of the sorted matrices. All molecules share one kernel
-    matrix, which is made once for all folds.
-    """
-    some, held, fit = _choice(task)
-    entries, energies = _sorted_entries(task.molecules)[some], task.molecules.energies[some]
-    distances = manhattan_distances(entries, entries)
-    width, _ = _best([(w, np.exp(-distances / w)) for w in WIDTHS], held, fit, energies)
-    kernel = _random_kernel(task.molecules, width)
-    _, ridge = _best([(width, kernel[np.ix_(some, some)])], held, fit, energies)
-    train, test = task.train, task.test
-    return _answer(task, kernel[np.ix_(train, train)], kernel[np.ix_(test, train)], width, ridge)
-
-
-def _sorted_entries(molecules: Molecules) -> np.ndarray:
-    matrices = coulomb_matrices(molecules.padded)
-    return triangles(matrices, norm_order(matrices))
-
-
-@lru_cache(maxsize=1)
-def _random_kernel(molecules: Molecules, width: float) -> np.ndarray:
-    """Symmetric kernel `(m, m)` of all molecules."""
-    matrices, fixed = coulomb_matrices(molecules.padded), _sorted_entries(molecules)
-    random = np.random.default_rng(0)
-    kernel = np.zeros((len(matrices), len(matrices)))
-    for _ in range(ORDERS):
-        drawn = triangles(matrices, norm_order(matrices, NOISE, random))
-        for first in range(0, len(fixed), 500):  # in blocks, to bound the memory
-            rows = slice(first, first + 500)
-            kernel[rows] += np.exp(manhattan_distances(fixed[rows], drawn) / -width)
-    return (kernel + kernel.T) / (2 * ORDERS)
+    matrices = coulomb_matrices(task.molecules.padded)
+    entries = triangles(matrices, norm_order(matrices))
+    return _with_best_width(task, entries, manhattan_distances, WIDTHS)
 
 
 @njit(fastmath=True)
@@ -138,8 +101,7 @@ def _best(
 def _regression(
     kernel: np.ndarray, to_test: np.ndarray, energies: np.ndarray, ridge: float
 ) -> np.ndarray:
-    """Mean + k (K + ridge)⁻¹ (E − mean); the random kernel may be indefinite."""
-
+    """Mean + k (K + ridge)⁻¹ (E − mean); rounding can leave small ridges indefinite."""
     regularised = kernel.copy()
     regularised[np.diag_indices_from(regularised)] += ridge
     mean = energies.mean()

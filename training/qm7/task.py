@@ -13,9 +13,9 @@ from ase_biasgrad.dataset import DataError, Dataset
 from ase_biasgrad.qm7 import column, folds_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Molecules:
-    """A dataset of molecules with energies, in memory; equal to itself only."""
+    """A dataset of molecules with energies, in memory."""
 
     dataset: Dataset
     energies: np.ndarray  # (m,) eV
