@@ -188,7 +188,7 @@ def nbody(
     """Simulate the charged particles of the N-body benchmark."""
     from ase_biasgrad.nbody import SPLITS, open_dataset, write_dataset
 
-    sizes = {}
+    sizes: dict[str, int] = {}
     for text in size or []:
         split, _, number = text.partition("=")
         if split not in SPLITS or not number.isdigit() or int(number) < 1:
@@ -196,8 +196,8 @@ def nbody(
         sizes[split] = int(number)
     write_dataset(output, variant, seed, sizes, progress=True)
     data = open_dataset(output)
-    sizes = ", ".join(f"{len(data.read(split))} {split}" for split in SPLITS)
-    typer.echo(f"{output}: simulations of {data.system.frames} frames: {sizes}")
+    written = ", ".join(f"{len(data.read(split))} {split}" for split in SPLITS)
+    typer.echo(f"{output}: simulations of {data.system.frames} frames: {written}")
 
 
 @app.command()
