@@ -113,8 +113,6 @@ class SE3TransformerBackbone(Backbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
-        from ase_biasgrad.differentiable_graph import smooth_envelope
-
         dtype = self.embedding.weight.dtype
         vectors = graph.edge_vectors().to(dtype)  # (e, 3)
         near = vectors.detach().square().sum(dim=1) < self.cutoff**2
@@ -125,7 +123,7 @@ class SE3TransformerBackbone(Backbone):
             vectors,
             index,
             edge_scalars=self.radial_basis(distances),
-            envelope=smooth_envelope(distances, self.cutoff),
+            envelope=quintic_envelope(distances / self.cutoff),
         )
         return self.scale * self.readout(features[0][:, 0]).squeeze(-1)
 
@@ -137,3 +135,8 @@ class SE3TransformerBackbone(Backbone):
         shift = self.scale * float(bias.detach())
         torch.nn.init.zeros_(bias)
         return shift
+
+
+def quintic_envelope(x: Tensor) -> Tensor:
+    """1 − 10x³ + 15x⁴ − 6x⁵ for x in 0..1: from one to zero, flat with no curvature at both."""
+    return 1 - x**3 * (10 - 15 * x + 6 * x**2)

@@ -10,6 +10,7 @@ from ase import Atoms
 from conftest import ethanol, small_potential
 
 from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.backbones.se3_transformer import quintic_envelope
 from ase_biasgrad.graph import graph_from_atoms
 
 
@@ -60,6 +61,18 @@ def test_symmetric_surroundings_have_smooth_energies():
     assert torch.isfinite(forces[0]).all()
     assert forces[0][0].abs().max() < 1e-12
     assert (forces[1] - forces[0]).abs().max() < 1e-4
+
+
+def test_the_envelope():
+    x = torch.linspace(0, 1, 11, dtype=torch.float64, requires_grad=True)
+    envelope = quintic_envelope(x)
+    assert envelope[0] == 1
+    assert envelope[5] == 0.5
+    assert (envelope.diff() < 0).all()
+    values = envelope
+    for _ in range(3):  # value, slope and curvature vanish at the cutoff
+        assert abs(float(values[-1])) < 1e-12
+        (values,) = torch.autograd.grad(values.sum(), x, create_graph=True)
 
 
 def test_low_memory_changes_nothing():
