@@ -40,6 +40,7 @@ class ForceStage(pl.LightningModule):
         self.potential = potential
         # the same parameters in their form for training; a tuple, so that they count once
         self._in_training = (Potential(lean(potential.backbone), potential.bias),)
+        self._trained: list[torch.nn.Parameter] | None = None
         self.options = options
         self.force_unit = force_unit
         self.stress_unit = stress_unit if options.stress_weight > 0 else None
@@ -81,7 +82,9 @@ class ForceStage(pl.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the parameters alone: those of the positions would cost as much again."""
-        loss.backward(inputs=[p for p in self.potential.parameters() if p.requires_grad])
+        if self._trained is None:  # once: searching all modules takes as long as some layers
+            self._trained = [p for p in self.potential.parameters() if p.requires_grad]
+        loss.backward(inputs=self._trained)
 
     def mean_training_loss(self) -> Tensor:
         """Mean loss over the batches of this epoch so far, of all processes: a scalar."""
