@@ -108,7 +108,7 @@ class CpuEngine:
         energies = np.empty((model.members, n))
         slopes = np.zeros((model.members, found))
         turns = np.zeros((model.members, found if model.directed else 0, 3))
-        geometry = (numbers, atoms, interval, place, found)
+        geometry: tuple[Any, ...] = (numbers, atoms, interval, place, found)
         if model.directed:
             geometry += (vectors, turns)
         arrays = (*model.weights, *geometry, *work, energies, slopes)

@@ -43,15 +43,15 @@ class CpuPaiNN:
 
         # a1, a2, a3 of the mixing follow the formulas; SchNetPack's order is a1, a3, a2
         order = np.concatenate([np.arange(features) + part * features for part in (0, 2, 1)])
-        mixing2, mixing2_bias = weights.mixing2[..., order], weights.mixing2_bias[..., order]
+        last, last_bias = weights.mixing2[..., order], weights.mixing2_bias[..., order]
         embedding = wide(weights.embedding, 1)
         matrices = [
             wide(weights.context1, 1, 1), wide(weights.context2, 1, 3),
-            wide(weights.mix, 1, 2), wide(weights.mixing1, 2, 1), wide(mixing2, 1, 3),
+            wide(weights.mix, 1, 2), wide(weights.mixing1, 2, 1), wide(last, 1, 3),
         ]  # fmt: skip
         biases = [
             wide(weights.context1_bias, 1), wide(weights.context2_bias, 3),
-            wide(weights.mixing1_bias, 1), wide(mixing2_bias, 3),
+            wide(weights.mixing1_bias, 1), wide(last_bias, 3),
         ]  # fmt: skip
         context0 = first_context(embedding, matrices[0], biases[0], matrices[1], biases[1])
         context1, context2, mix, mixing1, mixing2 = (
