@@ -13,6 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class WeightAverage(WeightAveraging):
     """Validate, keep and return averaged weights; `decay` counts optimizer steps."""
 
+    _latest_update_step: int
+
     def __init__(self, decay: float) -> None:
         self._update = get_ema_multi_avg_fn(decay)
         self._weights: tuple[list[Tensor], list[Tensor]] | None = None  # averaged, current
