@@ -235,8 +235,10 @@ def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float
 
 
 def peak_memory(name: str, atoms: int, interactions: int = 3) -> float:
-    """Largest resident memory (MB) of this process, after energies and forces of a fluid."""
-    import resource
+    """Largest resident memory (MB) of this process, after energies and forces of a fluid.
 
+    Linux only: `getrusage` would count what the parent process had.
+    """
     _forces(fluid(atoms), calculator(random_backbone(name, interactions=interactions)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -54,7 +54,7 @@ def md(
             _print_row(bench.compared(what, ethanol, ours, ("GFN2-xTB (tblite)", xtb), seconds))
         _model_alone(bench)
     _accuracy(bench)
-    if large and device == "cpu":
+    if large and device == "cpu" and sys.platform == "linux":
         _memory()
 
 
