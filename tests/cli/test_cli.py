@@ -107,12 +107,22 @@ def test_ctrl_c_says_how_to_go_on(folder, data):
         "trainer: {progress_bar: false}\n"
     )
     command = [sys.executable, "-m", "ase_biasgrad.cli", "train", "long.yaml", "-o", "long"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would theirs
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     last, deadline = folder / "long" / "states" / "last.ckpt", time.monotonic() + 600
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=600)
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "biasgrad train --resume long" in said
 
