@@ -140,9 +140,10 @@ def _rebuilt(metadata: dict[str, Any], tensors: dict[str, Any], path: Path) -> P
         bias.compositions = tensors["bias.compositions"]
         bias.offsets = tensors["bias.offsets"]
         potential = Potential(backbone, bias, metadata["elements"])
-        for name, parameter in backbone.named_parameters():
-            # a potential trained in float64 comes back in float64
-            parameter.data = parameter.data.to(tensors[f"backbone.{name}"].dtype)
+        for name, own in (*backbone.named_parameters(), *backbone.named_buffers()):
+            # a potential trained in float64 comes back in float64, radial functions included
+            if (stored := tensors.get(f"backbone.{name}")) is not None:
+                own.data = own.data.to(stored.dtype)
         potential.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the potential cannot be rebuilt: {error}") from error

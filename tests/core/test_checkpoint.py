@@ -37,6 +37,16 @@ def test_round_trip_is_exact(tmp_path, name, dtype):
     assert len(loaded.sha256) == 64
 
 
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_float64_includes_the_radial_functions(tmp_path, name):
+    potential = small_potential(name, cutoff=4.7).double()
+    save_checkpoint(tmp_path / "p.safetensors", potential)
+    loaded = load_checkpoint(tmp_path / "p.safetensors").potential
+    assert {t.dtype for t in loaded.backbone.state_dict().values()} == {torch.float64}
+    graph = graph_from_atoms(ethanol(), 4.7)
+    assert torch.equal(potential(graph)[0], loaded(graph)[0])
+
+
 def test_damaged_foreign_and_newer_files_are_refused(tmp_path):
     path = tmp_path / "p.safetensors"
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
