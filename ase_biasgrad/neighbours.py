@@ -103,15 +103,16 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     ValueError
         If a periodic cell vector is zero or the periodic ones are linearly dependent.
     """
+    if not np.any(pbc):
+        return np.eye(3)
     periodic = np.asarray(cell, float)[pbc]  # (periodic directions, 3)
     lengths = np.linalg.norm(periodic, axis=1)
-    if len(periodic):
-        singular = np.linalg.svd(periodic / np.maximum(lengths, 1e-300)[:, None])[1]
-        if lengths.min() < 1e-8 or singular.min() < 1e-8:
-            raise ValueError(
-                f"pbc={pbc.tolist()} needs linearly independent cell vectors along these "
-                f"directions, but the cell is {np.asarray(cell).tolist()}; set the cell or pbc"
-            )
+    singular = np.linalg.svd(periodic / np.maximum(lengths, 1e-300)[:, None])[1]
+    if lengths.min() < 1e-8 or singular.min() < 1e-8:
+        raise ValueError(
+            f"pbc={pbc.tolist()} needs linearly independent cell vectors along these "
+            f"directions, but the cell is {np.asarray(cell).tolist()}; set the cell or pbc"
+        )
     normals = np.linalg.svd(periodic, full_matrices=True)[2][len(periodic) :]  # rows span the rest
     complete = np.array(cell, float)
     complete[~pbc] = normals

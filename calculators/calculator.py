@@ -237,7 +237,7 @@ class BiasGradCalculator(Calculator):
         check_numbers_and_positions(atoms, self.elements)
         check_neutral(atoms)
         try:
-            _check_cell(atoms.cell.array, atoms.pbc)
+            complete_cell(atoms.cell.array, atoms.pbc)
         except ValueError as error:
             raise InputError(str(error)) from error
         return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
@@ -325,11 +325,6 @@ def _committee(members: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _volume(cell: np.ndarray) -> float:
     return float(abs(np.linalg.det(cell))) if cell.any() else 0.0
-
-
-def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
-    if pbc.any():
-        complete_cell(cell, pbc)
 
 
 def _voigt(stress: np.ndarray) -> np.ndarray:

@@ -35,6 +35,18 @@ class Evaluation:
     strain_gradient: np.ndarray | None = None  # (members, 3, 3) eV, ∂E/∂ε, symmetric
 
 
+def split(
+    energies: np.ndarray, forces: np.ndarray, strain: np.ndarray, sizes: Sequence[int]
+) -> list[Evaluation]:
+    """Of several structures with `sizes` atoms, evaluated as one.
+
+    energies `(members, n)`, forces `(members, n, 3)`, strain `(members, structures, 3, 3)`.
+    """
+    ends = np.cumsum(sizes)[:-1]
+    parts = np.split(energies, ends, axis=1), np.split(forces, ends, axis=1)
+    return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
+
+
 class Engine(Protocol):
     """Evaluates one or several potentials of one architecture family on one device.
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ase_biasgrad.calculators.engine import Structure
-from ase_biasgrad.neighbours import Edges, SkinList
+from ase_biasgrad.neighbours import Edges
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,3 @@ def joined(lists: Sequence[HalfPairs], sizes: Sequence[int]) -> HalfPairs:
         np.concatenate([pairs.j + start for pairs, start in zip(lists, first, strict=True)]),
         np.concatenate([pairs.shift for pairs in lists]),
     )
-
-
-class HalfPairList:
-    """A `SkinList` whose candidates are halved once for each search."""
-
-    def __init__(self, cutoff: float, skin: float) -> None:
-        self.list = SkinList(cutoff, skin)
-        self.reset()
-
-    def reset(self) -> None:
-        self.list.reset()
-        self._searches = -1
-        self._pairs: HalfPairs | None = None
-
-    def of(self, structure: Structure) -> HalfPairs:
-        """Candidate pairs of a structure."""
-        s = structure
-        edges = self.list.candidates(s.numbers, s.positions, s.cell, s.pbc)
-        if self._pairs is None or self._searches != self.list.searches:
-            self._pairs, self._searches = half(edges), self.list.searches
-        return self._pairs

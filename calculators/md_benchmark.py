@@ -153,7 +153,7 @@ def _dynamics(atoms: Atoms, calc: Calculator, temperature: float) -> Callable[[i
 
 
 def _length(run: Callable[[int], Any], seconds: float) -> int:
-    """Steps that take about `seconds`, compilation over: 5 to 50."""
+    """Steps that take about `seconds`, compilation over: 2 to 50."""
     run(2)
     return int(np.clip(seconds / _time_per_step(run, 3), 2, 50))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones import Backbone
-from ase_biasgrad.calculators.engine import Evaluation, Structure
+from ase_biasgrad.calculators.engine import Evaluation, Structure, split
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_arrays
 from ase_biasgrad.neighbours import SkinList
 from ase_biasgrad.potential import strained
@@ -64,16 +64,7 @@ class ReferenceEngine:
         ).to(self.device)
         values = [_differentiated(backbone, graph) for backbone in self.backbones]
         energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
-        ends = np.cumsum([len(s.numbers) for s in structures])[:-1]
-        return [
-            Evaluation(e, f, s)
-            for e, f, s in zip(
-                np.split(energies, ends, axis=1),
-                np.split(forces, ends, axis=1),
-                strain.transpose(1, 0, 2, 3),
-                strict=True,
-            )
-        ]
+        return split(energies, forces, strain, [len(s.numbers) for s in structures])
 
 
 def _differentiated(backbone: Backbone, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,7 +58,7 @@ class PaiNNWeights:
     mix: np.ndarray  # vectors: features to 2 × features, no bias
     mixing1: np.ndarray  # 2 × features to features
     mixing1_bias: np.ndarray
-    mixing2: np.ndarray  # features to 3 × features
+    mixing2: np.ndarray  # features to 3 × features: a1, a2, a3 of q += a1 + a2 Σ V W, μ += a3 W
     mixing2_bias: np.ndarray
     epsilon: float
     readout: Readout
@@ -113,6 +113,10 @@ def painn_weights(backbones: Sequence[Any]) -> PaiNNWeights:
     def mixings(path: str) -> np.ndarray:
         return _blocks([net.representation.mixing for net in nets], path)
 
+    # a1, a2, a3 of the mixing follow the formulas; SchNetPack's order is a1, a3, a2
+    features = nets[0].arguments["features"]
+    order = np.concatenate([np.arange(features) + part * features for part in (0, 2, 1)])
+
     return PaiNNWeights(
         embedding=_stacked(nets, "representation.embedding.weight"),
         context1=contexts("interatomic_context_net.0.weight"),
@@ -122,14 +126,27 @@ def painn_weights(backbones: Sequence[Any]) -> PaiNNWeights:
         mix=mixings("mu_channel_mix.weight"),
         mixing1=mixings("intraatomic_context_net.0.weight"),
         mixing1_bias=mixings("intraatomic_context_net.0.bias"),
-        mixing2=mixings("intraatomic_context_net.1.weight"),
-        mixing2_bias=mixings("intraatomic_context_net.1.bias"),
+        mixing2=mixings("intraatomic_context_net.1.weight")[..., order],
+        mixing2_bias=mixings("intraatomic_context_net.1.bias")[..., order],
         epsilon=float(nets[0].representation.mixing[0].epsilon),
         readout=_readout(nets),
         table=sampled(
             lambda d: torch.cat([_painn_filters(net, d) for net in nets], 1), _range(nets)
         ),
     )
+
+
+def first_context(
+    embedding: np.ndarray,
+    weight1: np.ndarray,
+    bias1: np.ndarray,
+    weight2: np.ndarray,
+    bias2: np.ndarray,
+) -> np.ndarray:
+    """Context of the first interaction for each element, `(members, elements, 3 features)`."""
+    hidden = np.einsum("mzf,mfg->mzg", embedding, weight1[:, 0]) + bias1[:, None, 0]
+    hidden = hidden / (1 + np.exp(-hidden))
+    return np.einsum("mzf,mfg->mzg", hidden, weight2[:, 0]) + bias2[:, None, 0]
 
 
 def _in_float64(backbones: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, pad, softplus
 
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import Backbone, require_positive
 from ase_biasgrad.differentiable_graph import (
     Adjacency,
     cutoff_adjacency,
@@ -153,9 +153,7 @@ class AtomGraphNet(Backbone):
 
 def check_arguments(arguments: dict[str, Any], positive: Sequence[str]) -> None:
     """Raise `ValueError` naming what is not above zero, or weights and decays that do not exist."""
-    for name in positive:
-        if not arguments[name] > 0:
-            raise ValueError(f"{name}={arguments[name]} must be above zero")
+    require_positive(arguments, positive)
     for name, choices in {"weights": WEIGHTS, "decay": tuple(DECAYS)}.items():
         if arguments[name] not in choices:
             raise ValueError(f"{name}={arguments[name]!r} is unknown; choose from {choices}")

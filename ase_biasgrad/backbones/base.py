@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -37,3 +38,34 @@ class Backbone(nn.Module, ABC):
     def take_energy_shift(self) -> float:
         """Set `energy_shifts` to zero and return what they added to each atom's energy, in eV."""
         return 0.0
+
+
+class ReadoutBackbone(Backbone):
+    """A backbone whose last layer, `readout[-1]`, gives each atom's energy in units of `scale` eV.
+
+    Its bias is all that shifts the energy.
+    """
+
+    scale: float
+    readout: nn.Sequential | nn.ModuleList
+
+    def energy_shifts(self) -> list[nn.Parameter]:
+        return [self._shift]
+
+    def take_energy_shift(self) -> float:
+        shift = self.scale * float(self._shift.detach())
+        nn.init.zeros_(self._shift)
+        return shift
+
+    @property
+    def _shift(self) -> nn.Parameter:
+        bias = self.readout[-1].bias
+        assert isinstance(bias, nn.Parameter)
+        return bias
+
+
+def require_positive(arguments: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise `ValueError` naming the first of these arguments that is not above zero."""
+    for name in names:
+        if not arguments[name] > 0:
+            raise ValueError(f"{name}={arguments[name]} must be above zero")

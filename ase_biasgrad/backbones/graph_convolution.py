@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.backbones.atomgraph import check_arguments
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.differentiable_graph import smooth_envelope, voronoi_faces
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
 from ase_biasgrad.element_features import FEATURES, element_table
@@ -44,7 +44,7 @@ class WeightedEdges:
     weights: Tensor  # (e,) float64
 
 
-class GraphConvolution(Backbone):
+class GraphConvolution(ReadoutBackbone):
     """Convolutions on the smoothly weighted, normalised atomic graph.
 
     Parameters
@@ -162,14 +162,6 @@ class GraphConvolution(Backbone):
         spacing = self.cutoff / self.arguments["radial_functions"]
         grid = torch.arange(1, self.arguments["radial_functions"] + 1, device=distances.device)
         return torch.exp(-0.5 * (distances[:, None] / spacing - grid).square())
-
-    def energy_shifts(self) -> list[nn.Parameter]:
-        return [self.readout[-1].bias]
-
-    def take_energy_shift(self) -> float:
-        shift = self.scale * float(self.readout[-1].bias.detach())
-        nn.init.zeros_(self.readout[-1].bias)
-        return shift
 
 
 class SmoothConvolution(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.graph import AtomGraph
 
 
-class SchNetPackBackbone(Backbone):
+class SchNetPackBackbone(ReadoutBackbone):
     """A SchNetPack representation and its atomwise readout.
 
     Parameters
@@ -60,9 +60,10 @@ class SchNetPackBackbone(Backbone):
             "readout_layers": readout_layers,
             "scale": scale,
         }
-        for name in ("features", "interactions", "cutoff", "radial_functions", "readout_layers"):
-            if not self.arguments[name] > 0:
-                raise ValueError(f"{name}={self.arguments[name]} must be above zero")
+        require_positive(
+            self.arguments,
+            ("features", "interactions", "cutoff", "radial_functions", "readout_layers"),
+        )
         import_schnetpack()
         import schnetpack.nn as spk
 
@@ -105,15 +106,6 @@ class SchNetPackBackbone(Backbone):
     def __reduce__(self) -> tuple[Any, ...]:
         # unpickling loads SchNetPack's modules: import it in our own way before
         return _blank, (type(self),), self.__dict__
-
-    def energy_shifts(self) -> list[nn.Parameter]:
-        return [self.readout[-1].bias]
-
-    def take_energy_shift(self) -> float:
-        bias = self.readout[-1].bias
-        shift = self.scale * float(bias.detach())
-        nn.init.zeros_(bias)
-        return shift
 
 
 class SchNet(SchNetPackBackbone):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.backbones.schnetpack import import_schnetpack
 from ase_biasgrad.graph import AtomGraph
 
 
-class SE3TransformerBackbone(Backbone):
+class SE3TransformerBackbone(ReadoutBackbone):
     """Equivariant attention over neighbours (Fuchs et al. 2020), made smooth for forces.
 
     What differs from the paper's networks: activations have continuous derivatives, the
@@ -126,15 +125,6 @@ class SE3TransformerBackbone(Backbone):
             envelope=quintic_envelope(distances / self.cutoff),
         )
         return self.scale * self.readout(features[0][:, 0]).squeeze(-1)
-
-    def energy_shifts(self) -> list[nn.Parameter]:
-        return [self.readout[-1].bias]
-
-    def take_energy_shift(self) -> float:
-        bias = self.readout[-1].bias
-        shift = self.scale * float(bias.detach())
-        torch.nn.init.zeros_(bias)
-        return shift
 
 
 def quintic_envelope(x: Tensor) -> Tensor:

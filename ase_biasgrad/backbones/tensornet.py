@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.backbones.half_pairs import pairs_within
 from ase_biasgrad.graph import AtomGraph
 
@@ -41,7 +41,7 @@ class Messenger(Protocol):
         """XY + YX as matrices, all `(n, 9, f)`."""
 
 
-class TensorNet(Backbone):
+class TensorNet(ReadoutBackbone):
     """Message passing with tensors of rank two.
 
     Parameters
@@ -81,9 +81,7 @@ class TensorNet(Backbone):
             "radial_functions": radial_functions,
             "scale": scale,
         }
-        for name in ("features", "cutoff", "radial_functions"):
-            if not self.arguments[name] > 0:
-                raise ValueError(f"{name}={self.arguments[name]} must be above zero")
+        require_positive(self.arguments, ("features", "cutoff", "radial_functions"))
         self.cutoff, self.scale = float(cutoff), float(scale)
         self.embedding = TensorEmbedding(features, radial_functions)
         self.layers = nn.ModuleList(
@@ -127,15 +125,6 @@ class TensorNet(Backbone):
         sharpness = (2.0 / count * (1.0 - lowest)) ** -2
         mapped = torch.exp(-5.0 / self.cutoff * distances)
         return torch.exp(-sharpness * (mapped[:, None] - centres).square())
-
-    def energy_shifts(self) -> list[nn.Parameter]:
-        return [self.readout[-1].bias]
-
-    def take_energy_shift(self) -> float:
-        bias = self.readout[-1].bias
-        shift = self.scale * float(bias.detach())
-        nn.init.zeros_(bias)
-        return shift
 
 
 class TensorEmbedding(nn.Module):

@@ -27,6 +27,7 @@ def md(
 
     from ase_biasgrad.calculators import md_benchmark as bench
     from ase_biasgrad.calculators.calculator import EnergyZeroWarning
+    from ase_biasgrad.machine import hardware, versions
 
     # random weights have no energy zero; what SchNetPack's calculator says helps no one here
     warnings.simplefilter("ignore", EnergyZeroWarning)
@@ -34,7 +35,7 @@ def md(
     logging.getLogger("schnetpack").setLevel(logging.WARNING)
 
     torch.set_num_threads(threads)
-    print(_machine(threads, device))
+    print(f"{versions()}\n{hardware(device, threads)}")
     _print_header()
     for name in bench.SIZES:
         backbone = bench.random_backbone(name)
@@ -107,40 +108,12 @@ def _memory() -> None:
 
 def _xtb():  # type: ignore[no-untyped-def]
     """GFN2-xTB where tblite is installed."""
+    from ase_biasgrad.sampling import labelling_calculator
+
     try:
-        from tblite.ase import TBLite
+        return labelling_calculator("gfn2-xtb")
     except ImportError:
         return None
-    return TBLite(method="GFN2-xTB", verbosity=0)
-
-
-def _machine(threads: int, device: str) -> str:
-    import platform
-
-    import ase
-    import schnetpack
-    import torch
-
-    where = torch.cuda.get_device_name(device) if device != "cpu" else _processor()
-    return (
-        f"{where}, {threads} thread{'s' if threads > 1 else ''}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, "
-        f"SchNetPack {getattr(schnetpack, '__version__', '?')}, ASE {ase.__version__}"
-    )
-
-
-def _processor() -> str:
-    from pathlib import Path
-
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
 
 
 def _size(name: str, arguments: dict[str, object]) -> str:

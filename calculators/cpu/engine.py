@@ -12,8 +12,9 @@ from ase_biasgrad.calculators.cpu.geometry import directed_forces, radial_forces
 from ase_biasgrad.calculators.cpu.painn_model import CpuPaiNN
 from ase_biasgrad.calculators.cpu.schnet_model import CpuSchNet
 from ase_biasgrad.calculators.cpu.threads import blocks_for, run
-from ase_biasgrad.calculators.engine import Evaluation, Structure
-from ase_biasgrad.calculators.half_pairs import HalfPairList, HalfPairs, half, joined
+from ase_biasgrad.calculators.engine import Evaluation, Structure, split
+from ase_biasgrad.calculators.half_pairs import HalfPairs, half, joined
+from ase_biasgrad.calculators.per_search import PerSearch
 from ase_biasgrad.neighbours import neighbour_list
 
 
@@ -32,7 +33,7 @@ class CpuEngine:
         self.model: CpuSchNet | CpuPaiNN = (
             CpuSchNet(backbones) if isinstance(backbones[0], SchNet) else CpuPaiNN(backbones)
         )
-        self.list = HalfPairList(self.cutoff, skin)
+        self.list = PerSearch(self.cutoff, skin, lambda edges, numbers: half(edges))
         self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class CpuEngine:
         """Another engine without neighbour list that shares the weights."""
         other = object.__new__(CpuEngine)
         other.__dict__ |= self.__dict__
-        other.list = HalfPairList(self.cutoff, self.list.list.skin)
+        other.list = self.list.fresh()
         other._memory = None
         return other
 
@@ -81,9 +82,7 @@ class CpuEngine:
         )
         assert forces is not None
         assert strain is not None
-        ends = np.cumsum(sizes)[:-1]
-        parts = np.split(energies, ends, axis=1), np.split(forces, ends, axis=1)
-        return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
+        return split(energies, forces, strain, sizes)
 
     def _evaluate(
         self,

@@ -9,13 +9,14 @@ import numpy as np
 
 from ase_biasgrad.calculators.cpu import painn
 from ase_biasgrad.calculators.cpu.matrix_product import packed, padded
-from ase_biasgrad.calculators.cpu.packing import (
+from ase_biasgrad.calculators.cpu.packing import packed_readout, transposed
+from ase_biasgrad.calculators.padding import (
     packed_filters,
-    packed_readout,
     single,
-    transposed,
+    widened_matrix,
+    widened_parts,
 )
-from ase_biasgrad.calculators.sampled_weights import painn_weights
+from ase_biasgrad.calculators.sampled_weights import first_context, painn_weights
 
 
 class CpuPaiNN:
@@ -32,26 +33,20 @@ class CpuPaiNN:
         self.width = width = padded(features)
         self.message_width = 7 * width
 
-        def wide(array: np.ndarray, *parts: int) -> np.ndarray:
-            """Each of the parts that make up the last axes padded on its own."""
-            for axis, count in zip(range(-len(parts), 0), parts, strict=True):
-                split = np.split(array, count, axis=axis)
-                room = [(0, 0)] * array.ndim
-                room[axis] = (0, width - features)
-                array = np.concatenate([np.pad(part, room) for part in split], axis=axis)
-            return array
+        def matrix(array: np.ndarray) -> np.ndarray:
+            return widened_matrix(array, features, width)
 
-        # a1, a2, a3 of the mixing follow the formulas; SchNetPack's order is a1, a3, a2
-        order = np.concatenate([np.arange(features) + part * features for part in (0, 2, 1)])
-        last, last_bias = weights.mixing2[..., order], weights.mixing2_bias[..., order]
-        embedding = wide(weights.embedding, 1)
+        def parts(array: np.ndarray) -> np.ndarray:
+            return widened_parts(array, features, width)
+
+        embedding = parts(weights.embedding)
         matrices = [
-            wide(weights.context1, 1, 1), wide(weights.context2, 1, 3),
-            wide(weights.mix, 1, 2), wide(weights.mixing1, 2, 1), wide(last, 1, 3),
+            matrix(weights.context1), matrix(weights.context2), matrix(weights.mix),
+            matrix(weights.mixing1), matrix(weights.mixing2),
         ]  # fmt: skip
         biases = [
-            wide(weights.context1_bias, 1), wide(weights.context2_bias, 3),
-            wide(weights.mixing1_bias, 1), wide(last_bias, 3),
+            parts(weights.context1_bias), parts(weights.context2_bias),
+            parts(weights.mixing1_bias), parts(weights.mixing2_bias),
         ]  # fmt: skip
         context0 = first_context(embedding, matrices[0], biases[0], matrices[1], biases[1])
         context1, context2, mix, mixing1, mixing2 = (
@@ -77,16 +72,3 @@ class CpuPaiNN:
             (blocks, 3 * n, k), (2, n, k),
         ]  # fmt: skip
         return tuple(np.empty(shape, np.float32) for shape in shapes)
-
-
-def first_context(
-    embedding: np.ndarray,
-    weight1: np.ndarray,
-    bias1: np.ndarray,
-    weight2: np.ndarray,
-    bias2: np.ndarray,
-) -> np.ndarray:
-    """Context of the first interaction for each element, `(members, elements, 3 features)`."""
-    hidden = np.einsum("mzf,mfg->mzg", embedding, weight1[:, 0]) + bias1[:, None, 0]
-    hidden = hidden / (1 + np.exp(-hidden))
-    return np.einsum("mzf,mfg->mzg", hidden, weight2[:, 0]) + bias2[:, None, 0]

@@ -9,13 +9,8 @@ import numpy as np
 
 from ase_biasgrad.calculators.cpu import schnet
 from ase_biasgrad.calculators.cpu.matrix_product import packed, padded
-from ase_biasgrad.calculators.cpu.packing import (
-    packed_filters,
-    packed_readout,
-    single,
-    transposed,
-    widened,
-)
+from ase_biasgrad.calculators.cpu.packing import packed_readout, transposed
+from ase_biasgrad.calculators.padding import packed_filters, single, widened
 from ase_biasgrad.calculators.sampled_weights import schnet_weights
 
 

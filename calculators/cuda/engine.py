@@ -15,8 +15,9 @@ import torch
 from ase_biasgrad.backbones import Backbone, SchNet
 from ase_biasgrad.calculators.cuda.buffers import ALL_COLUMNS, ENERGY_COLUMNS, Buffers
 from ase_biasgrad.calculators.cuda.graphs import Recordings, captured
-from ase_biasgrad.calculators.cuda.pairs import EdgeRows, RowList, bucket, edge_rows, joined
+from ase_biasgrad.calculators.cuda.pairs import EdgeRows, bucket, edge_rows, joined
 from ase_biasgrad.calculators.engine import Evaluation, Structure
+from ase_biasgrad.calculators.per_search import PerSearch
 from ase_biasgrad.neighbours import neighbour_list
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class CudaEngine:
         self.device = _numbered(device)
         with self._on_device():
             self.model = _model(backbones, self.device)
-        self.list = RowList(self.cutoff, skin)
+        self.list = PerSearch(self.cutoff, skin, edge_rows)
         self.recordings = self._recordings()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class CudaEngine:
     def fresh(self) -> CudaEngine:
         """Another engine without neighbour list and graphs that shares the weights."""
         other = copy.copy(self)
-        other.list = RowList(self.cutoff, self.list.list.skin)
+        other.list = self.list.fresh()
         other.recordings = other._recordings()
         return other
 

@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.calculators.cpu.packing import packed_filters, widened
-from ase_biasgrad.calculators.cpu.painn_model import first_context
 from ase_biasgrad.calculators.cuda.activations import silu
 from ase_biasgrad.calculators.cuda.buffers import Buffers
 from ase_biasgrad.calculators.cuda.geometry import Edges, directed_forces, within_cutoff
@@ -32,7 +29,13 @@ from ase_biasgrad.calculators.cuda.painn_kernels import (
     vector_gradients,
 )
 from ase_biasgrad.calculators.cuda.readout import device_readout, kernel_width, on_device
-from ase_biasgrad.calculators.sampled_weights import painn_weights
+from ase_biasgrad.calculators.padding import (
+    packed_filters,
+    widened,
+    widened_matrix,
+    widened_parts,
+)
+from ase_biasgrad.calculators.sampled_weights import first_context, painn_weights
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,12 @@ class CudaPaiNN:
         self.members, self.layers = weights.context1.shape[:2]
         features = weights.embedding.shape[2]
         width = kernel_width(features)
-        # a1, a2, a3 of the mixing follow the formulas; SchNetPack's order is a1, a3, a2
-        order = np.concatenate([np.arange(features) + part * features for part in (0, 2, 1)])
         embedding = widened(weights.embedding, width)
         context = (
-            _matrix(weights.context1, features, width),
-            _parts(weights.context1_bias, features, width),
-            _matrix(weights.context2, features, width),
-            _parts(weights.context2_bias, features, width),
+            widened_matrix(weights.context1, features, width),
+            widened_parts(weights.context1_bias, features, width),
+            widened_matrix(weights.context2, features, width),
+            widened_parts(weights.context2_bias, features, width),
         )
         self.embedding = on_device(embedding, device)  # (members, elements, width)
         # context of the first interaction, (members, elements, 3 width)
@@ -73,12 +74,11 @@ class CudaPaiNN:
         self.context1, self.context1_bias, self.context2, self.context2_bias = (
             on_device(array, device) for array in context
         )
-        self.mix = on_device(_matrix(weights.mix, features, width), device)
-        self.mixing1 = on_device(_matrix(weights.mixing1, features, width), device)
-        self.mixing1_bias = on_device(_parts(weights.mixing1_bias, features, width), device)
-        mixing2, mixing2_bias = weights.mixing2[..., order], weights.mixing2_bias[..., order]
-        self.mixing2 = on_device(_matrix(mixing2, features, width), device)
-        self.mixing2_bias = on_device(_parts(mixing2_bias, features, width), device)
+        self.mix = on_device(widened_matrix(weights.mix, features, width), device)
+        self.mixing1 = on_device(widened_matrix(weights.mixing1, features, width), device)
+        self.mixing1_bias = on_device(widened_parts(weights.mixing1_bias, features, width), device)
+        self.mixing2 = on_device(widened_matrix(weights.mixing2, features, width), device)
+        self.mixing2_bias = on_device(widened_parts(weights.mixing2_bias, features, width), device)
         self.readout = device_readout(weights.readout, width, device)
         lead = (self.members, self.layers)
         filters = packed_filters(self.table, lead, (3, features), width)
@@ -145,15 +145,3 @@ class CudaPaiNN:
                 of_hidden = torch.bmm(gx, self.context2[:, layer].mT).mul_(of.context_slopes)
                 gq.baddbmm_(of_hidden, self.context1[:, layer].mT)
         return slopes, turns
-
-
-def _parts(array: np.ndarray, features: int, width: int) -> np.ndarray:
-    """The last axis, parts of `features`, with each part filled up with zeros to `width`."""
-    split = array.reshape(*array.shape[:-1], -1, features)
-    return widened(split, width).reshape(*array.shape[:-1], -1)
-
-
-def _matrix(array: np.ndarray, features: int, width: int) -> np.ndarray:
-    """Both of the last axes as in `_parts`."""
-    turned = np.swapaxes(_parts(array, features, width), -1, -2)
-    return np.swapaxes(_parts(turned, features, width), -1, -2)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ase_biasgrad.calculators.engine import Structure
-from ase_biasgrad.neighbours import Edges, SkinList
+from ase_biasgrad.neighbours import Edges
 
 # at most an eighth of a bucket is empty on account of its size; no bucket is smaller
 STEPS, SMALLEST = 8, 256
@@ -70,24 +69,3 @@ def joined(parts: Sequence[EdgeRows], atoms: int) -> EdgeRows:
         ),
         np.concatenate([rows.shift for rows in parts], axis=1),
     )
-
-
-class RowList:
-    """A `SkinList` whose candidates are put into rows once for each search."""
-
-    def __init__(self, cutoff: float, skin: float) -> None:
-        self.list = SkinList(cutoff, skin)
-        self.reset()
-
-    def reset(self) -> None:
-        self.list.reset()
-        self._rows: EdgeRows | None = None
-        self._searches = -1
-
-    def of(self, structure: Structure) -> EdgeRows:
-        """Candidate edges of a structure; the same object until they are searched anew."""
-        s = structure
-        edges = self.list.candidates(s.numbers, s.positions, s.cell, s.pbc)
-        if self._rows is None or self._searches != self.list.searches:
-            self._rows, self._searches = edge_rows(edges, s.numbers), self.list.searches
-        return self._rows

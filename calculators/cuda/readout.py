@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.calculators.cpu.packing import widened
 from ase_biasgrad.calculators.cuda.activations import silu
+from ase_biasgrad.calculators.padding import widened
 from ase_biasgrad.calculators.sampled_weights import Readout
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.calculators.cpu.packing import packed_filters, widened
 from ase_biasgrad.calculators.cuda.activations import shifted_softplus
 from ase_biasgrad.calculators.cuda.buffers import Buffers
 from ase_biasgrad.calculators.cuda.geometry import Edges, radial_forces, within_cutoff
@@ -26,6 +25,7 @@ from ase_biasgrad.calculators.cuda.schnet_kernels import (
     convolve_backward,
     radial_slopes,
 )
+from ase_biasgrad.calculators.padding import packed_filters, widened
 from ase_biasgrad.calculators.sampled_weights import schnet_weights
 
 
