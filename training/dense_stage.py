@@ -24,7 +24,7 @@ class DenseOptions:
     """The training ends with the first budget used up."""
 
     steps: int = 100_000
-    minutes: float = math.inf
+    minutes: float = math.inf  # of processor time
     batch_size: int = 25
     rate: float = 0.1
     warm_up: tuple[tuple[int, float], ...] = WARM_UP
@@ -67,7 +67,7 @@ def train_dense(
     output = network.modules[-1]
     assert isinstance(output, Output)
     random = np.random.default_rng(options.seed)
-    average, begin = copy.deepcopy(network), time.monotonic()
+    average, begin = copy.deepcopy(network), time.process_time()
     for step in range(options.steps):
         rate = options.rate * next(
             share for start, share in reversed(options.warm_up) if step >= start
@@ -87,7 +87,7 @@ def train_dense(
                     f"the dense network diverged before step {step}; lower the rate "
                     f"({options.rate:g})"
                 )
-            if time.monotonic() - begin > 60 * options.minutes:
+            if time.process_time() - begin > 60 * options.minutes:
                 break
     return DenseFit(average if options.average else network, step + 1)
 

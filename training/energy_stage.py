@@ -29,7 +29,7 @@ class EnergyStageOptions:
     """How the residual energies are fitted; the stage ends with the first budget used up."""
 
     epochs: int = 300
-    minutes: float = math.inf
+    minutes: float = math.inf  # of processor time
     batch_size: int = 16
     learning_rate: float = 1e-3
     warmup_steps: int = 500
@@ -43,7 +43,7 @@ class EnergyProgress:
     """Where the stage is after an epoch, or at its end."""
 
     epochs: int
-    seconds: float
+    seconds: float  # of processor time
     loss: float  # mean absolute residual of this epoch's batches, eV
 
 
@@ -90,13 +90,13 @@ def _minimise(
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     batches = EpochBatches(len(frames), options.batch_size, options.seed)
-    begin, step, progress = time.monotonic(), 0, EnergyProgress(0, 0.0, math.nan)
+    begin, step, progress = time.process_time(), 0, EnergyProgress(0, 0.0, math.nan)
     used = 0.0  # share of the budget
     for epoch in range(options.epochs):
         batches.set_epoch(epoch)
         losses = []
         for places in batches:
-            seconds = time.monotonic() - begin
+            seconds = time.process_time() - begin
             used = max(step / (options.epochs * len(batches)), seconds / (60 * options.minutes))
             if used >= 1:
                 break
@@ -118,7 +118,7 @@ def _minimise(
         if losses:
             mean = float(torch.stack(losses).mean()) * unit
             progress = EnergyProgress(
-                epoch + (len(losses) == len(batches)), time.monotonic() - begin, mean
+                epoch + (len(losses) == len(batches)), time.process_time() - begin, mean
             )
         if on_epoch is not None and losses:
             on_epoch(progress)
