@@ -83,7 +83,7 @@ def pairs_within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutof
     centre, neighbour, shift = matscipy_neighbour_list(
         "ijS", cutoff=float(cutoff), positions=positions - origin, cell=box[order], pbc=pbc[order]
     )
-    return Edges(centre, neighbour, shift[:, order])
+    return Edges(centre, neighbour, shift[:, order] if flip else shift)
 
 
 def check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
@@ -149,8 +149,9 @@ class SkinList:
     Pairs within `cutoff + skin` of a reference geometry are kept. Let F map the reference
     cell to the present one (h' = h F), and u be the displacements from the affinely moved
     reference positions. A pair outside the list was longer than `cutoff + skin`, so it is now
-    longer than σ_min(F) (cutoff + skin) − 2 max|u|: the list is complete as long as this is
-    at least `cutoff`. A change of numbers, count or pbc always searches anew.
+    longer than σ_min(F) (cutoff + skin) − |u|₁ − |u|₂, of the two atoms that moved furthest: the
+    list is complete as long as this is at least `cutoff`. A change of numbers, count or pbc
+    always searches anew.
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
@@ -162,14 +163,15 @@ class SkinList:
 
     def reset(self) -> None:
         """Forget the reference geometry; the next call searches anew."""
-        self._numbers: np.ndarray | None = None
+        self._key: tuple[bytes, bytes] | None = None
+        self._edges: Edges | None = None
 
     def candidates(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> Edges:
         """Edges that hold every pair within the cutoff, and some up to `cutoff + skin`."""
-        if not self._is_complete(numbers, positions, cell, pbc):
-            self._search(numbers, positions, cell, pbc)
+        if self._edges is None or not self.is_complete(numbers, positions, cell, pbc):
+            self._edges = self.search(numbers, positions, cell, pbc)
         return self._edges
 
     def edges(
@@ -182,33 +184,34 @@ class SkinList:
         vectors = edges.vectors(positions, np.where(pbc[:, None], cell, 0.0))
         return edges.select(np.einsum("ek,ek->e", vectors, vectors) < self.cutoff**2)
 
-    def _search(
+    def search(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-    ) -> None:
-        self.reset()
-        self._edges = neighbour_list(positions, cell, pbc, self.cutoff + self.skin)
+    ) -> Edges:
+        """New candidates, whose geometry is now the reference; it does not keep them."""
+        self.reset()  # also where the search fails
+        edges = neighbour_list(positions, cell, pbc, self.cutoff + self.skin)
         self._constant = not pbc.any() and len(positions) <= ALL_PAIRS_UP_TO
-        self._positions, self._cell = positions.copy(), np.array(cell, float)
-        self._pbc = pbc.copy()
-        self._numbers = numbers.copy()
+        self._positions, self._cell, self._pbc = positions.copy(), np.array(cell, float), pbc.copy()
+        self._key = numbers.tobytes(), pbc.tobytes()
         self.searches += 1
+        return edges
 
-    def _is_complete(
+    def is_complete(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> bool:
-        if self._numbers is None or not np.array_equal(self._numbers, numbers):
+        """Whether the candidates of the last search still hold every pair within the cutoff."""
+        if self._key != (numbers.tobytes(), pbc.tobytes()):
             return False
-        if not np.array_equal(self._pbc, pbc):
-            return False
-        check_finite(positions, cell)
         if self._constant:
             return True
+        check_finite(positions, cell)
         reference, stretch = self._positions, 1.0
         if pbc.any() and not np.array_equal(self._cell, cell):
             deformation = np.linalg.solve(complete_cell(self._cell, pbc), complete_cell(cell, pbc))
             reference = reference @ deformation
             stretch = np.linalg.svd(deformation, compute_uv=False).min()
         moved = positions - reference
-        furthest = np.sqrt(np.einsum("nk,nk->n", moved, moved).max(initial=0.0))
+        squares = np.einsum("nk,nk->n", moved, moved)
+        furthest = np.sqrt(np.partition(squares, -2)[-2:]).sum() if len(squares) > 1 else 0.0
         # 1e-9 Å absorbs rounding in this bound itself
-        return bool(stretch * (self.cutoff + self.skin) - 2 * furthest >= self.cutoff + 1e-9)
+        return bool(stretch * (self.cutoff + self.skin) - furthest >= self.cutoff + 1e-9)

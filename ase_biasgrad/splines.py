@@ -1,27 +1,34 @@
-"""Radial functions sampled once on a uniform grid: cubic Hermite splines.
+"""Radial functions sampled at equidistant knots: quintic splines, in training and in engines.
 
-Whatever a network computes from a distance alone can be tabulated when it is loaded. Between
-knots a cubic takes on the values and derivatives at both ends, so energies and forces of a
-tabulated potential belong together: both are continuous, and one is the exact derivative of the
-other. DeePMD-kit (Lu et al. 2022, J. Chem. Theory Comput. 18, 5559) and Symmetrix do the same.
+Whatever a network computes from a distance alone is a smooth function, which is evaluated at a
+few hundred knots instead of at every pair and interpolated by the quintic B-spline through these
+values: four times differentiable, error of order (spacing)⁶. Energies and forces of a sampled
+potential belong together: one is the exact derivative of the other. The spline is linear in the
+values, so that in training weights and positions both get exact derivatives of the function that
+is evaluated, and engines evaluate the function that was trained. DeePMD-kit (Lu et al. 2022,
+J. Chem. Theory Comput. 18, 5559) and Symmetrix tabulate, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from math import ceil, comb
 
 import numpy as np
 import torch
 from torch import Tensor
 
-COARSEST = 0.02  # Å
-REFINEMENTS = 9
+DEGREE = 5
+TAPS = DEGREE + 1  # coefficients that matter in each interval
+# the narrowest feature of a basis is as wide as the spacing of its functions
+KNOTS_PER_FUNCTION = 7
+REFINEMENTS = 5
 FINER = 1.5
 # of the largest value and slope of any channel: the rounding of float32 in the network itself
 VALUE_TOLERANCE, SLOPE_TOLERANCE = 1e-6, 4e-6
-# where the error of a cubic's value and of its slope are largest, in units of the spacing
-BETWEEN = (0.5, 0.5 - 3**0.5 / 6, 0.5 + 3**0.5 / 6)
+BETWEEN = np.linspace(0.002, 0.998, 9)  # where errors are measured, in units of the spacing
 
 
 class SplineError(ValueError):
@@ -29,41 +36,81 @@ class SplineError(ValueError):
 
 
 @dataclass(frozen=True)
-class RadialTable:
-    """Functions of a distance in Å, on knots 0, `spacing`, …, cutoff."""
+class Knots:
+    """Equidistant distances from 0 to `cutoff` Å, both included."""
 
-    spacing: float
-    values: np.ndarray  # (knots, channels)
-    slopes: np.ndarray  # (knots, channels), per Å
-    value_error: float  # measured between the knots, relative to the largest value
-    slope_error: float
+    cutoff: float
+    count: int
+
+    @classmethod
+    def for_functions(cls, cutoff: float, functions: int) -> Knots:
+        """Enough for a basis of `functions` radial functions on [0, cutoff]."""
+        return cls(cutoff, ceil(KNOTS_PER_FUNCTION * max(functions, 8)) + 1)
 
     @property
-    def coefficients(self) -> np.ndarray:
-        """Cubics `(intervals, 4, channels)`: Σ_k c_k t^k, t from 0 to 1 over an interval."""
-        rise = self.values[1:] - self.values[:-1]
-        left, right = self.slopes[:-1] * self.spacing, self.slopes[1:] * self.spacing
-        cubics = [self.values[:-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise]
-        return np.stack(cubics, axis=1)
+    def spacing(self) -> float:
+        return self.cutoff / (self.count - 1)
+
+    @property
+    def n_rows(self) -> int:
+        """Coefficients of the spline."""
+        return self.count + DEGREE - 1
+
+    def distances(self) -> Tensor:
+        """Where to sample, `(n_rows,)` float64: the knots, and between the outer three at each end.
+
+        The first is not quite 0, where SchNetPack's Bessel basis jumps.
+        """
+        return torch.from_numpy(self.spacing * _sites(self.count)).clamp_min(1e-9)
+
+    def interpolation(self) -> Tensor:
+        """Matrix `(n_rows, n_rows)` float64 from values at `distances` to spline coefficients."""
+        return torch.from_numpy(_interpolation(self.count))
+
+    def weights(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """First coefficient `(p,)` int64 and weights `(p, 6)` float64 of distances `(p,)` < cutoff.
+
+        The weights are differentiable in the distances.
+        """
+        place = distances / self.spacing
+        interval = place.detach().floor().clamp_(0, self.count - 2)  # (p,)
+        powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
+        return interval.long(), powers @ torch.from_numpy(polynomials()).to(distances.device)
+
+
+@dataclass(frozen=True)
+class RadialTable:
+    """Functions of a distance as splines."""
+
+    knots: Knots
+    rows: np.ndarray  # (n_rows, channels) float64, coefficients
+    value_error: float  # measured between the knots, relative to the largest value
+    slope_error: float  # and to the largest slope
+
+    @property
+    def intervals(self) -> int:
+        return self.knots.count - 1
 
 
 def evaluate(table: RadialTable, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and slopes `(len(distances), channels)` of the spline; distances within the grid."""
-    cubics = table.coefficients
-    k = np.minimum((distances / table.spacing).astype(int), len(cubics) - 1)
-    t = (distances / table.spacing - k)[:, None]
-    c0, c1, c2, c3 = (cubics[k, power] for power in range(4))
-    value = c0 + t * (c1 + t * (c2 + t * c3))
-    return value, (c1 + t * (2 * c2 + 3 * t * c3)) / table.spacing
+    """Values and slopes (per Å) `(len(distances), channels)`; distances within the grid."""
+    spacing = table.knots.spacing
+    interval = np.clip((distances / spacing).astype(int), 0, table.intervals - 1)
+    powers = (distances / spacing - interval)[:, None] ** np.arange(TAPS)  # (d, 6)
+    taps = table.rows[interval[:, None] + np.arange(TAPS)]  # (d, 6, channels)
+    value = np.einsum("dt,dtc->dc", powers @ polynomials(), taps)
+    slope = np.einsum("dt,dtc->dc", powers[:, :DEGREE] @ slope_polynomials(), taps)
+    return value, slope / spacing
 
 
 def sampled(
     function: Callable[[Tensor], Tensor],
     cutoff: float,
+    functions: int,
     value_tolerance: float = VALUE_TOLERANCE,
     slope_tolerance: float = SLOPE_TOLERANCE,
 ) -> RadialTable:
-    """Tabulate `function` from 0 to `cutoff` on the coarsest grid that is accurate enough.
+    """Sample `function` from 0 to `cutoff` on the coarsest grid that is accurate enough.
 
     Parameters
     ----------
@@ -71,6 +118,9 @@ def sampled(
         Maps distances `(k,)` in Å, float64, to `(k, channels)`, differentiable; called on float64.
     cutoff
         In Å. A knot lies there, where envelopes have a jump in their second derivative.
+    functions
+        Number of radial functions that it is made of. The first grid is `Knots.for_functions`,
+        that of training.
     value_tolerance, slope_tolerance
         Largest errors between the knots, relative to the largest value and slope of all channels.
 
@@ -82,55 +132,88 @@ def sampled(
     """
     if not 0 < cutoff < np.inf:
         raise SplineError(f"a table needs a finite cutoff, not {cutoff} Å")
-    intervals = max(4, int(np.ceil(cutoff / COARSEST - 1e-9)))
+    knots = Knots.for_functions(cutoff, functions)
     for _ in range(REFINEMENTS):
-        table = _on_grid(function, cutoff, intervals)
+        table = _on_knots(function, knots)
         if table.value_error <= value_tolerance and table.slope_error <= slope_tolerance:
             return table
-        intervals = int(np.ceil(intervals * FINER))
+        knots = Knots(cutoff, ceil(FINER * knots.count))
     raise SplineError(
-        f"at a spacing of {table.spacing:.2g} Å the table is off by {table.value_error:.1e} in "
-        f"values and {table.slope_error:.1e} in slopes (relative); the function is not smooth"
+        f"at a spacing of {table.knots.spacing:.2g} Å the table is off by {table.value_error:.1e} "
+        f"in values and {table.slope_error:.1e} in slopes (relative); the function is not smooth"
     )
 
 
-def _on_grid(function: Callable[[Tensor], Tensor], cutoff: float, intervals: int) -> RadialTable:
-    spacing = cutoff / intervals
-    values, slopes = _values_and_slopes(function, np.linspace(0.0, cutoff, intervals + 1))
-    table = RadialTable(spacing, values, slopes, 0.0, 0.0)
-    errors = []
+def _on_knots(function: Callable[[Tensor], Tensor], knots: Knots) -> RadialTable:
+    with torch.no_grad():
+        at_knots = function(knots.distances()).numpy()
+    table = RadialTable(knots, _interpolation(knots.count) @ at_knots, 0.0, 0.0)
+    errors, sizes = [], []
     for place in BETWEEN:
-        distances = (np.arange(intervals) + place) * spacing
+        distances = (np.arange(knots.count - 1) + place) * knots.spacing
         exact = _values_and_slopes(function, distances)
         errors.append(
             [np.abs(a - b).max() for a, b in zip(evaluate(table, distances), exact, strict=True)]
         )
-    value_error, slope_error = np.max(errors, axis=0)
-    return RadialTable(
-        spacing,
-        values,
-        slopes,
-        float(value_error / max(np.abs(values).max(), 1e-300)),
-        float(slope_error / max(np.abs(slopes).max(), 1e-300)),
-    )
+        sizes.append([np.abs(part).max() for part in exact])
+    value_error, slope_error = np.max(errors, axis=0) / np.maximum(np.max(sizes, axis=0), 1e-300)
+    return RadialTable(knots, table.rows, float(value_error), float(slope_error))
 
 
 def _values_and_slopes(
     function: Callable[[Tensor], Tensor], distances: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`function` and its derivative; a first distance of zero, where bases such as sin(x)/x
-    divide by it, is extrapolated from 1e-6 and 2e-6 Å."""
-    if distances[0] > 0:
-        return _differentiated(function, distances)
-    nearest = 1e-6
-    values, slopes = _differentiated(function, np.append([nearest, 2 * nearest], distances[1:]))
-    slopes[0], values[0] = 2 * slopes[0] - slopes[1], values[0] - nearest * slopes[0]
-    return np.delete(values, 1, axis=0), np.delete(slopes, 1, axis=0)
-
-
-def _differentiated(
-    function: Callable[[Tensor], Tensor], distances: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
     at = torch.from_numpy(distances)
     values, slopes = torch.func.jvp(function, (at,), (torch.ones_like(at),))
-    return values.detach().numpy().copy(), slopes.detach().numpy().copy()
+    return values.detach().numpy(), slopes.detach().numpy()
+
+
+def _powers(t: Tensor) -> list[Tensor]:
+    """1, t, … t⁵."""
+    square = t * t
+    return [torch.ones_like(t), t, square, square * t, square * square, square * square * t]
+
+
+@cache
+def polynomials() -> np.ndarray:
+    """Column s holds the coefficients of 1, t, … t⁵ in the weight of tap s: B-spline pieces.
+
+    The place t goes from 0 to 1 over an interval;
+    B(x) = Σ_k (−1)^k C(6, k) (x − k)₊⁵ / 5! on [0, 6]; tap s sees x = t + 5 − s.
+    """
+    columns = np.zeros((TAPS, TAPS))
+    for tap in range(TAPS):
+        for k in range(DEGREE - tap + 1):
+            shift = DEGREE - tap - k  # (t + shift)⁵
+            for power in range(TAPS):
+                columns[power, tap] += (
+                    (-1) ** k * comb(6, k) * comb(5, power) * float(shift) ** (5 - power) / 120
+                )
+    return columns
+
+
+@cache
+def slope_polynomials() -> np.ndarray:
+    """As `polynomials`, of the derivatives by t: coefficients of 1, t, … t⁴."""
+    return polynomials()[1:] * np.arange(1, TAPS)[:, None]
+
+
+def _sites(count: int) -> np.ndarray:
+    """The knots 0, 1, … and four places between the outer ones, `(count + 4,)` ascending.
+
+    As many as coefficients; anything else at the ends costs two digits of the slopes there.
+    """
+    between = np.array([0.5, 1.5, count - 2.5, count - 1.5])
+    return np.sort(np.concatenate([np.arange(count), between]))
+
+
+@cache
+def _interpolation(count: int) -> np.ndarray:
+    """Inverse of: the spline passes through the values at all sites."""
+    sites = _sites(count)
+    interval = np.minimum(sites.astype(int), count - 2)
+    taps = (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()
+    equations = np.zeros((len(sites), len(sites)))
+    for row, (first, weights) in enumerate(zip(interval, taps, strict=True)):
+        equations[row, first : first + TAPS] = weights
+    return np.linalg.inv(equations)

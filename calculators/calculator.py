@@ -99,7 +99,7 @@ class BiasGradCalculator(Calculator):
         device: str = "auto",
         dtype: str = "float32",
         engine: str = "auto",
-        skin: float = 0.5,
+        skin: float = 1.0,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -236,10 +236,11 @@ class BiasGradCalculator(Calculator):
             raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
         check_numbers_and_positions(atoms, self.elements)
         check_neutral(atoms)
-        try:
-            complete_cell(atoms.cell.array, atoms.pbc)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        if atoms.pbc.any():
+            try:
+                complete_cell(atoms.cell.array, atoms.pbc)
+            except ValueError as error:
+                raise InputError(str(error)) from error
         return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
 
     def _bias_per_atom(self, numbers: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from ase_biasgrad.neighbours import Edges
 
 @dataclass(frozen=True)
 class HalfPairs:
-    """Atoms i `(p,)` and j `(p,)`, int32, and the cell shift `(p, 3)` of j, sorted by i.
+    """Atoms i `(p,)` and j `(p,)`, int32, and the cell shift `(p, 3)` of j.
 
     They hold every pair within the cutoff, and some beyond it.
     """

@@ -35,11 +35,10 @@ def widened_matrix(array: np.ndarray, features: int, width: int) -> np.ndarray:
 def packed_filters(
     table: RadialTable, lead: tuple[int, ...], parts: tuple[int, int], width: int
 ) -> np.ndarray:
-    """Cubics `(*lead, intervals, 4, parts × width)`.
+    """Spline coefficients `(*lead, rows, parts × width)`.
 
     The channels of `table` are lead × parts × features, with `parts` = (parts, features).
     """
-    intervals = len(table.values) - 1
-    cubics = table.coefficients.reshape(intervals, 4, int(np.prod(lead)), *parts)
-    cubics = widened(np.moveaxis(cubics, 2, 0), width)
-    return single(cubics.reshape(*lead, intervals, 4, parts[0] * width))
+    rows = table.rows.reshape(len(table.rows), int(np.prod(lead)), *parts)
+    rows = widened(np.moveaxis(rows, 1, 0), width)
+    return single(rows.reshape(*lead, len(table.rows), parts[0] * width))

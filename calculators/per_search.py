@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.neighbours import Edges, SkinList
 
@@ -14,9 +12,9 @@ T = TypeVar("T")
 
 
 class PerSearch(Generic[T]):
-    """A `SkinList` and what `make(edges, numbers)` makes of its candidates."""
+    """What `make(candidates, structure)` makes, under a `SkinList`; candidates are not kept."""
 
-    def __init__(self, cutoff: float, skin: float, make: Callable[[Edges, np.ndarray], T]) -> None:
+    def __init__(self, cutoff: float, skin: float, make: Callable[[Edges, Structure], T]) -> None:
         self.list, self.make = SkinList(cutoff, skin), make
         self.reset()
 
@@ -24,16 +22,21 @@ class PerSearch(Generic[T]):
         """Forget the neighbour list; the next call searches anew."""
         self.list.reset()
         self._made: T | None = None
-        self._searches = -1
 
     def fresh(self) -> PerSearch[T]:
         """Another one without a list."""
         return PerSearch(self.list.cutoff, self.list.skin, self.make)
 
+    def is_complete(self, structure: Structure) -> bool:
+        """Whether no search is needed for this structure."""
+        s = structure
+        return self._made is not None and self.list.is_complete(
+            s.numbers, s.positions, s.cell, s.pbc
+        )
+
     def of(self, structure: Structure) -> T:
         """Of the candidates of a structure; the same object until they are searched anew."""
-        s = structure
-        edges = self.list.candidates(s.numbers, s.positions, s.cell, s.pbc)
-        if self._made is None or self._searches != self.list.searches:
-            self._made, self._searches = self.make(edges, s.numbers), self.list.searches
+        if self._made is None or not self.is_complete(structure):
+            s, self._made = structure, None  # the old one need not wait in memory
+            self._made = self.make(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
         return self._made

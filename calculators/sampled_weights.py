@@ -6,7 +6,7 @@ Committees are stacked along a first axis `members`; all members share one grid 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,7 @@ def schnet_weights(backbones: Sequence[Any]) -> SchNetWeights:
         outward=blocks("f2out.1.weight"),
         outward_bias=blocks("f2out.1.bias"),
         readout=_readout(nets),
-        table=sampled(
-            lambda d: torch.cat([_schnet_filters(net, d) for net in nets], 1), _range(nets)
-        ),
+        table=_table(nets, _schnet_filters),
     )
 
 
@@ -130,9 +128,7 @@ def painn_weights(backbones: Sequence[Any]) -> PaiNNWeights:
         mixing2_bias=mixings("intraatomic_context_net.1.bias")[..., order],
         epsilon=float(nets[0].representation.mixing[0].epsilon),
         readout=_readout(nets),
-        table=sampled(
-            lambda d: torch.cat([_painn_filters(net, d) for net in nets], 1), _range(nets)
-        ),
+        table=_table(nets, _painn_filters),
     )
 
 
@@ -153,8 +149,11 @@ def _in_float64(backbones: Sequence[Any]) -> list[Any]:
     return [copy.deepcopy(backbone).to("cpu", torch.float64) for backbone in backbones]
 
 
-def _range(nets: list[Any]) -> float:
-    return float(nets[0].cutoff)
+def _table(nets: list[Any], filters: Callable[[Any, Tensor], Tensor]) -> RadialTable:
+    """Filters of all members, `filters(net, distances)`, on one grid."""
+    functions = max(net.arguments["radial_functions"] for net in nets)
+    cutoff = float(nets[0].cutoff)
+    return sampled(lambda d: torch.cat([filters(net, d) for net in nets], 1), cutoff, functions)
 
 
 def _schnet_filters(net: Any, distances: Tensor) -> Tensor:

@@ -40,10 +40,12 @@ def changes_between(last: Atoms | None, last_info: tuple[Any, ...], atoms: Atoms
 
 
 def _equal(old: np.ndarray | None, new: np.ndarray | None) -> bool:
-    """Exact equality; NaN differs from itself. `np.array_equal` takes three times as long."""
+    """Exact equality. Most arrays have the same bytes, and that is found out quickly."""
     if old is None or new is None:
         return old is new
-    return old.shape == new.shape and bool((old == new).all())
+    if old.shape != new.shape:
+        return False
+    return (old.dtype == new.dtype and old.tobytes() == new.tobytes()) or bool((old == new).all())
 
 
 def kept_copy(own: Atoms | None, atoms: Atoms) -> Atoms:

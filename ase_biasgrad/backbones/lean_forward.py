@@ -2,7 +2,7 @@
 
 SchNet, PaiNN and TensorNet: the same functions up to rounding, from the same parameters, and
 twice differentiable, at a fraction of the cost. Filters are splines through their values at knots
-(`sampled_filters`), messages and products have both derivatives written out (`pair_messages`,
+(`splines`), messages and products have both derivatives written out (`pair_messages`,
 `vector_products`), pairs beyond the cutoff are left out. For inference and validation the
 backbone itself is used.
 """
@@ -18,7 +18,6 @@ from torch.nn.functional import linear
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.half_pairs import pairs_within
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
-from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import symmetric_product
@@ -26,6 +25,7 @@ from ase_biasgrad.backbones.tensornet import PARITIES, PART_OF, TensorNet, pair_
 from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.splines import Knots
 
 
 def lean(backbone: Backbone) -> Backbone:

@@ -10,7 +10,7 @@ and j as a spline with coefficients C, `convolve` is ∂P/∂s and `lift` is ∂
 The first sends components as they are, the second sends scalars along tensors T of the pair's
 direction, of parity σ. Several components may share a filter g(c). Every pair counts once, and
 nothing of the size of pairs × features is ever stored: filters are evaluated on the way
-(`sampled_filters`).
+(`splines`).
 
 On the CPU loops compiled by Numba do the work; elsewhere torch operations do.
 """
@@ -27,8 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ase_biasgrad.backbones.wanted import is_wanted
-
-TAPS = 6  # coefficients of a quintic spline in each interval
+from ase_biasgrad.splines import TAPS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def qm7(
     ] = None,
     folds: Annotated[int, typer.Option(min=1, help="test on the first so many folds")] = 5,
     minutes: Annotated[
-        float, typer.Option(help="processor time of each network that learns in steps, for each fold")
+        float,
+        typer.Option(help="processor time of each network that learns in steps, for each fold"),
     ] = 20.0,
     size: Annotated[
         list[int] | None,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.backbones import Backbone, SchNet
+from ase_biasgrad.calculators.cpu.arrangement import ArrangedPairs, put_back
 from ase_biasgrad.calculators.cpu.geometry import directed_forces, radial_forces, within_cutoff
 from ase_biasgrad.calculators.cpu.painn_model import CpuPaiNN
 from ase_biasgrad.calculators.cpu.schnet_model import CpuSchNet
 from ase_biasgrad.calculators.cpu.threads import blocks_for, run
 from ase_biasgrad.calculators.engine import Evaluation, Structure, split
 from ase_biasgrad.calculators.half_pairs import HalfPairs, half, joined
-from ase_biasgrad.calculators.per_search import PerSearch
 from ase_biasgrad.neighbours import neighbour_list
 
 
@@ -33,11 +33,11 @@ class CpuEngine:
         self.model: CpuSchNet | CpuPaiNN = (
             CpuSchNet(backbones) if isinstance(backbones[0], SchNet) else CpuPaiNN(backbones)
         )
-        self.list = PerSearch(self.cutoff, skin, lambda edges, numbers: half(edges))
+        self.list = ArrangedPairs(self.cutoff, skin)
         self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbones": self.backbones, "skin": self.list.list.skin}
+        return {"backbones": self.backbones, "skin": self.list.skin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -60,13 +60,12 @@ class CpuEngine:
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
-        pairs = self.list.of(structure)
-        n = len(structure.numbers)
-        atoms = structure.numbers, structure.positions, np.zeros(n, np.int64)
-        energies, forces, strain = self._evaluate(*atoms, structure.cell[None], pairs, derivatives)
+        arranged, pairs, order = self.list.of(structure)
+        atoms = arranged.numbers, arranged.positions, np.zeros(len(arranged.numbers), np.int64)
+        energies, forces, strain = self._evaluate(*atoms, arranged.cell[None], pairs, derivatives)
         if forces is None or strain is None:
-            return Evaluation(energies)
-        return Evaluation(energies, forces, strain[:, 0])
+            return Evaluation(put_back(energies, order))
+        return Evaluation(put_back(energies, order), put_back(forces, order), strain[:, 0])
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
         """Everything for several structures in one pass; each has at least one atom."""
@@ -102,7 +101,7 @@ class CpuEngine:
         (atoms, vectors, interval, place), work = self._buffers(n, blocks, len(pairs.i))
         found = within_cutoff(
             positions, cells, structure, pairs.i, pairs.j, pairs.shift, self.cutoff,
-            table.spacing, len(table.values) - 1, atoms, vectors, interval, place,
+            table.knots.spacing, table.intervals, atoms, vectors, interval, place,
         )  # fmt: skip
         energies = np.empty((model.members, n))
         slopes = np.zeros((model.members, found))
@@ -118,7 +117,7 @@ class CpuEngine:
         forces = np.zeros((model.members, n, 3))
         strain = np.zeros((model.members, len(cells), 3, 3))
         for m in range(model.members):
-            pair = (atoms, vectors, found, slopes[m], table.spacing)
+            pair = (atoms, vectors, found, slopes[m], table.knots.spacing)
             if model.directed:
                 directed_forces(*pair, turns[m], structure, forces[m], strain[m])
             else:

@@ -10,11 +10,14 @@ and the mixing, with V, W = μ M and a = mixing(q, |V|),
 
     q += a1 + a2 ∘ Σ_k V_k W_k,    μ += a3 ∘ W.
 
-Formulas: Schütt, Unke, Gastegger 2021. Filters are cubics `(intervals, 4, 3 F)`. Blocks as in
+Formulas: Schütt, Unke, Gastegger 2021. Filters are spline
+coefficients `(rows, 3 F)`. Blocks as in
 `schnet.py`.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -31,22 +34,16 @@ from ase_biasgrad.calculators.cpu.rows import (
     read_out,
 )
 from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, square_root, store, total
+from ase_biasgrad.calculators.cpu.taps import (
+    no_sums,
+    sample,
+    sample_and_add,
+    slope_taps,
+    total_slope,
+    value_taps,
+)
 
-ZERO, TWO, THREE = np.float32(0), np.float32(2), np.float32(3)
-
-
-@njit(cache=True, nogil=True)
-def cubic(table, start, stride, t):  # type: ignore[no-untyped-def]
-    """Value at place `t` of an interval, whose coefficients lie `stride` apart."""
-    c2 = load(table, start + 2 * stride) + t * load(table, start + 3 * stride)
-    return load(table, start) + t * (load(table, start + stride) + t * c2)
-
-
-@njit(cache=True, nogil=True)
-def cubic_slope(table, start, stride, t2, t3):  # type: ignore[no-untyped-def]
-    """Derivative in `t`, with t2 = 2 t and t3 = 3 t²."""
-    c2 = t2 * load(table, start + 2 * stride) + t3 * load(table, start + 3 * stride)
-    return load(table, start + stride) + c2
+ZERO = np.float32(0)
 
 
 @njit(cache=True, nogil=True)
@@ -68,13 +65,13 @@ def send(x, mu, filters, atoms, interval, place, vectors, first, last, scalars, 
     scalars[:] = 0
     out[:] = 0
     for p in range(first, last):
-        i, j, t = atoms[p, 0] * width, atoms[p, 1] * width, splat(place[p])
-        c = interval[p] * 4 * stride
+        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
+        c = interval[p] * stride
         ux, uy, uz = unit(vectors, p)
         for f in range(0, width, WIDTH):
-            w1 = cubic(filters, c + f, stride, t)
-            w2 = cubic(filters, c + width + f, stride, t)
-            w3 = cubic(filters, c + 2 * width + f, stride, t)
+            w1 = sample(filters, c + f, stride, taps)
+            w2 = sample(filters, c + width + f, stride, taps)
+            w3 = sample(filters, c + 2 * width + f, stride, taps)
             xi, xj, vi, vj = 3 * i + f, 3 * j + f, 3 * i + f, 3 * j + f
             store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
             a, b = w2 * load(x, xj + width), w3 * load(x, xj + 2 * width)
@@ -101,12 +98,12 @@ def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars
     scalars[:] = 0
     out[:] = 0
     for p in range(first, last):
-        i, j, t = atoms[p, 0] * width, atoms[p, 1] * width, splat(place[p])
-        c = interval[p] * 4 * stride
+        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
+        c = interval[p] * stride
         ux, uy, uz = unit(vectors, p)
         for f in range(0, width, WIDTH):
-            w1 = cubic(filters, c + f, stride, t)
-            w2 = cubic(filters, c + width + f, stride, t)
+            w1 = sample(filters, c + f, stride, taps)
+            w2 = sample(filters, c + width + f, stride, taps)
             xi, xj = 3 * i + f, 3 * j + f
             store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
             store(scalars, j + f, load(scalars, j + f) + w1 * load(x, xi))
@@ -129,44 +126,42 @@ def send_backward(  # type: ignore[no-untyped-def]
     out_x[:] = 0
     out_mu[:] = 0
     for p in range(first, last):
-        i, j, t = atoms[p, 0] * width, atoms[p, 1] * width, splat(place[p])
-        t2, t3 = splat(TWO * place[p]), splat(THREE * place[p] * place[p])
-        c = interval[p] * 4 * stride
+        i, j = atoms[p, 0] * width, atoms[p, 1] * width
+        taps, sums = value_taps(place[p]), no_sums()
+        c = interval[p] * stride
         ux, uy, uz = unit(vectors, p)
-        slope, tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO)
         for f in range(0, width, WIDTH):
             wi, wj = 3 * i + f, 3 * j + f  # rows of atoms in x and, component x, in μ
             gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
             gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
             # scalar messages
-            w = cubic(filters, c + f, stride, t)
             gi, gj = load(gq, i + f), load(gq, j + f)
+            along = load(x, wj) * gi + load(x, wi) * gj
+            w, sums = sample_and_add(filters, c + f, stride, taps, along, sums)
             store(out_x, wj, load(out_x, wj) + w * gi)
             store(out_x, wi, load(out_x, wi) + w * gj)
-            along = load(x, wj) * gi + load(x, wi) * gj
-            slope = slope + cubic_slope(filters, c + f, stride, t2, t3) * along
             # messages along the unit vector
-            w, ai, aj = cubic(filters, c + width + f, stride, t), wi + width, wj + width
+            ai, aj = wi + width, wj + width
             si, sj = gix * ux + giy * uy + giz * uz, splat(ZERO) - (gjx * ux + gjy * uy + gjz * uz)
             xi, xj = load(x, ai), load(x, aj)
+            along = xj * si + xi * sj
+            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
             store(out_x, aj, load(out_x, aj) + w * si)
             store(out_x, ai, load(out_x, ai) + w * sj)
-            slope = slope + cubic_slope(filters, c + width + f, stride, t2, t3) * (
-                xj * si + xi * sj
-            )
             xi, xj = w * xi, w * xj
             tx = tx + xj * gix - xi * gjx
             ty = ty + xj * giy - xi * gjy
             tz = tz + xj * giz - xi * gjz
             # messages that carry vectors on
-            start = c + 2 * width + f
-            w, ai, aj = cubic(filters, start, stride, t), wi + 2 * width, wj + 2 * width
+            ai, aj = wi + 2 * width, wj + 2 * width
             si = gix * load(mu, wj) + giy * load(mu, wj + width) + giz * load(mu, aj)
             sj = gjx * load(mu, wi) + gjy * load(mu, wi + width) + gjz * load(mu, ai)
             xi, xj = load(x, ai), load(x, aj)
+            along = xj * si + xi * sj
+            w, sums = sample_and_add(filters, c + 2 * width + f, stride, taps, along, sums)
             store(out_x, aj, load(out_x, aj) + w * si)
             store(out_x, ai, load(out_x, ai) + w * sj)
-            slope = slope + cubic_slope(filters, start, stride, t2, t3) * (xj * si + xi * sj)
             xi, xj = w * xi, w * xj
             store(out_mu, wj, load(out_mu, wj) + xj * gix)
             store(out_mu, wj + width, load(out_mu, wj + width) + xj * giy)
@@ -174,7 +169,7 @@ def send_backward(  # type: ignore[no-untyped-def]
             store(out_mu, wi, load(out_mu, wi) + xi * gjx)
             store(out_mu, wi + width, load(out_mu, wi + width) + xi * gjy)
             store(out_mu, ai, load(out_mu, ai) + xi * gjz)
-        slopes[p] += total(slope)
+        slopes[p] += total_slope(sums, place[p])
         turns[p, 0] += total(tx)
         turns[p, 1] += total(ty)
         turns[p, 2] += total(tz)
@@ -188,9 +183,9 @@ def send_first_backward(  # type: ignore[no-untyped-def]
     width = gmu.shape[1]
     stride = 3 * width
     for p in range(first, last):
-        i, j, t = atoms[p, 0] * width, atoms[p, 1] * width, splat(place[p])
-        t2, t3 = splat(TWO * place[p]), splat(THREE * place[p] * place[p])
-        c = interval[p] * 4 * stride
+        i, j = atoms[p, 0] * width, atoms[p, 1] * width
+        taps, of_slope, sums = value_taps(place[p]), slope_taps(place[p]), no_sums()
+        c = interval[p] * stride
         ux, uy, uz = unit(vectors, p)
         slope, tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
         for f in range(0, width, WIDTH):
@@ -198,14 +193,13 @@ def send_first_backward(  # type: ignore[no-untyped-def]
             gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
             gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
             along = load(x, wj) * load(gq, i + f) + load(x, wi) * load(gq, j + f)
-            slope = slope + cubic_slope(filters, c + f, stride, t2, t3) * along
+            slope = slope + sample(filters, c + f, stride, of_slope) * along
             xi, xj = load(x, wi + width), load(x, wj + width)
             vx, vy, vz = xj * gix - xi * gjx, xj * giy - xi * gjy, xj * giz - xi * gjz
             along = vx * ux + vy * uy + vz * uz
-            slope = slope + cubic_slope(filters, c + width + f, stride, t2, t3) * along
-            w = cubic(filters, c + width + f, stride, t)
+            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
             tx, ty, tz = tx + w * vx, ty + w * vy, tz + w * vz
-        slopes[p] += total(slope)
+        slopes[p] += total(slope) + total_slope(sums, place[p])
         turns[p, 0] += total(tx)
         turns[p, 1] += total(ty)
         turns[p, 2] += total(tz)
@@ -303,6 +297,7 @@ def vector_gradients(gq, gmu, gjoint, a, vw, norms, gvw, first, last):  # type: 
 EMBED, SEND, MIX, READ_OUT, MIX_BACKWARD, SEND_BACKWARD, CONTEXT_BACKWARD = range(7)
 
 
+@cache
 def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     """Phases `(kind, member, layer)` in their order."""
     phases = []

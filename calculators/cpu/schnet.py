@@ -2,7 +2,7 @@
 
 With y = x W, m_i = Σ_j w(d_ij) ∘ y_j, h = ssp(m A + a), x ← x + h B + b in every interaction,
 the backward pass needs y and the slopes of ssp only. Arrays have one row for each atom and the
-width `features`, a multiple of 16; `filters` holds cubics as `(intervals, 4, features)`.
+width `features`, a multiple of 16; `filters` holds spline coefficients `(rows, features)`.
 Formulas: Schütt et al. 2018, J. Chem. Phys. 148, 241722.
 
 Work is cut into `blocks` (`threads.py`). A block of pairs adds to messages of its own, which are
@@ -10,6 +10,8 @@ summed up afterwards.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -26,8 +28,14 @@ from ase_biasgrad.calculators.cpu.rows import (
     read_out,
 )
 from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, store, total
-
-TWO, THREE = np.float32(2), np.float32(3)
+from ase_biasgrad.calculators.cpu.taps import (
+    no_sums,
+    sample,
+    sample_and_add,
+    slope_taps,
+    total_slope,
+    value_taps,
+)
 
 
 @njit(cache=True, nogil=True)
@@ -36,15 +44,10 @@ def convolve(y, filters, atoms, interval, place, first, last, out):  # type: ign
     width = y.shape[1]
     out[:] = 0
     for p in range(first, last):
-        i, j, c, t = (
-            atoms[p, 0] * width,
-            atoms[p, 1] * width,
-            interval[p] * 4 * width,
-            splat(place[p]),
-        )
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
+        taps = value_taps(place[p])
         for f in range(0, width, WIDTH):
-            c2 = load(filters, c + 2 * width + f) + t * load(filters, c + 3 * width + f)
-            w = load(filters, c + f) + t * (load(filters, c + width + f) + t * c2)
+            w = sample(filters, c + f, width, taps)
             store(out, i + f, load(out, i + f) + w * load(y, j + f))
             store(out, j + f, load(out, j + f) + w * load(y, i + f))
 
@@ -57,19 +60,15 @@ def convolve_backward(  # type: ignore[no-untyped-def]
     width = y.shape[1]
     out[:] = 0
     for p in range(first, last):
-        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * 4 * width
-        t, t2, t3 = splat(place[p]), splat(TWO * place[p]), splat(THREE * place[p] * place[p])
-        slope = splat(np.float32(0))
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
+        taps, sums = value_taps(place[p]), no_sums()
         for f in range(0, width, WIDTH):
-            c1, c2 = load(filters, c + width + f), load(filters, c + 2 * width + f)
-            c3 = load(filters, c + 3 * width + f)
             gi, gj = load(gradient, i + f), load(gradient, j + f)
-            w = load(filters, c + f) + t * (c1 + t * (c2 + t * c3))
             along = gi * load(y, j + f) + gj * load(y, i + f)
-            slope = slope + (c1 + t2 * c2 + t3 * c3) * along
+            w, sums = sample_and_add(filters, c + f, width, taps, along, sums)
             store(out, i + f, load(out, i + f) + w * gj)
             store(out, j + f, load(out, j + f) + w * gi)
-        slopes[p] += total(slope)
+        slopes[p] += total_slope(sums, place[p])
 
 
 @njit(cache=True, nogil=True)
@@ -77,13 +76,12 @@ def radial_slopes(y, gradient, filters, atoms, interval, place, first, last, slo
     """As `convolve_backward` where ∂E/∂y is not needed: at the embeddings."""
     width = y.shape[1]
     for p in range(first, last):
-        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * 4 * width
-        t2, t3 = splat(TWO * place[p]), splat(THREE * place[p] * place[p])
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
+        taps = slope_taps(place[p])
         slope = splat(np.float32(0))
         for f in range(0, width, WIDTH):
-            c2 = t2 * load(filters, c + 2 * width + f) + t3 * load(filters, c + 3 * width + f)
             along = load(gradient, i + f) * load(y, j + f) + load(gradient, j + f) * load(y, i + f)
-            slope = slope + (load(filters, c + width + f) + c2) * along
+            slope = slope + sample(filters, c + f, width, taps) * along
         slopes[p] += total(slope)
 
 
@@ -108,6 +106,7 @@ def update_backward(gradient, outward_t, slopes, hidden_t, spare, out, first, la
 EMBED, CONVOLVE, UPDATE, READ_OUT, UPDATE_BACKWARD, CONVOLVE_BACKWARD, INWARD_BACKWARD = range(7)
 
 
+@cache
 def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     """Phases `(kind, member, layer)` in their order."""
     phases = []

@@ -125,6 +125,20 @@ def power_of_two(typing: Any, vector: Any) -> Any:
     return Vector(Vector), lower
 
 
+def _lane(k: int) -> Callable[..., Any]:
+    """Place `k` of a vector in all places."""
+
+    @intrinsic
+    def lane(typing: Any, vector: Any) -> Any:
+        def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            empty = ir.Constant(VECTOR, ir.Undefined)
+            return builder.shuffle_vector(arguments[0], empty, ir.Constant(INTEGERS, [k] * WIDTH))
+
+        return Vector(Vector), lower
+
+    return lane
+
+
 def _unary(name: str) -> Callable[..., Any]:
     """An LLVM function of one vector."""
 
@@ -162,6 +176,7 @@ def _smaller(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), b, a)
 
 
+lanes = tuple(_lane(k) for k in range(WIDTH))
 absolute = _unary("fabs")
 square_root = _unary("sqrt")
 rounded = _unary("rint")

@@ -61,7 +61,7 @@ class CudaEngine:
         self.device = _numbered(device)
         with self._on_device():
             self.model = _model(backbones, self.device)
-        self.list = PerSearch(self.cutoff, skin, edge_rows)
+        self.list = PerSearch(self.cutoff, skin, lambda edges, s: edge_rows(edges, s.numbers))
         self.recordings = self._recordings()
 
     def __getstate__(self) -> dict[str, Any]:

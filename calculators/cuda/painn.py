@@ -82,14 +82,16 @@ class CudaPaiNN:
         self.readout = device_readout(weights.readout, width, device)
         lead = (self.members, self.layers)
         filters = packed_filters(self.table, lead, (3, features), width)
-        self.filters = on_device(filters, device)  # (members, layers, intervals, 4, 3 width)
+        self.filters = on_device(filters, device)  # (members, layers, rows, 3 width)
         self.grid = torch.tensor(
-            [float(backbones[0].cutoff), self.table.spacing], dtype=torch.float64, device=device
+            [float(backbones[0].cutoff), self.table.knots.spacing],
+            dtype=torch.float64,
+            device=device,
         )
 
     def step(self, buffers: Buffers, derivatives: bool) -> None:
         """Write energies, and with `derivatives` forces and virials, to `buffers.result`."""
-        edges = within_cutoff(buffers, self.grid, self.filters.shape[2])
+        edges = within_cutoff(buffers, self.grid, self.table.intervals)
         q = self.embedding.index_select(1, buffers.numbers)
         x = self.first_context.index_select(1, buffers.numbers)
         mu = context_slopes = q.new_empty(0)  # all vectors are zero at first

@@ -16,15 +16,15 @@ from ase_biasgrad.calculators.cuda.tiles import (
     ROWS,
     add_to_edges,
     components,
-    cubic,
-    cubic_slope,
-    cubic_with_slope,
     directions,
     edges_at_once,
     edges_of,
     own_components,
     row_grid,
+    slope_of,
     tile_of_edges,
+    value_and_slope,
+    value_of,
 )
 
 # few enough that all values of a tile stay in registers
@@ -34,7 +34,7 @@ ELEMENTS = 512
 def send(q: Tensor, x: Tensor, mu: Tensor, filters: Tensor, edges: Edges) -> Tensor:
     """q += Σ_j w1 ∘ x1_j, and returned μ + Σ_j (w2 ∘ x2_j) u + w3 ∘ x3_j ∘ μ_j.
 
-    q `(members, n, width)`, x `(members, n, 3 width)`, filters `(members, k, 4, 3 width)`.
+    q `(members, n, width)`, x `(members, n, 3 width)`, filters `(members, rows, 3 width)`.
     """
     members, atoms, width = q.shape
     out = torch.empty_like(mu)
@@ -151,13 +151,13 @@ def _send(  # type: ignore[no-untyped-def]
     for start in range(begin, end, EDGES):
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
-        j, at = j * 3 * WIDTH + f, at * 12 * WIDTH + f
+        j, at = j * 3 * WIDTH + f, at * 3 * WIDTH + f
         ux, uy, uz = directions(units, e, end, capacity)
-        w = cubic(filters + at, 3 * WIDTH, t, inside)
+        w = value_of(filters + at, 3 * WIDTH, t, inside)
         scalar += w * tl.load(x + j, mask=inside, other=0.0)
-        w = cubic(filters + at + WIDTH, 3 * WIDTH, t, inside)
+        w = value_of(filters + at + WIDTH, 3 * WIDTH, t, inside)
         a = w * tl.load(x + j + WIDTH, mask=inside, other=0.0)
-        w = cubic(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
+        w = value_of(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
         b = w * tl.load(x + j + 2 * WIDTH, mask=inside, other=0.0)
         jx, jy, jz = components(mu + j, WIDTH, inside)
         mx, my, mz = mx + a * ux + b * jx, my + a * uy + b * jy, mz + a * uz + b * jz
@@ -185,10 +185,10 @@ def _send_first(  # type: ignore[no-untyped-def]
     for start in range(begin, end, EDGES):
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
-        j, at = j * 3 * WIDTH + f, at * 12 * WIDTH + f
-        w = cubic(filters + at, 3 * WIDTH, t, inside)
+        j, at = j * 3 * WIDTH + f, at * 3 * WIDTH + f
+        w = value_of(filters + at, 3 * WIDTH, t, inside)
         scalar += w * tl.load(x + j, mask=inside, other=0.0)
-        w = cubic(filters + at + WIDTH, 3 * WIDTH, t, inside)
+        w = value_of(filters + at + WIDTH, 3 * WIDTH, t, inside)
         a = w * tl.load(x + j + WIDTH, mask=inside, other=0.0)
         ux, uy, uz = directions(units, e, end, capacity)
         mx, my, mz = mx + a * ux, my + a * uy, mz + a * uz
@@ -225,17 +225,17 @@ def _send_backward(  # type: ignore[no-untyped-def]
     for start in range(begin, end, EDGES):
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
-        at = at * 12 * WIDTH + f
+        at = at * 3 * WIDTH + f
         ux, uy, uz = directions(units, e, end, capacity)
         # scalar messages
         gj = tl.load(gq + j * WIDTH + f, mask=inside, other=0.0)
         j = j * 3 * WIDTH + f
-        w, slope = cubic_with_slope(filters + at, 3 * WIDTH, t, inside)
+        w, slope = value_and_slope(filters + at, 3 * WIDTH, t, inside)
         scalar += w * gj
         along = slope * (tl.load(x + j, mask=inside, other=0.0) * g + x1 * gj)
         # messages along the unit vector, which the mirror has with the other sign
         gjx, gjy, gjz = components(gmu + j, WIDTH, inside)
-        w, slope = cubic_with_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
+        w, slope = value_and_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
         back = gjx * ux + gjy * uy + gjz * uz
         radial -= w * back
         xj = tl.load(x + j + WIDTH, mask=inside, other=0.0)
@@ -245,7 +245,7 @@ def _send_backward(  # type: ignore[no-untyped-def]
         add_to_edges(turns + capacity + e, tl.sum(a * giy - b * gjy, 1), e < end)
         add_to_edges(turns + 2 * capacity + e, tl.sum(a * giz - b * gjz, 1), e < end)
         # messages that carry vectors on
-        w, slope = cubic_with_slope(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
+        w, slope = value_and_slope(filters + at + 2 * WIDTH, 3 * WIDTH, t, inside)
         vx += w * gjx
         vy += w * gjy
         vz += w * gjz
@@ -285,16 +285,16 @@ def _send_first_backward(  # type: ignore[no-untyped-def]
     for start in range(begin, end, EDGES):
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
-        at = at * 12 * WIDTH + f
+        at = at * 3 * WIDTH + f
         ux, uy, uz = directions(units, e, end, capacity)
         gj = tl.load(gq + j * WIDTH + f, mask=inside, other=0.0)
         j = j * 3 * WIDTH + f
-        slope = cubic_slope(filters + at, 3 * WIDTH, t, inside)
+        slope = slope_of(filters + at, 3 * WIDTH, t, inside)
         along = slope * (tl.load(x + j, mask=inside, other=0.0) * g + x1 * gj)
         xj = tl.load(x + j + WIDTH, mask=inside, other=0.0)
         gjx, gjy, gjz = components(gmu + j, WIDTH, inside)
         tx, ty, tz = xj * gix - x2 * gjx, xj * giy - x2 * gjy, xj * giz - x2 * gjz
-        w, slope = cubic_with_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
+        w, slope = value_and_slope(filters + at + WIDTH, 3 * WIDTH, t, inside)
         along += slope * (tx * ux + ty * uy + tz * uz)
         add_to_edges(slopes + e, tl.sum(along, 1), e < end)
         add_to_edges(turns + e, tl.sum(w * tx, 1), e < end)

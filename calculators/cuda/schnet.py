@@ -52,14 +52,16 @@ class CudaSchNet:
         self.readout = device_readout(weights.readout, width, device)
         lead = (self.members, self.layers)
         filters = packed_filters(self.table, lead, (1, features), width)
-        self.filters = on_device(filters, device)  # (members, layers, intervals, 4, width)
+        self.filters = on_device(filters, device)  # (members, layers, rows, width)
         self.grid = torch.tensor(
-            [float(backbones[0].cutoff), self.table.spacing], dtype=torch.float64, device=device
+            [float(backbones[0].cutoff), self.table.knots.spacing],
+            dtype=torch.float64,
+            device=device,
         )
 
     def step(self, buffers: Buffers, derivatives: bool) -> None:
         """Write energies, and with `derivatives` forces and virials, to `buffers.result`."""
-        edges = within_cutoff(buffers, self.grid, self.filters.shape[2])
+        edges = within_cutoff(buffers, self.grid, self.table.intervals)
         x = self.embedding.index_select(1, buffers.numbers)
         y = [self.first_inward.index_select(1, buffers.numbers)]
         slopes: list[Tensor] = []

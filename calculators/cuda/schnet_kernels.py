@@ -13,19 +13,19 @@ from torch import Tensor
 from ase_biasgrad.calculators.cuda.geometry import Edges
 from ase_biasgrad.calculators.cuda.tiles import (
     add_to_edges,
-    cubic,
-    cubic_slope,
-    cubic_with_slope,
     edges_at_once,
     edges_of,
+    slope_of,
     tile_of_edges,
+    value_and_slope,
+    value_of,
 )
 
 ELEMENTS = 1024
 
 
 def convolve(y: Tensor, filters: Tensor, edges: Edges) -> Tensor:
-    """Messages Σ_j w(d_ij) ∘ y_j; y `(members, n, width)`, filters `(members, k, 4, width)`."""
+    """Messages Σ_j w(d_ij) ∘ y_j; y `(members, n, width)`, filters `(members, rows, width)`."""
     members, atoms, width = y.shape
     out = torch.empty_like(y)
     _convolve[(atoms, members)](
@@ -78,7 +78,7 @@ def _convolve(  # type: ignore[no-untyped-def]
     for start in range(begin, end, EDGES):
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
-        w = cubic(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
+        w = value_of(filters + at * WIDTH + f, WIDTH, t, inside)
         total += w * tl.load(y + j * WIDTH + f, mask=inside, other=0.0)
     rows = out + (member * n + i) * WIDTH + tl.arange(0, WIDTH)
     tl.store(rows, tl.sum(total, 0))
@@ -103,7 +103,7 @@ def _convolve_backward(  # type: ignore[no-untyped-def]
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
         j = j * WIDTH + f
-        w, slope = cubic_with_slope(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
+        w, slope = value_and_slope(filters + at * WIDTH + f, WIDTH, t, inside)
         yj = tl.load(y + j, mask=inside, other=0.0)
         gj = tl.load(gradient + j, mask=inside, other=0.0)
         total += w * gj
@@ -130,7 +130,7 @@ def _radial_slopes(  # type: ignore[no-untyped-def]
         e = start + k
         j, at, t, inside = tile_of_edges(neighbour, interval, place, e, end)
         j = j * WIDTH + f
-        slope = cubic_slope(filters + at * 4 * WIDTH + f, WIDTH, t, inside)
+        slope = slope_of(filters + at * WIDTH + f, WIDTH, t, inside)
         yj = tl.load(y + j, mask=inside, other=0.0)
         gj = tl.load(gradient + j, mask=inside, other=0.0)
         add_to_edges(slopes + e, tl.sum(slope * (gi * yj + gj * yi), 1), e < end)

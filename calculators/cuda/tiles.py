@@ -1,4 +1,4 @@
-"""What the Triton kernels share: tile sizes, and cubics of the sampled filters.
+"""What the Triton kernels share: tile sizes, and splines of the sampled filters.
 
 Annotations must be objects, not strings, for Triton to see its constants: no `__future__` import.
 """
@@ -67,29 +67,78 @@ def add_to_edges(pointers, value, inside):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def cubic(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """Value at place `t` of intervals, whose coefficients lie `stride` apart from `at` on."""
-    c0 = tl.load(at, mask=inside, other=0.0)
-    c1 = tl.load(at + stride, mask=inside, other=0.0)
-    c2 = tl.load(at + 2 * stride, mask=inside, other=0.0)
-    c3 = tl.load(at + 3 * stride, mask=inside, other=0.0)
-    return c0 + t * (c1 + t * (c2 + t * c3))
+def _outer(t):  # type: ignore[no-untyped-def]
+    """The quintic B-spline in its last interval; those before it are `_middle`, `_inner`, and
+    mirrors of the three. `ase_biasgrad.splines.polynomials` has the same."""
+    square = t * t
+    return square * square * t * (1.0 / 120.0)
 
 
 @triton.jit
-def cubic_slope(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """As `cubic`, the derivative in `t`."""
-    c1 = tl.load(at + stride, mask=inside, other=0.0)
-    c2 = tl.load(at + 2 * stride, mask=inside, other=0.0)
-    c3 = tl.load(at + 3 * stride, mask=inside, other=0.0)
-    return c1 + t * (2.0 * c2 + 3.0 * t * c3)
+def _middle(t):  # type: ignore[no-untyped-def]
+    return (1.0 + t * (5.0 + t * (10.0 + t * (10.0 + t * (5.0 - 5.0 * t))))) * (1.0 / 120.0)
 
 
 @triton.jit
-def cubic_with_slope(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """Both of `cubic` and `cubic_slope`."""
-    c0 = tl.load(at, mask=inside, other=0.0)
-    c1 = tl.load(at + stride, mask=inside, other=0.0)
-    c2 = tl.load(at + 2 * stride, mask=inside, other=0.0)
-    c3 = tl.load(at + 3 * stride, mask=inside, other=0.0)
-    return c0 + t * (c1 + t * (c2 + t * c3)), c1 + t * (2.0 * c2 + 3.0 * t * c3)
+def _inner(t):  # type: ignore[no-untyped-def]
+    high = 20.0 + t * (-20.0 + t * (-20.0 + 10.0 * t))
+    return (26.0 + t * (50.0 + t * high)) * (1.0 / 120.0)
+
+
+@triton.jit
+def _outer_slope(t):  # type: ignore[no-untyped-def]
+    square = t * t
+    return square * square * (1.0 / 24.0)
+
+
+@triton.jit
+def _middle_slope(t):  # type: ignore[no-untyped-def]
+    return (1.0 + t * (4.0 + t * (6.0 + t * (4.0 - 5.0 * t)))) * (1.0 / 24.0)
+
+
+@triton.jit
+def _inner_slope(t):  # type: ignore[no-untyped-def]
+    return (5.0 + t * (4.0 + t * (-6.0 + t * (-8.0 + 5.0 * t)))) * (1.0 / 12.0)
+
+
+@triton.jit
+def value_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
+    """Quintic splines at place `t` of intervals, whose six coefficients lie `stride` apart from
+    `at` on."""
+    u = 1.0 - t
+    total = _outer(u) * tl.load(at, mask=inside, other=0.0)
+    total += _middle(u) * tl.load(at + stride, mask=inside, other=0.0)
+    total += _inner(u) * tl.load(at + 2 * stride, mask=inside, other=0.0)
+    total += _inner(t) * tl.load(at + 3 * stride, mask=inside, other=0.0)
+    total += _middle(t) * tl.load(at + 4 * stride, mask=inside, other=0.0)
+    return total + _outer(t) * tl.load(at + 5 * stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def slope_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
+    """As `value_of`, the derivative by `t`."""
+    u = 1.0 - t
+    total = -_outer_slope(u) * tl.load(at, mask=inside, other=0.0)
+    total -= _middle_slope(u) * tl.load(at + stride, mask=inside, other=0.0)
+    total -= _inner_slope(u) * tl.load(at + 2 * stride, mask=inside, other=0.0)
+    total += _inner_slope(t) * tl.load(at + 3 * stride, mask=inside, other=0.0)
+    total += _middle_slope(t) * tl.load(at + 4 * stride, mask=inside, other=0.0)
+    return total + _outer_slope(t) * tl.load(at + 5 * stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def value_and_slope(at, stride, t, inside):  # type: ignore[no-untyped-def]
+    """Both of `value_of` and `slope_of`."""
+    u = 1.0 - t
+    c = tl.load(at, mask=inside, other=0.0)
+    value, slope = _outer(u) * c, -_outer_slope(u) * c
+    c = tl.load(at + stride, mask=inside, other=0.0)
+    value, slope = value + _middle(u) * c, slope - _middle_slope(u) * c
+    c = tl.load(at + 2 * stride, mask=inside, other=0.0)
+    value, slope = value + _inner(u) * c, slope - _inner_slope(u) * c
+    c = tl.load(at + 3 * stride, mask=inside, other=0.0)
+    value, slope = value + _inner(t) * c, slope + _inner_slope(t) * c
+    c = tl.load(at + 4 * stride, mask=inside, other=0.0)
+    value, slope = value + _middle(t) * c, slope + _middle_slope(t) * c
+    c = tl.load(at + 5 * stride, mask=inside, other=0.0)
+    return value + _outer(t) * c, slope + _outer_slope(t) * c

@@ -32,9 +32,11 @@ from ase_biasgrad.calculators.cuda.pairs import bucket, edge_rows
 from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.neighbours import pairs_within
+from ase_biasgrad.splines import TAPS, Knots
 
 CPU = torch.device("cpu")
 CUTOFF, INTERVALS, MEMBERS, WIDTH = 2.9, 5, 2, 16
+ROWS = INTERVALS + TAPS - 1  # coefficients of each filter
 GRID = torch.tensor([CUTOFF, CUTOFF / INTERVALS], dtype=torch.float64)
 
 
@@ -92,12 +94,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def filter_values(table: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """Cubics `(members, k, 4, width)` at distances: `(members, e, width)`, differentiable."""
-    at = d / GRID[1]
-    k = at.detach().long().clamp(max=INTERVALS - 1)
-    t = (at - k)[:, None]
-    c0, c1, c2, c3 = table.double()[:, k].unbind(2)
-    return c0 + t * (c1 + t * (c2 + t * c3))
+    """Splines `(members, rows, width)` at distances: `(members, e, width)`, differentiable."""
+    first, weights = Knots(CUTOFF, INTERVALS + 1).weights(d)
+    coefficients = table.double()[:, first[:, None] + torch.arange(TAPS)]  # (members, e, 6, width)
+    return torch.einsum("et,metf->mef", weights, coefficients)
 
 
 def gathered(values: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_activations_and_their_slopes(name):
 def test_convolution_and_its_derivatives(graph):
     y, gradient = random(MEMBERS, len(graph), WIDTH), random(MEMBERS, len(graph), WIDTH, seed=1)
     # as in the engine, one layer of several
-    table = random(MEMBERS, 2, INTERVALS, 4, WIDTH, seed=2)[:, 1]
+    table = random(MEMBERS, 2, ROWS, WIDTH, seed=2)[:, 1]
     exact, d = y.double().requires_grad_(), graph.d.clone().requires_grad_()
     messages = gathered(filter_values(table, d) * exact[:, graph.j], graph)
     assert_close(schnet_kernels.convolve(y, table, graph.edges), messages.detach())
@@ -229,7 +229,7 @@ def test_messages_and_their_derivatives(graph, first):
     q, x = random(MEMBERS, n, WIDTH), random(MEMBERS, n, 3 * WIDTH, seed=1)
     mu = random(MEMBERS, 3 * n, WIDTH, seed=2) * (0.0 if first else 1.0)
     gq, gmu = random(MEMBERS, n, WIDTH, seed=3), random(MEMBERS, 3 * n, WIDTH, seed=4)
-    table = random(MEMBERS, 2, INTERVALS, 4, 3 * WIDTH, seed=5)[:, 1]
+    table = random(MEMBERS, 2, ROWS, 3 * WIDTH, seed=5)[:, 1]
     exact = [t.double().requires_grad_() for t in (q, x, mu)]
     d, u = graph.d.clone().requires_grad_(), graph.u.clone().requires_grad_()
     q_out, mu_out = sent(

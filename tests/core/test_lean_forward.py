@@ -18,7 +18,6 @@ from ase_biasgrad.backbones.pair_messages import (
     lift,
     lift_by_torch,
 )
-from ase_biasgrad.backbones.sampled_filters import Knots
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import symmetric_product
 from ase_biasgrad.backbones.tensornet import ExactMessenger
@@ -216,17 +215,3 @@ def test_two_layers_and_their_derivatives_are_those_of_torch(jet):
     with pytest.raises(RuntimeError, match="no second derivatives in its parameters"):
         y = two_layers(x, layers, jet)
         torch.autograd.grad(y.sum(), first.weight, create_graph=True)
-
-
-def test_splines_hold_quintic_polynomials_and_pass_through_the_knots():
-    knots = Knots(5.0, 30)
-    polynomial = np.polynomial.Polynomial([0.3, -1.0, 0.2, 0.7, -0.4, 0.05])
-    rows = knots.interpolation() @ torch.from_numpy(polynomial(knots.distances().numpy()))
-    r = torch.linspace(0.01, 4.999, 200, dtype=torch.float64, requires_grad=True)
-    first, weights = knots.weights(r)
-    values = (weights * rows[first[:, None] + torch.arange(6)]).sum(dim=1)
-    (slopes,) = torch.autograd.grad(values.sum(), r)
-    np.testing.assert_allclose(values.detach(), polynomial(r.detach().numpy()), atol=1e-4)
-    np.testing.assert_allclose(slopes, polynomial.deriv()(r.detach().numpy()), atol=1e-4)
-    assert int(first.max()) + 6 <= knots.n_rows
-    assert torch.allclose(weights.sum(dim=1), torch.ones(200, dtype=torch.float64))

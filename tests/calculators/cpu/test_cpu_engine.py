@@ -11,6 +11,7 @@ from ase.calculators.calculator import CalculatorSetupError
 from conftest import copper, ethanol, small_potential
 
 from ase_biasgrad import BiasGradCalculator
+from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.calculators.cpu import threads
 from ase_biasgrad.calculators.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engine import Structure
@@ -98,7 +99,7 @@ def test_several_threads_give_the_same(name, monkeypatch):
     one = CpuEngine(backbones, 0.5).evaluate(s, True)
     monkeypatch.setattr("ase_biasgrad.calculators.cpu.engine.blocks_for", lambda atoms, size: 3)
     several = CpuEngine(backbones, 0.5).evaluate(s, True)
-    assert_agree(several, one, 1e-6)
+    assert_agree(several, one, 5e-6)  # sums in another order
 
 
 def test_threads_are_limited_by_torch_and_by_memory(monkeypatch):
@@ -196,3 +197,10 @@ def test_filters_that_cannot_be_tabulated_are_left_to_autograd(monkeypatch):
     assert calc.engine == "reference"
     with pytest.raises(CalculatorSetupError, match="a kink"):
         BiasGradCalculator(small_potential(), device="cpu", engine="cpu")
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_filters_are_those_of_training(name):
+    """Training on CPU or CUDA samples filters at the same knots: one function from start to end."""
+    backbone = small_potential(name).backbone
+    assert CpuEngine([backbone], 0.5).model.table.knots == lean(backbone).knots
