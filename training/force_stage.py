@@ -55,10 +55,12 @@ class ForceStage(pl.LightningModule):
         """Frames are resident on the device already."""
         return batch
 
-    def loss(self, batch: Batch, predicted: dict[str, Tensor]) -> Tensor:
-        """Loss of one batch, a scalar."""
+    def loss(
+        self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
+    ) -> Tensor:
+        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms."""
         assert batch.forces is not None
-        total = self._norm((predicted["forces"] - batch.forces) / self.force_unit)
+        total = share * self._norm((predicted["forces"] - batch.forces) / self.force_unit)
         if self.stress_unit is not None and batch.stress is not None:
             known = torch.isfinite(batch.stress)
             residual = torch.where(known, predicted["stress"] - batch.stress, 0.0)
@@ -76,9 +78,18 @@ class ForceStage(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         (potential,) = self._in_training
         predicted = potential.evaluate(batch.graph, self.properties, create_graph=True)
-        loss = self.loss(batch, predicted)
+        loss = self.loss(batch, predicted, self._share_of_atoms(batch))
         self._training_losses.append(loss.detach())
         return loss
+
+    def _share_of_atoms(self, batch: Batch) -> Tensor | float:
+        """Atoms of this process over the mean of all: DDP takes the mean over processes, and a
+        loss should be the mean over atoms. Structures are as many in each."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        assert batch.forces is not None
+        own = batch.forces.new_tensor(float(len(batch.forces)))
+        return own / self.all_gather(own).mean()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the parameters alone: those of the positions would cost as much again."""
@@ -111,10 +122,9 @@ class ForceStage(pl.LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        loss, absolute, square, count = (
-            torch.stack(column).sum() for column in zip(*self._validation, strict=True)
-        )
+        sums = torch.stack([torch.stack(row) for row in self._validation]).sum(dim=0)
         self._validation.clear()
+        loss, absolute, square, count = self.all_gather(sums).reshape(-1, 4).sum(dim=0)
         self.log("val_loss", loss / count, sync_dist=True)
         self.log("val_force_mae", absolute / count, sync_dist=True)
         self.log("val_force_rmse", (square / count).sqrt(), sync_dist=True)
@@ -179,14 +189,15 @@ class JointStage(ForceStage):
     def properties(self) -> tuple[str, ...]:
         return ("energy", *super().properties)
 
-    def loss(self, batch: Batch, predicted: dict[str, Tensor]) -> Tensor:
+    def loss(
+        self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
+    ) -> Tensor:
         assert self.options.joint is not None
         assert batch.energy is not None
         # float64 here, whatever the networks use: energies may be −1e4 eV
         residual = (predicted["energy"] - batch.energy) / self.force_unit
-        return super().loss(batch, predicted) + self.options.joint.energy_weight * self._norm(
-            residual
-        )
+        weight = self.options.joint.energy_weight
+        return super().loss(batch, predicted, share) + weight * self._norm(residual)
 
 
 def rms(values: Tensor | None) -> float | None:

@@ -366,9 +366,9 @@ def test_data_that_cannot_be_used_is_refused(tmp_path):
     assert N_ELEMENTS == 119
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
-    # frames of one size: each process takes the mean over its own atoms
-    path = write_clusters(tmp_path / "x.h5", sizes=(4,))
+@pytest.mark.parametrize("sizes", [(4,), (2, 5, 3)])
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, sizes):
+    path = write_clusters(tmp_path / "x.h5", sizes=sizes)
     script = tmp_path / "ddp.py"
     script.write_text(
         "import sys, json\nfrom ase_biasgrad.training.run import train\n"
