@@ -1,4 +1,4 @@
-"""Which engine runs: a fused one where it fits, else autograd."""
+"""Which engine runs: a fast one where it fits, else autograd."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import warnings
 import torch
 
 from ase_biasgrad.backbones import Backbone
+from ase_biasgrad.calculators import sampled_engine
 from ase_biasgrad.calculators.engine import Engine
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.calculators.sampled_weights import fits
 from ase_biasgrad.splines import SplineError
 
-ENGINES = ("auto", "cpu", "cuda", "reference")
+ENGINES = ("auto", "cpu", "sampled", "cuda", "reference")
 
 
 def select_engine(
@@ -20,8 +21,8 @@ def select_engine(
 ) -> Engine:
     """The engine for these backbones.
 
-    Fused engines work in float32 and on SchNet and PaiNN, committees of one shape included;
-    everything else is evaluated by autograd.
+    Fused engines work in float32 and on SchNet and PaiNN, committees of one shape included; the
+    sampled engine on TensorNet; everything else is evaluated by autograd.
 
     Raises
     ------
@@ -33,11 +34,13 @@ def select_engine(
     # the CUDA engine has been checked in Triton's interpreter only, so it waits to be asked for
     if engine == "reference" or (engine == "auto" and device.type == "cuda"):
         return ReferenceEngine(backbones, device, dtype, skin)
-    wanted = "cpu" if engine == "auto" else engine
+    wanted = engine
+    if engine == "auto":
+        wanted = "sampled" if sampled_engine.fits(backbones) else "cpu"
     obstacle = _obstacle(wanted, backbones, device, dtype)
     if obstacle is None:
         try:
-            return _fused(wanted, backbones, device, skin)
+            return _made(wanted, backbones, device, dtype, skin)
         except SplineError as error:
             obstacle = f"its radial filters cannot be tabulated: {error}"
             if engine == "auto":
@@ -50,9 +53,11 @@ def select_engine(
 def _obstacle(
     engine: str, backbones: list[Backbone], device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Why this fused engine cannot run, if so."""
-    if device.type != engine:
+    """Why this engine cannot run, if so."""
+    if device.type != ("cuda" if engine == "cuda" else "cpu"):
         return f"the device is {device}"
+    if engine == "sampled":
+        return None if sampled_engine.fits(backbones) else "it evaluates TensorNet"
     if dtype != torch.float32:
         return "it works in float32"
     if not fits(backbones):
@@ -64,7 +69,11 @@ def _obstacle(
     return None
 
 
-def _fused(engine: str, backbones: list[Backbone], device: torch.device, skin: float) -> Engine:
+def _made(
+    engine: str, backbones: list[Backbone], device: torch.device, dtype: torch.dtype, skin: float
+) -> Engine:
+    if engine == "sampled":
+        return sampled_engine.SampledEngine(backbones, dtype, skin)
     if engine == "cuda":
         from ase_biasgrad.calculators.cuda.engine import CudaEngine
 

@@ -9,6 +9,7 @@ backbone itself is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, li
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import symmetric_product
-from ase_biasgrad.backbones.tensornet import PARITIES, PART_OF, TensorNet, pair_tensors
+from ase_biasgrad.backbones.tensornet import (
+    PARITIES,
+    PART_OF,
+    Filters,
+    TensorNet,
+    pair_tensors,
+)
 from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import AtomGraph
@@ -147,41 +154,68 @@ class LeanTensorNet(Backbone):
         super().__init__()
         self.of = of
         self.arguments, self.cutoff = of.arguments, of.cutoff
-        # exponential-normal functions are narrower than their mean spacing where bonds are
-        functions = round(1.7 * of.arguments["radial_functions"])
-        self.knots = Knots.for_functions(of.cutoff, functions)
+        self.knots = Knots.for_functions(of.cutoff, sampled_functions(of))
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
         if graph.device.type != "cpu":
             return self.of(graph)
-        return self.of.energies(graph.numbers, SampledMessenger(graph, self.knots, self.of.dtype))
+        return self.of.energies(graph.numbers, KnotMessenger(graph, self.knots, self.of.dtype))
+
+
+def sampled_functions(backbone: TensorNet) -> int:
+    """Evenly spaced functions that are as narrow as those of this backbone at bond lengths, where
+    its exponential-normal functions are narrower than their mean spacing."""
+    return round(1.7 * backbone.arguments["radial_functions"])
 
 
 class SampledMessenger:
-    """Filters evaluated at knots, messages and products by loops; see `tensornet.Messenger`."""
+    """Filters are splines; messages and products by loops."""
 
     def __init__(self, graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> None:
+        self.knots = knots
         self.pairs, unit = sampled_pairs(graph, knots, dtype)
         self.tensors = pair_tensors(unit)  # (p, 9)
-        self.distances = knots.distances()
-        self.distances[0] = 0.0
-        self.to_rows = knots.interpolation().to(dtype)
 
     def lift(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`."""
-        return lift(self.pairs, x, self._rows(filters), self.tensors, TENSOR)
+        """See `Messenger`; filters are spline coefficients `(rows, 3, f)`."""
+        return lift(self.pairs, x, filters, self.tensors, TENSOR)
 
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`."""
-        return convolve(self.pairs, x, self._rows(filters), TENSOR)
+        """See `Messenger`; filters as in `lift`."""
+        return convolve(self.pairs, x, filters, TENSOR)
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """See `Messenger`."""
         return symmetric_product(x, y)
 
-    def _rows(self, filters: Tensor) -> Tensor:
-        return (self.to_rows @ filters.flatten(1)).reshape(-1, *filters.shape[1:])
+
+class KnotMessenger(SampledMessenger):
+    """Evaluates filters at the knots, so that their networks can learn."""
+
+    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
+        """See `Messenger`."""
+        distances = self.knots.distances()
+        distances[0] = 0.0
+        sampled = layers(distances)
+        to_rows = self.knots.interpolation().to(sampled[0].dtype)
+        return [
+            Filters(values[:1], (to_rows @ values.flatten(1)).view_as(values)) for values in sampled
+        ]
+
+
+class FixedMessenger(SampledMessenger):
+    """Has been given the coefficients of filters that no longer change."""
+
+    def __init__(
+        self, graph: AtomGraph, knots: Knots, dtype: torch.dtype, filters: list[Filters]
+    ) -> None:
+        super().__init__(graph, knots, dtype)
+        self.given = filters
+
+    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
+        """See `Messenger`."""
+        return self.given
 
 
 def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[Pairs, Tensor]:

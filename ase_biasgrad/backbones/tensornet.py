@@ -8,8 +8,9 @@ on 1, 3 and 5 components instead of on 9 each. Energies are invariant under O(3)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,16 +27,24 @@ PARITIES = (1, -1, -1, -1, 1, 1, 1, 1, 1)  # under reversal of a direction
 LARGEST_NUMBER = 118
 
 
-class Messenger(Protocol):
-    """How filters are evaluated and messages sent; reference and training differ in it."""
+class Filters(NamedTuple):
+    """Of one layer, for each irreducible part: at distance 0, and as a messenger wants them."""
 
-    distances: Tensor  # (m,) where radial functions are wanted; the first is 0
+    own: Tensor  # (1, 3, f)
+    of_pairs: Tensor  # (m, 3, f)
+
+
+class Messenger(Protocol):
+    """How filters are evaluated and messages sent; reference, training and engine differ in it."""
+
+    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
+        """Filters of all layers, from their functions of distances `(m,)`: `(m, 3, f)` each."""
 
     def lift(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Σ_j f_ij T_ij x_j, `(n, 9, f)`: x `(n, f)`, filters `(m, 3, f)`, T the pair's tensors."""
+        """Σ_j f_ij T_ij x_j, `(n, 9, f)`: x `(n, f)`, T the pair's tensors."""
 
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Σ_j f_ij x_j, `(n, 9, f)`: x `(n, 9, f)`, filters `(m, 3, f)`."""
+        """Σ_j f_ij x_j, `(n, 9, f)`: x `(n, 9, f)`."""
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """XY + YX as matrices, all `(n, 9, f)`."""
@@ -107,16 +116,25 @@ class TensorNet(ReadoutBackbone):
 
     def energies(self, numbers: Tensor, messenger: Messenger) -> Tensor:
         """Per-atom energies `(n,)` in eV, with messages by `messenger`."""
-        envelope = cosine_cutoff(messenger.distances, self.cutoff)[:, None]  # (m, 1)
-        basis = self.radial_basis(messenger.distances) * envelope  # (m, radial functions)
-        basis, envelope = basis.to(self.dtype), envelope.to(self.dtype)
-        x = self.embedding(numbers, basis, envelope, messenger)  # (n, 9, f)
-        for layer in self.layers:
-            x = layer(x, basis, envelope, messenger)
+        first, *others = messenger.filters(self.filters)
+        x = self.embedding(numbers, first, messenger)  # (n, 9, f)
+        for layer, filters in zip(self.layers, others, strict=True):
+            x = layer(x, filters, messenger)
         hidden = self.norm(torch.cat([_square(part) for part in x.split(PARTS, dim=1)], dim=1))
         for linear in self.readout[:-1]:
             hidden = silu(linear(hidden))
         return self.scale * self.readout[-1](hidden).squeeze(-1)
+
+    def filters(self, distances: Tensor) -> list[Tensor]:
+        """Of the embedding and each interaction, `(m, 3, f)`, at distances `(m,)` in Å."""
+        envelope = cosine_cutoff(distances, self.cutoff)[:, None]  # (m, 1)
+        basis = self.radial_basis(distances) * envelope  # (m, radial functions)
+        basis, envelope = basis.to(self.dtype), envelope.to(self.dtype)
+        layers = (self.embedding, *self.layers)
+        return [
+            (layer.filters(basis) * envelope).unflatten(1, (3, -1))  # type: ignore[operator]
+            for layer in layers
+        ]
 
     def radial_basis(self, distances: Tensor) -> Tensor:
         """exp(−β (exp(−α r) − μ)²), μ evenly spaced from exp(−cutoff) to 1, `(m, functions)`."""
@@ -142,18 +160,19 @@ class TensorEmbedding(nn.Module):
             [nn.Linear(features, 2 * features), nn.Linear(2 * features, 3 * features)]
         )
 
-    def forward(
-        self, numbers: Tensor, basis: Tensor, envelope: Tensor, messenger: Messenger
-    ) -> Tensor:
+    def filters(self, basis: Tensor) -> Tensor:
+        """`(m, 3 f)` from the radial basis `(m, functions)`, without cutoff function."""
+        return self.radial(basis)
+
+    def forward(self, numbers: Tensor, filters: Filters, messenger: Messenger) -> Tensor:
         """`(n, 9, f)`."""
-        filters = (self.radial(basis) * envelope).reshape(len(basis), 3, -1)
         element = self.element(numbers)  # (n, f)
         # a linear layer of both elements is one of the centre's plus one of the neighbour's
         centre, neighbour = self.centre(element), self.neighbour(element)
-        lifted = messenger.lift(torch.ones_like(centre), filters)
-        x = centre[:, None] * lifted + messenger.lift(neighbour, filters)
+        lifted = messenger.lift(torch.ones_like(centre), filters.of_pairs)
+        x = centre[:, None] * lifted + messenger.lift(neighbour, filters.of_pairs)
         # an atom counts as its own neighbour at distance 0, where only the isotropic part is left
-        own = 3**0.5 * filters[0, 0] * (centre + neighbour)
+        own = 3**0.5 * filters.own[:, 0] * (centre + neighbour)
         x = torch.cat([x[:, :1] + own[:, None], x[:, 1:]], dim=1)
         scalars = self.norm(_square(x))
         for linear in self.scalars:
@@ -175,15 +194,17 @@ class Interaction(nn.Module):
         )
         self.before, self.after = PartwiseLinear(features), PartwiseLinear(features)
 
-    def forward(self, x: Tensor, basis: Tensor, envelope: Tensor, messenger: Messenger) -> Tensor:
-        """`(n, 9, f)` to `(n, 9, f)`."""
-        filters = basis
+    def filters(self, basis: Tensor) -> Tensor:
+        """`(m, 3 f)` from the radial basis `(m, functions)`, without cutoff function."""
         for linear in self.radial:
-            filters = silu(linear(filters))
-        filters = (filters * envelope).reshape(len(basis), 3, -1)
+            basis = silu(linear(basis))
+        return basis
+
+    def forward(self, x: Tensor, filters: Filters, messenger: Messenger) -> Tensor:
+        """`(n, 9, f)` to `(n, 9, f)`."""
         x = x / (_square(x) + 1)[:, None]
         y = self.before(x)
-        message = messenger.convolve(y, filters) + _by_part(y, filters[:1])
+        message = messenger.convolve(y, filters.of_pairs) + _by_part(y, filters.own)
         product = messenger.product(y, message)
         change = self.after(product / (_square(product) + 1)[:, None])
         return x + change + 0.5 * messenger.product(change, change)
@@ -213,16 +234,20 @@ class ExactMessenger:
         self.parities = torch.tensor(PARITIES, dtype=dtype, device=graph.device)[:, None]
         self.n = len(graph.numbers)
 
+    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
+        """See `Messenger`."""
+        return [Filters(values[:1], values[1:]) for values in layers(self.distances)]
+
     def lift(self, x: Tensor, filters: Tensor) -> Tensor:
         """See `Messenger`."""
-        sent = filters[1:, PART_OF] * self.tensors  # (p, 9, f)
+        sent = filters[:, PART_OF] * self.tensors  # (p, 9, f)
         received = x.new_zeros((self.n, 9, x.shape[1]))
         received = received.index_add(0, self.i, sent * x[self.j][:, None])
         return received.index_add(0, self.j, self.parities * sent * x[self.i][:, None])
 
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
         """See `Messenger`."""
-        chosen = filters[1:, PART_OF]  # (p, 9, f)
+        chosen = filters[:, PART_OF]  # (p, 9, f)
         received = torch.zeros_like(x).index_add(0, self.i, chosen * x[self.j])
         return received.index_add(0, self.j, chosen * x[self.i])
 

@@ -1,0 +1,73 @@
+"""The sampled engine: TensorNet with its filters sampled once, pairs counted once, on a CPU.
+
+The messages are the loops of training (`backbones/pair_messages.py`), the dense layers torch's,
+forces and stress come by autograd through both.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ase_biasgrad.backbones import Backbone, TensorNet
+from ase_biasgrad.backbones.lean_forward import FixedMessenger, sampled_functions
+from ase_biasgrad.backbones.tensornet import Filters
+from ase_biasgrad.calculators.reference_engine import ReferenceEngine
+from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.splines import sampled
+
+
+def fits(backbones: list[Backbone]) -> bool:
+    """Whether this engine can evaluate these backbones."""
+    return all(isinstance(backbone, TensorNet) for backbone in backbones)
+
+
+class SampledTensorNet(Backbone):
+    """`TensorNet` whose filters are splines (`table` says how accurate) and do not learn.
+
+    Raises
+    ------
+    ase_biasgrad.splines.SplineError
+        If the filters cannot be sampled.
+    """
+
+    name = "sampled-tensornet"
+
+    def __init__(self, of: TensorNet) -> None:
+        super().__init__()
+        self.of = of
+        self.arguments, self.cutoff = of.arguments, of.cutoff
+        exact = copy.deepcopy(of).to("cpu", torch.float64).requires_grad_(False)
+
+        def filters(distances: Tensor) -> Tensor:
+            return torch.cat([values.flatten(1) for values in exact.filters(distances)], dim=1)
+
+        self.table = sampled(filters, of.cutoff, sampled_functions(of))
+        layers = 1 + of.arguments["interactions"]
+        shape = (layers, 3, of.arguments["features"])
+        self.register_buffer("rows", torch.from_numpy(self.table.rows).unflatten(1, shape))
+        own = filters(torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("own", own.unflatten(1, shape))
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        buffers: Any = self
+        filters = [
+            Filters(own, rows.contiguous())
+            for own, rows in zip(buffers.own.unbind(1), buffers.rows.unbind(1), strict=True)
+        ]
+        messenger = FixedMessenger(graph, self.table.knots, self.of.dtype, filters)
+        return self.of.energies(graph.numbers, messenger)
+
+
+class SampledEngine(ReferenceEngine):
+    """Autograd through `SampledTensorNet`; one or several, on the CPU."""
+
+    name = "sampled"
+
+    def __init__(self, backbones: list[Backbone], dtype: torch.dtype, skin: float) -> None:
+        own: list[Backbone] = [SampledTensorNet(b) for b in backbones if isinstance(b, TensorNet)]
+        super().__init__(own, torch.device("cpu"), dtype, skin)
