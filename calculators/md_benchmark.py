@@ -200,7 +200,7 @@ def _forces(atoms: Atoms, calc: Calculator) -> np.ndarray:
 
 
 def floor_of_schnet(backbone: Backbone, atoms: Atoms) -> float:
-    """ms that the floating-point operations of tabulated SchNet take at this machine's sgemm speed.
+    """ms that the floating-point operations of SchNet on cubic tables take at sgemm speed here.
 
     Of L interactions with F features, forward and backward pass: 3 L − 1 products with F × F
     weights each (the first follows from the element, and nothing depends on its derivative), and

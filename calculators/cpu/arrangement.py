@@ -18,7 +18,7 @@ from ase_biasgrad.neighbours import Edges, complete_cell
 ARRANGED_FROM = 200
 BIN = 2.5  # Å
 BITS = 20  # of each coordinate, in bins
-TOGETHER = 16  # atoms whose pairs are ordered by length
+TOGETHER, LENGTHS = 16, 128  # atoms whose pairs are ordered by length, and how finely
 
 
 def z_order(structure: Structure) -> np.ndarray:
@@ -39,10 +39,14 @@ def z_order(structure: Structure) -> np.ndarray:
 
 
 def by_length(pairs: HalfPairs, structure: Structure) -> HalfPairs:
-    """Pairs ordered by length among those of each `TOGETHER` atoms."""
+    """Pairs of each `TOGETHER` atoms ordered by length, to about a `LENGTHS`-th of the longest."""
     vectors = structure.positions[pairs.j] - structure.positions[pairs.i]
     vectors += pairs.shift @ np.where(structure.pbc[:, None], structure.cell, 0.0)
-    order = np.lexsort((np.einsum("pk,pk->p", vectors, vectors), pairs.i // TOGETHER))
+    lengths = np.sqrt(np.einsum("pk,pk->p", vectors, vectors))
+    key = (lengths * ((LENGTHS - 1) / lengths.max(initial=1.0))).astype(np.int64)
+    key += pairs.i // TOGETHER * LENGTHS
+    # numpy sorts short integers several times as fast
+    order = np.argsort(key.astype(np.min_scalar_type(key.max(initial=0))), kind="stable")
     return HalfPairs(pairs.i[order], pairs.j[order], pairs.shift[order])
 
 
