@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, comb
 
 import numpy as np
 import torch
+from scipy.linalg import solve_banded
 from torch import Tensor
 
 DEGREE = 5
@@ -147,7 +148,7 @@ def sampled(
 def _on_knots(function: Callable[[Tensor], Tensor], knots: Knots) -> RadialTable:
     with torch.no_grad():
         at_knots = function(knots.distances()).numpy()
-    table = RadialTable(knots, _interpolation(knots.count) @ at_knots, 0.0, 0.0)
+    table = RadialTable(knots, coefficients(knots.count, at_knots), 0.0, 0.0)
     errors, sizes = [], []
     for place in BETWEEN:
         distances = (np.arange(knots.count - 1) + place) * knots.spacing
@@ -207,13 +208,20 @@ def _sites(count: int) -> np.ndarray:
     return np.sort(np.concatenate([np.arange(count), between]))
 
 
-@cache
+@lru_cache(maxsize=8)
 def _interpolation(count: int) -> np.ndarray:
-    """Inverse of: the spline passes through the values at all sites."""
+    """Matrix from values at the sites to coefficients: what `coefficients` does, as training needs
+    it."""
+    return coefficients(count, np.eye(len(_sites(count))))
+
+
+def coefficients(count: int, values: np.ndarray) -> np.ndarray:
+    """Spline coefficients `(count + 4, channels)` from values at all sites, of the same shape."""
     sites = _sites(count)
     interval = np.minimum(sites.astype(int), count - 2)
-    taps = (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()
-    equations = np.zeros((len(sites), len(sites)))
-    for row, (first, weights) in enumerate(zip(interval, taps, strict=True)):
-        equations[row, first : first + TAPS] = weights
-    return np.linalg.inv(equations)
+    taps = (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()  # (sites, 6)
+    # row r has its six entries at most five places off the diagonal
+    rows, columns = np.arange(len(sites))[:, None], interval[:, None] + np.arange(TAPS)
+    bands = np.zeros((2 * DEGREE + 1, len(sites)))
+    bands[DEGREE + rows - columns, columns] = taps
+    return solve_banded((DEGREE, DEGREE), bands, values)
