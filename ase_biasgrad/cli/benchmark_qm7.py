@@ -16,7 +16,10 @@ def qm7(
     row: Annotated[
         list[str] | None, typer.Option(help="row of the table; may be repeated (default: all)")
     ] = None,
-    folds: Annotated[int, typer.Option(min=1, help="test on the first so many folds")] = 5,
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="test on this fold; may be repeated (default: all)"),
+    ] = None,
     minutes: Annotated[
         float,
         typer.Option(help="processor time of each network that learns in steps, for each fold"),
@@ -35,20 +38,21 @@ def qm7(
 
     chosen = ladder.chosen_rows(row or [])
     molecules = molecules_of(Dataset(data, in_memory=True))
-    available = int(molecules.folds.max()) + 1
-    if folds > available:
-        raise typer.BadParameter(f"--folds {folds}: {data} has {available}")
+    available = range(int(molecules.folds.max()) + 1)
+    if missing := sorted(set(fold or []) - set(available)):
+        raise typer.BadParameter(f"--fold {missing[0]}: {data} has folds 0 to {available[-1]}")
     sizes: list[int | None] = [*size] if size else [None]
     for one in chosen:
-        for fold in range(folds):
+        for tested in fold or available:
             for trained_on in sizes:
                 result = ladder.run(
-                    one, molecules, fold, hardware(), trained_on, minutes, seed, typer.echo
+                    one, molecules, tested, hardware(), trained_on, minutes, seed, typer.echo
                 )
                 ladder.save(result, output)
                 typer.echo(
-                    f"{one.key}, fold {fold}, {result.trained_on} molecules: MAE {result.mae:.2f}, "
-                    f"RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. {result.note}"
+                    f"{one.key}, fold {tested}, {result.trained_on} molecules: MAE "
+                    f"{result.mae:.2f}, RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. "
+                    f"{result.note}"
                 )
     _summarise(output)
 

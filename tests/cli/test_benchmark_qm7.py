@@ -44,7 +44,7 @@ def test_runs_add_up_to_one_table(data, tmp_path):
     biasgrad("benchmark", "qm7", data, "-o", out, "--row", "mean")
     said = biasgrad(
         "benchmark", "qm7", data, "-o", out, "--row", "composition", "--row", "dense-standardised",
-        "--folds", 2, "--size", 10, "--size", 32, "--minutes", 0.01,
+        "--fold", 0, "--fold", 1, "--size", 10, "--size", 32, "--minutes", 0.01,
     )  # fmt: skip
     assert "composition, fold 1, 10 molecules: MAE" in said
     lines = (out / "table.md").read_text().splitlines()
@@ -59,7 +59,7 @@ def test_runs_add_up_to_one_table(data, tmp_path):
 
 
 def test_more_folds_than_there_are(data, tmp_path):
-    biasgrad("benchmark", "qm7", data, "-o", tmp_path / "r", "--folds", 6, code=2)
+    biasgrad("benchmark", "qm7", data, "-o", tmp_path / "r", "--fold", 5, code=2)
     with pytest.raises(ValueError, match="there are no rows"):
         biasgrad("benchmark", "qm7", data, "-o", tmp_path / "r", "--row", "best")
     assert not (tmp_path / "r").exists()

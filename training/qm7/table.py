@@ -18,7 +18,7 @@ def table(rows: Sequence[Row], results: Sequence[Result]) -> str:
     by one alike.
     """
     lines = [
-        "| method | published MAE | MAE | RMSE | folds | training, s | how far |",
+        "| method | published MAE | MAE | RMSE | folds | processor time, s | how far |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
