@@ -27,16 +27,20 @@ class PerSearch(Generic[T]):
         """Another one without a list."""
         return PerSearch(self.list.cutoff, self.list.skin, self.make)
 
-    def is_complete(self, structure: Structure) -> bool:
-        """Whether no search is needed for this structure."""
+    def find(self, structure: Structure) -> T | None:
+        """What was made last, if its candidates still hold every pair within the cutoff."""
         s = structure
-        return self._made is not None and self.list.is_complete(
-            s.numbers, s.positions, s.cell, s.pbc
-        )
+        if self._made is None or not self.list.is_complete(s.numbers, s.positions, s.cell, s.pbc):
+            return None
+        return self._made
+
+    def search(self, structure: Structure) -> T:
+        """Of new candidates."""
+        s, self._made = structure, None  # the old one need not wait in memory
+        self._made = self.make(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
+        return self._made
 
     def of(self, structure: Structure) -> T:
         """Of the candidates of a structure; the same object until they are searched anew."""
-        if self._made is None or not self.is_complete(structure):
-            s, self._made = structure, None  # the old one need not wait in memory
-            self._made = self.make(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
-        return self._made
+        found = self.find(structure)
+        return self.search(structure) if found is None else found

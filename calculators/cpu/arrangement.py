@@ -7,6 +7,8 @@ order takes half as long again without.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ase_biasgrad.calculators.engine import Structure
@@ -19,6 +21,7 @@ ARRANGED_FROM = 200
 BIN = 2.5  # Å
 BITS = 20  # of each coordinate, in bins
 TOGETHER, LENGTHS = 16, 128  # atoms whose pairs are ordered by length, and how finely
+AT_ONCE = 2**16 // LENGTHS * TOGETHER  # atoms whose pairs are ordered in one go
 
 
 def z_order(structure: Structure) -> np.ndarray:
@@ -38,21 +41,40 @@ def z_order(structure: Structure) -> np.ndarray:
     return np.argsort(code, kind="stable")
 
 
-def by_length(pairs: HalfPairs, structure: Structure) -> HalfPairs:
-    """Pairs of each `TOGETHER` atoms ordered by length, to about a `LENGTHS`-th of the longest."""
-    vectors = structure.positions[pairs.j] - structure.positions[pairs.i]
-    vectors += pairs.shift @ np.where(structure.pbc[:, None], structure.cell, 0.0)
-    lengths = np.sqrt(np.einsum("pk,pk->p", vectors, vectors))
-    key = (lengths * ((LENGTHS - 1) / lengths.max(initial=1.0))).astype(np.int64)
-    key += pairs.i // TOGETHER * LENGTHS
-    # numpy sorts short integers several times as fast
-    order = np.argsort(key.astype(np.min_scalar_type(key.max(initial=0))), kind="stable")
-    return HalfPairs(pairs.i[order], pairs.j[order], pairs.shift[order])
+def by_length(pairs: HalfPairs, structure: Structure) -> None:
+    """Order pairs, which are sorted by i, by length among those of each `TOGETHER` atoms; in place.
+
+    Lengths count to about a `LENGTHS`-th of the longest.
+    """
+    cell = np.where(structure.pbc[:, None], structure.cell, 0.0)
+    ends = np.append(np.arange(AT_ONCE, len(structure.numbers), AT_ONCE), len(structure.numbers))
+    first = 0
+    for last in np.searchsorted(pairs.i, ends).tolist():
+        i, j, shift = (part[first:last] for part in (pairs.i, pairs.j, pairs.shift))
+        vectors = structure.positions[j] - structure.positions[i] + shift @ cell
+        lengths = np.sqrt(np.einsum("pk,pk->p", vectors, vectors))
+        key = (lengths * ((LENGTHS - 1) / lengths.max(initial=1.0))).astype(np.int64)
+        key += i % AT_ONCE // TOGETHER * LENGTHS
+        # numpy sorts integers of 16 bits many times as fast
+        order = np.argsort(key.astype(np.uint16), kind="stable")
+        for part in (i, j, shift):
+            part[:] = part[order]
+        first = last
 
 
 def _made(edges: Edges, structure: Structure) -> HalfPairs:
     pairs = half(edges)
-    return pairs if len(structure.numbers) < ARRANGED_FROM else by_length(pairs, structure)
+    if len(structure.numbers) >= ARRANGED_FROM:
+        by_length(pairs, structure)
+    return pairs
+
+
+class Arranged(NamedTuple):
+    """A structure as it lies in memory, its pairs, and which atoms stand where, if moved."""
+
+    structure: Structure
+    pairs: HalfPairs
+    order: np.ndarray | None  # (n,)
 
 
 class ArrangedPairs:
@@ -75,23 +97,25 @@ class ArrangedPairs:
         """Another one without a list."""
         return ArrangedPairs(self.list.list.cutoff, self.skin)
 
-    def of(self, structure: Structure) -> tuple[Structure, HalfPairs, np.ndarray | None]:
-        """The structure as it is arranged, its pairs, and which atoms stand where, if moved."""
-        n = len(structure.numbers)
-        if n < ARRANGED_FROM:
-            return structure, self.list.of(structure), None
-        if self._order is not None and len(self._order) == n:
-            arranged = _taken(structure, self._order)
-            if self.list.is_complete(arranged):
-                return arranged, self.list.of(arranged), self._order
-        self._order = z_order(structure)
+    def find(self, structure: Structure) -> Arranged | None:
+        """As the last search left it, if the pairs within the cutoff are still among its pairs."""
+        if self._order is not None and len(self._order) != len(structure.numbers):
+            return None
         arranged = _taken(structure, self._order)
-        return arranged, self.list.of(arranged), self._order
+        pairs = self.list.find(arranged)
+        return None if pairs is None else Arranged(arranged, pairs, self._order)
+
+    def search(self, structure: Structure) -> Arranged:
+        """Arranged and searched anew."""
+        many = len(structure.numbers) >= ARRANGED_FROM
+        self._order = z_order(structure) if many else None
+        arranged = _taken(structure, self._order)
+        return Arranged(arranged, self.list.search(arranged), self._order)
 
 
-def _taken(structure: Structure, order: np.ndarray) -> Structure:
+def _taken(structure: Structure, order: np.ndarray | None) -> Structure:
     s = structure
-    return Structure(s.numbers[order], s.positions[order], s.cell, s.pbc)
+    return s if order is None else Structure(s.numbers[order], s.positions[order], s.cell, s.pbc)
 
 
 def put_back(values: np.ndarray, order: np.ndarray | None) -> np.ndarray:

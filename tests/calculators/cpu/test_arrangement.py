@@ -7,6 +7,7 @@ from conftest import small_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_biasgrad.calculators.cpu import arrangement
 from ase_biasgrad.calculators.cpu.arrangement import (
     ARRANGED_FROM,
     ArrangedPairs,
@@ -51,7 +52,7 @@ def test_the_order_keeps_neighbours_together():
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)])
 def test_pairs_are_those_of_the_structure(pbc):
     structure = fluid(ARRANGED_FROM + 40, 3, pbc)
-    arranged, pairs, order = ArrangedPairs(3.0, 0.5).of(structure)
+    arranged, pairs, order = ArrangedPairs(3.0, 0.5).search(structure)
     np.testing.assert_array_equal(arranged.positions, structure.positions[order])
     np.testing.assert_array_equal(arranged.numbers, structure.numbers[order])
     once = half(neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5))
@@ -88,18 +89,35 @@ def test_results_are_in_the_order_of_the_structure(name):
     assert engine.evaluate(few, True).forces.shape == (1, 9, 3)
 
 
-def test_a_search_is_made_only_when_atoms_have_moved_far():
-    arranged, structure = ArrangedPairs(3.0, 0.6), fluid(300, 5)
-    s = structure
-    before = arranged.of(s)
+def test_a_search_is_needed_only_when_atoms_have_moved_far():
+    arranged, s = ArrangedPairs(3.0, 0.6), fluid(300, 5)
+    assert arranged.find(s) is None
+    searched = arranged.search(s)
     near = Structure(s.numbers, s.positions + 0.1, s.cell, s.pbc)  # all of them together
-    assert arranged.of(near)[1] is before[1]
+    assert arranged.find(near).pairs is searched.pairs
+    np.testing.assert_array_equal(arranged.find(near).structure.numbers, s.numbers[searched.order])
     far = Structure(s.numbers, s.positions + 0.4 * np.eye(300, 3), s.cell, s.pbc)  # three atoms
-    assert arranged.of(far)[1] is not before[1]
-    assert arranged.list.list.searches == 2
+    assert arranged.find(far) is None
+    assert arranged.find(Structure(s.numbers[1:], s.positions[1:], s.cell, s.pbc)) is None
     arranged.reset()
-    arranged.of(far)
-    assert arranged.list.list.searches == 3
+    assert arranged.find(s) is None
+
+
+def test_pairs_are_ordered_by_length_in_blocks(monkeypatch):
+    """In several goes, too; none is lost."""
+    monkeypatch.setattr(arrangement, "AT_ONCE", 3 * arrangement.TOGETHER)
+    s = fluid(300, 6)
+    edges = neighbour_list(s.positions, s.cell, s.pbc, 4.0)
+    pairs, before = half(edges), half(edges)
+    arrangement.by_length(pairs, s)
+    vectors = s.positions[pairs.j] - s.positions[pairs.i] + pairs.shift @ s.cell
+    lengths, block = np.linalg.norm(vectors, axis=1), pairs.i // arrangement.TOGETHER
+    assert (np.diff(block) >= 0).all()
+    within = np.diff(block) == 0
+    assert np.diff(lengths)[within].min() > -4.0 / (arrangement.LENGTHS - 1) - 1e-9
+    rows = [np.column_stack([p.i, p.j, p.shift]) for p in (pairs, before)]
+    np.testing.assert_array_equal(*(np.unique(r, axis=0) for r in rows))
+    assert len(rows[0]) == len(np.unique(rows[0], axis=0))
 
 
 def test_values_are_put_back():
