@@ -199,7 +199,10 @@ class SkinList:
     def is_complete(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> bool:
-        """Whether the candidates of the last search still hold every pair within the cutoff."""
+        """Whether the candidates of the last search still hold every pair within the cutoff.
+
+        Positions that are not finite are found by a search only where all pairs are candidates.
+        """
         if self._key != (numbers.tobytes(), pbc.tobytes()):
             return False
         if self._constant:

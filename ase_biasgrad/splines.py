@@ -5,8 +5,8 @@ few hundred knots instead of at every pair and interpolated by the quintic B-spl
 values: four times differentiable, error of order (spacing)⁶. Energies and forces of a sampled
 potential belong together: one is the exact derivative of the other. The spline is linear in the
 values, so that in training weights and positions both get exact derivatives of the function that
-is evaluated, and engines evaluate the function that was trained. DeePMD-kit (Lu et al. 2022,
-J. Chem. Theory Comput. 18, 5559) and Symmetrix tabulate, too.
+is evaluated; engines begin with the knots of training. DeePMD-kit (Lu et al. 2022, J. Chem. Theory
+Comput. 18, 5559) and Symmetrix tabulate, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEGREE = 5
 TAPS = DEGREE + 1  # coefficients that matter in each interval
 # the narrowest feature of a basis is as wide as the spacing of its functions
 KNOTS_PER_FUNCTION = 7
-REFINEMENTS = 5
+REFINEMENTS = 9
 FINER = 1.5
 # of the largest value and slope of any channel: the rounding of float32 in the network itself
 VALUE_TOLERANCE, SLOPE_TOLERANCE = 1e-6, 4e-6
@@ -46,7 +46,7 @@ class Knots:
     @classmethod
     def for_functions(cls, cutoff: float, functions: int) -> Knots:
         """Enough for a basis of `functions` radial functions on [0, cutoff]."""
-        return cls(cutoff, ceil(KNOTS_PER_FUNCTION * max(functions, 8)) + 1)
+        return cls(cutoff, KNOTS_PER_FUNCTION * max(functions, 8) + 1)
 
     @property
     def spacing(self) -> float:
@@ -141,7 +141,8 @@ def sampled(
         knots = Knots(cutoff, ceil(FINER * knots.count))
     raise SplineError(
         f"at a spacing of {table.knots.spacing:.2g} Å the table is off by {table.value_error:.1e} "
-        f"in values and {table.slope_error:.1e} in slopes (relative); the function is not smooth"
+        f"in values and {table.slope_error:.1e} in slopes (relative): the function is not smooth "
+        "at this scale"
     )
 
 

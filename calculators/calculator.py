@@ -65,8 +65,8 @@ class BiasGradCalculator(Calculator):
         float64.
     engine
         `auto` takes `cpu`, written-out derivatives over sampled radial filters, for SchNet and
-        PaiNN in float32 on a CPU, `sampled` for TensorNet there, and `reference`, autograd, for
-        everything else. `cuda` is the same as `cpu` for CUDA devices, to be asked for. The
+        PaiNN in float32 on a CPU, `sampled` for TensorNet on a CPU, and `reference`, autograd,
+        for everything else. `cuda` is the same as `cpu` for CUDA devices, to be asked for. The
         attribute `engine` names the one that runs.
     skin
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an

@@ -7,13 +7,14 @@ forces and stress come by autograd through both.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones import Backbone, TensorNet
-from ase_biasgrad.backbones.lean_forward import FixedMessenger, sampled_functions
+from ase_biasgrad.backbones.lean_forward import FixedMessenger
 from ase_biasgrad.backbones.tensornet import Filters
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.graph import AtomGraph
@@ -45,29 +46,27 @@ class SampledTensorNet(Backbone):
         def filters(distances: Tensor) -> Tensor:
             return torch.cat([values.flatten(1) for values in exact.filters(distances)], dim=1)
 
-        self.table = sampled(filters, of.cutoff, sampled_functions(of))
+        self.table = sampled(filters, of.cutoff, of.sampled_functions)
         layers = 1 + of.arguments["interactions"]
         shape = (layers, 3, of.arguments["features"])
-        self.register_buffer("rows", torch.from_numpy(self.table.rows).unflatten(1, shape))
-        own = filters(torch.zeros(1, dtype=torch.float64))
-        self.register_buffer("own", own.unflatten(1, shape))
+        rows = torch.from_numpy(self.table.rows).unflatten(1, shape)
+        own = filters(torch.zeros(1, dtype=torch.float64)).unflatten(1, shape)
+        self.register_buffer("rows", rows.transpose(0, 1).contiguous())  # (layers, rows, 3, f)
+        self.register_buffer("own", own.transpose(0, 1).contiguous())  # (layers, 1, 3, f)
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
         buffers: Any = self
-        filters = [
-            Filters(own, rows.contiguous())
-            for own, rows in zip(buffers.own.unbind(1), buffers.rows.unbind(1), strict=True)
-        ]
+        filters = [Filters(*of) for of in zip(buffers.own, buffers.rows, strict=True)]
         messenger = FixedMessenger(graph, self.table.knots, self.of.dtype, filters)
         return self.of.energies(graph.numbers, messenger)
 
 
 class SampledEngine(ReferenceEngine):
-    """Autograd through `SampledTensorNet`; one or several, on the CPU."""
+    """Autograd through `SampledTensorNet`, of one or several `TensorNet`, on the CPU."""
 
     name = "sampled"
 
-    def __init__(self, backbones: list[Backbone], dtype: torch.dtype, skin: float) -> None:
-        own: list[Backbone] = [SampledTensorNet(b) for b in backbones if isinstance(b, TensorNet)]
+    def __init__(self, backbones: Sequence[Any], dtype: torch.dtype, skin: float) -> None:
+        own: list[Backbone] = [SampledTensorNet(backbone) for backbone in backbones]
         super().__init__(own, torch.device("cpu"), dtype, skin)

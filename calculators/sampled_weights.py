@@ -82,7 +82,7 @@ def schnet_weights(backbones: Sequence[Any]) -> SchNetWeights:
     Raises
     ------
     ase_biasgrad.splines.SplineError
-        If the filters cannot be tabulated.
+        If the filters cannot be sampled.
     """
     nets = _in_float64(backbones)
 
@@ -151,7 +151,7 @@ def _in_float64(backbones: Sequence[Any]) -> list[Any]:
 
 def _table(nets: list[Any], filters: Callable[[Any, Tensor], Tensor]) -> RadialTable:
     """Filters of all members, `filters(net, distances)`, on one grid."""
-    functions = max(net.arguments["radial_functions"] for net in nets)
+    functions = max(net.sampled_functions for net in nets)
     cutoff = float(nets[0].cutoff)
     return sampled(lambda d: torch.cat([filters(net, d) for net in nets], 1), cutoff, functions)
 

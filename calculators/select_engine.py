@@ -42,7 +42,7 @@ def select_engine(
         try:
             return _made(wanted, backbones, device, dtype, skin)
         except SplineError as error:
-            obstacle = f"its radial filters cannot be tabulated: {error}"
+            obstacle = f"its radial filters cannot be sampled: {error}"
             if engine == "auto":
                 warnings.warn(f"the potential runs by autograd: {obstacle}", stacklevel=4)
     if engine != "auto":

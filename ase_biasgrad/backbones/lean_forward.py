@@ -3,8 +3,8 @@
 SchNet, PaiNN and TensorNet: the same functions up to rounding, from the same parameters, and
 twice differentiable, at a fraction of the cost. Filters are splines through their values at knots
 (`splines`), messages and products have both derivatives written out (`pair_messages`,
-`vector_products`), pairs beyond the cutoff are left out. For inference and validation the
-backbone itself is used.
+`vector_products`), pairs beyond the cutoff are left out. Validation uses the backbone itself,
+calculators the same splines once more (`calculators/`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LeanBackbone(Backbone):
         super().__init__()
         self.of = of
         self.arguments, self.cutoff = of.arguments, of.cutoff
-        self.knots = Knots.for_functions(of.cutoff, of.arguments["radial_functions"])
+        self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
         self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def constants(self) -> tuple[Tensor, Tensor]:
@@ -154,19 +154,13 @@ class LeanTensorNet(Backbone):
         super().__init__()
         self.of = of
         self.arguments, self.cutoff = of.arguments, of.cutoff
-        self.knots = Knots.for_functions(of.cutoff, sampled_functions(of))
+        self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
         if graph.device.type != "cpu":
             return self.of(graph)
         return self.of.energies(graph.numbers, KnotMessenger(graph, self.knots, self.of.dtype))
-
-
-def sampled_functions(backbone: TensorNet) -> int:
-    """Evenly spaced functions that are as narrow as those of this backbone at bond lengths, where
-    its exponential-normal functions are narrower than their mean spacing."""
-    return round(1.7 * backbone.arguments["radial_functions"])
 
 
 class SampledMessenger:

@@ -38,6 +38,8 @@ class SchNetPackBackbone(ReadoutBackbone):
         stage sets it to the root mean square force × 1 Å, so that outputs are of order one.
     """
 
+    _per_bessel: ClassVar[int] = 2  # Gaussians that are as narrow as the features of filters
+
     def __init__(
         self,
         features: int = 128,
@@ -82,6 +84,12 @@ class SchNetPackBackbone(ReadoutBackbone):
         )
         nn.init.zeros_(self.readout[-1].bias)
 
+    @property
+    def sampled_functions(self) -> int:
+        """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
+        count = self.arguments["radial_functions"]
+        return self._per_bessel * count if self.arguments["radial_basis"] == "bessel" else count
+
     def _representation(
         self, features: int, interactions: int, radial_basis: nn.Module, envelope: nn.Module
     ) -> nn.Module:
@@ -112,6 +120,7 @@ class SchNet(SchNetPackBackbone):
     """Continuous-filter convolutions (Schütt et al. 2018, J. Chem. Phys. 148, 241722)."""
 
     name: ClassVar[str] = "schnet"
+    _per_bessel: ClassVar[int] = 4  # its filter networks make overtones of the basis
 
     def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
         super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)

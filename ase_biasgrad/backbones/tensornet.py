@@ -125,6 +125,12 @@ class TensorNet(ReadoutBackbone):
             hidden = silu(linear(hidden))
         return self.scale * self.readout[-1](hidden).squeeze(-1)
 
+    @property
+    def sampled_functions(self) -> int:
+        """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters: at
+        bond lengths exponential-normal functions are narrower than their mean spacing."""
+        return round(1.7 * self.arguments["radial_functions"])
+
     def filters(self, distances: Tensor) -> list[Tensor]:
         """Of the embedding and each interaction, `(m, 3, f)`, at distances `(m,)` in Å."""
         envelope = cosine_cutoff(distances, self.cutoff)[:, None]  # (m, 1)

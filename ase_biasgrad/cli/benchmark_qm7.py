@@ -22,7 +22,7 @@ def qm7(
     ] = None,
     minutes: Annotated[
         float,
-        typer.Option(help="processor time of each network that learns in steps, for each fold"),
+        typer.Option(help="processor time (of all threads) of each network that learns in steps"),
     ] = 20.0,
     size: Annotated[
         list[int] | None,

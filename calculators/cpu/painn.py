@@ -10,9 +10,8 @@ and the mixing, with V, W = μ M and a = mixing(q, |V|),
 
     q += a1 + a2 ∘ Σ_k V_k W_k,    μ += a3 ∘ W.
 
-Formulas: Schütt, Unke, Gastegger 2021. Filters are spline
-coefficients `(rows, 3 F)`. Blocks as in
-`schnet.py`.
+Formulas: Schütt, Unke, Gastegger 2021. Filters are spline coefficients `(rows, 3 F)`. Blocks as
+in `schnet.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from ase_biasgrad.calculators.cpu.taps import (
 ZERO = np.float32(0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")  # coincident atoms: NaN, which is reported
 def unit(vectors, p):  # type: ignore[no-untyped-def]
     """Components of the unit vector of pair p, each in all places of a vector."""
     d = vectors[p, 3]

@@ -162,13 +162,14 @@ def test_pickles_and_copies_share_results():
     assert copy.deepcopy(engine).model is engine.model
 
 
-def test_coincident_atoms_are_an_error_and_not_a_number():
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_coincident_atoms_are_an_error_and_not_a_number(name):
     from ase.calculators.calculator import CalculationFailed
 
     atoms = ethanol()
     atoms.positions[3] = atoms.positions[4]
-    atoms.calc = BiasGradCalculator(small_potential("schnet"), device="cpu")
-    with pytest.raises(CalculationFailed, match="forces of 9 atoms"):
+    atoms.calc = BiasGradCalculator(small_potential(name), device="cpu")
+    with pytest.raises(CalculationFailed, match="of 9 atoms came out as NaN"):
         atoms.get_forces()
 
 
@@ -187,7 +188,7 @@ def test_which_engine_runs():
         BiasGradCalculator([schnet, wide], engine="cpu", **on_cpu)
 
 
-def test_filters_that_cannot_be_tabulated_are_left_to_autograd(monkeypatch):
+def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
     def refuse(*_):
         raise SplineError("a kink")
 
@@ -199,8 +200,9 @@ def test_filters_that_cannot_be_tabulated_are_left_to_autograd(monkeypatch):
         BiasGradCalculator(small_potential(), device="cpu", engine="cpu")
 
 
+@pytest.mark.parametrize("basis", ["gaussian", "bessel"])
 @pytest.mark.parametrize("name", ["schnet", "painn"])
-def test_filters_are_those_of_training(name):
+def test_filters_are_those_of_training(name, basis):
     """Training on CPU or CUDA samples filters at the same knots: one function from start to end."""
-    backbone = small_potential(name).backbone
+    backbone = small_potential(name, radial_basis=basis, radial_functions=20, cutoff=5.0).backbone
     assert CpuEngine([backbone], 0.5).model.table.knots == lean(backbone).knots
