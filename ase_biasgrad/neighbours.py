@@ -191,7 +191,7 @@ class SkinList:
         self.reset()  # also where the search fails
         edges = neighbour_list(positions, cell, pbc, self.cutoff + self.skin)
         self._constant = not pbc.any() and len(positions) <= ALL_PAIRS_UP_TO
-        self._positions, self._cell, self._pbc = positions.copy(), np.array(cell, float), pbc.copy()
+        self._positions, self._cell = positions.copy(), np.array(cell, float)
         self._key = numbers.tobytes(), pbc.tobytes()
         self.searches += 1
         return edges

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -71,3 +72,20 @@ def copper(seed: int = 0) -> Atoms:
     )
     atoms.positions += random.normal(0, 0.05, (4, 3))
     return atoms
+
+
+def mixed() -> Atoms:
+    """Copper without periodicity along its second cell vector."""
+    atoms = copper()
+    atoms.pbc = (True, False, True)
+    return atoms
+
+
+def structure_of(atoms: Atoms) -> Structure:
+    """What engines are given."""
+    return Structure(
+        atoms.numbers.astype(np.int64),
+        atoms.positions.copy(),
+        atoms.cell.array.copy(),
+        atoms.pbc.copy(),
+    )

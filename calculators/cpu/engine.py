@@ -17,8 +17,6 @@ from ase_biasgrad.calculators.engine import Evaluation, Structure, split
 from ase_biasgrad.calculators.half_pairs import HalfPairs, half, joined
 from ase_biasgrad.neighbours import neighbour_list
 
-ROOM = 1.1  # of the memory for pairs, whose number changes with every search
-
 
 class CpuEngine:
     """Evaluates SchNet or PaiNN, or a committee of them, in float32 on the CPU.
@@ -36,7 +34,7 @@ class CpuEngine:
             CpuSchNet(backbones) if isinstance(backbones[0], SchNet) else CpuPaiNN(backbones)
         )
         self.list = ArrangedPairs(self.cutoff, skin)
-        self._forget_memory()
+        self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backbones": self.backbones, "skin": self.list.skin}
@@ -50,25 +48,21 @@ class CpuEngine:
     def reset(self) -> None:
         """Forget the neighbour list and the memory of the last structure."""
         self.list.reset()
-        self._forget_memory()
+        self._memory = None
 
     def fresh(self) -> CpuEngine:
         """Another engine without neighbour list that shares the weights."""
         other = object.__new__(CpuEngine)
         other.__dict__ |= self.__dict__
         other.list = self.list.fresh()
-        other._forget_memory()
+        other._memory = None
         return other
-
-    def _forget_memory(self) -> None:
-        self._of_atoms: tuple[tuple[int, int], tuple[np.ndarray, ...]] | None = None
-        self._of_pairs: tuple[np.ndarray, ...] | None = None
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
         found = self.list.find(structure)
         if found is None:
-            self._forget_memory()  # a search takes as much
+            self._memory = None  # a search takes as much
             found = self.list.search(structure)
         arranged, pairs, order = found
         atoms = arranged.numbers, arranged.positions, np.zeros(len(arranged.numbers), np.int64)
@@ -138,12 +132,9 @@ class CpuEngine:
         self, n: int, blocks: int, pairs: int
     ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Memory for pairs and atoms, kept from step to step; old memory goes before new comes."""
-        if self._of_atoms is None or self._of_atoms[0] != (n, blocks):
-            self._of_atoms = None
-            self._of_atoms = (n, blocks), self.model.memory(n, blocks)
-        if self._of_pairs is None or not pairs <= len(self._of_pairs[0]) <= 2 * pairs + 100:
-            self._of_pairs = None
-            room = int(ROOM * pairs)
+        if self._memory is None or self._memory[0] != (n, blocks, pairs):
+            self._memory = None
             kinds = (((2,), np.int32), ((4,), np.float64), ((), np.int32), ((), np.float32))
-            self._of_pairs = tuple(np.empty((room, *shape), kind) for shape, kind in kinds)
-        return self._of_pairs, self._of_atoms[1]
+            of_pairs = tuple(np.empty((pairs, *shape), kind) for shape, kind in kinds)
+            self._memory = (n, blocks, pairs), of_pairs, self.model.memory(n, blocks)
+        return self._memory[1:]

@@ -71,7 +71,7 @@ def sample_and_add(rows, start, stride, taps, along, sums):  # type: ignore[no-u
 @njit(cache=True, nogil=True)
 def total_slope(sums, place):  # type: ignore[no-untyped-def]
     """The derivative by the place of Σ value ∘ along, from the sums of `sample_and_add`."""
-    taps = _taps(SLOPE, place)
+    taps = slope_taps(place)
     a, b = taps[0] * sums[0] + taps[1] * sums[1], taps[2] * sums[2] + taps[3] * sums[3]
     a = a + taps[4] * sums[4]
     return total(a + (b + taps[5] * sums[5]))

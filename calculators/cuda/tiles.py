@@ -102,33 +102,9 @@ def _inner_slope(t):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def value_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """Quintic splines at place `t` of intervals, whose six coefficients lie `stride` apart from
-    `at` on."""
-    u = 1.0 - t
-    total = _outer(u) * tl.load(at, mask=inside, other=0.0)
-    total += _middle(u) * tl.load(at + stride, mask=inside, other=0.0)
-    total += _inner(u) * tl.load(at + 2 * stride, mask=inside, other=0.0)
-    total += _inner(t) * tl.load(at + 3 * stride, mask=inside, other=0.0)
-    total += _middle(t) * tl.load(at + 4 * stride, mask=inside, other=0.0)
-    return total + _outer(t) * tl.load(at + 5 * stride, mask=inside, other=0.0)
-
-
-@triton.jit
-def slope_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """As `value_of`, the derivative by `t`."""
-    u = 1.0 - t
-    total = -_outer_slope(u) * tl.load(at, mask=inside, other=0.0)
-    total -= _middle_slope(u) * tl.load(at + stride, mask=inside, other=0.0)
-    total -= _inner_slope(u) * tl.load(at + 2 * stride, mask=inside, other=0.0)
-    total += _inner_slope(t) * tl.load(at + 3 * stride, mask=inside, other=0.0)
-    total += _middle_slope(t) * tl.load(at + 4 * stride, mask=inside, other=0.0)
-    return total + _outer_slope(t) * tl.load(at + 5 * stride, mask=inside, other=0.0)
-
-
-@triton.jit
 def value_and_slope(at, stride, t, inside):  # type: ignore[no-untyped-def]
-    """Both of `value_of` and `slope_of`."""
+    """Quintic splines at place `t` of intervals, and their derivatives by `t`; their six
+    coefficients lie `stride` apart from `at` on."""
     u = 1.0 - t
     c = tl.load(at, mask=inside, other=0.0)
     value, slope = _outer(u) * c, -_outer_slope(u) * c
@@ -142,3 +118,17 @@ def value_and_slope(at, stride, t, inside):  # type: ignore[no-untyped-def]
     value, slope = value + _middle(t) * c, slope + _middle_slope(t) * c
     c = tl.load(at + 5 * stride, mask=inside, other=0.0)
     return value + _outer(t) * c, slope + _outer_slope(t) * c
+
+
+@triton.jit
+def value_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
+    """The first of `value_and_slope`; the compiler drops what only the other needs."""
+    value, _ = value_and_slope(at, stride, t, inside)
+    return value
+
+
+@triton.jit
+def slope_of(at, stride, t, inside):  # type: ignore[no-untyped-def]
+    """The second of `value_and_slope`."""
+    _, slope = value_and_slope(at, stride, t, inside)
+    return slope

@@ -8,15 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import torch
-from conftest import copper, small_potential
+from conftest import copper, small_potential, structure_of
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from ase_biasgrad.calculators.cuda.engine import CudaEngine
-from ase_biasgrad.calculators.engine import Structure
 
 names: set[str] = set()
 run = JITFunction.run
@@ -44,10 +42,7 @@ def compiled(self, *arguments, grid, warmup, **keywords):
 
 driver.set_active(Driver())
 JITFunction.run = compiled
-atoms = copper()
-structure = Structure(
-    atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.asarray(atoms.pbc)
-)
+structure = structure_of(copper())
 for name in ("schnet", "painn"):
     engine = CudaEngine([small_potential(name).backbone], torch.device("cpu"), 0.3)
     engine.evaluate(structure, True)

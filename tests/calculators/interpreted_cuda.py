@@ -13,7 +13,7 @@ import torch
 import triton_interpreter  # noqa: F401  (before Triton)
 from ase import Atoms
 from ase.build import molecule
-from conftest import copper, ethanol, small_potential
+from conftest import copper, ethanol, small_potential, structure_of
 
 from ase_biasgrad.calculators.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.cuda import (
@@ -38,13 +38,6 @@ CPU = torch.device("cpu")
 CUTOFF, INTERVALS, MEMBERS, WIDTH = 2.9, 5, 2, 16
 ROWS = INTERVALS + TAPS - 1  # coefficients of each filter
 GRID = torch.tensor([CUTOFF, CUTOFF / INTERVALS], dtype=torch.float64)
-
-
-def structure_of(atoms: Atoms) -> Structure:
-    return Structure(
-        atoms.numbers.astype(np.int64), atoms.positions.copy(), atoms.cell.array.copy(),
-        atoms.pbc.copy(),
-    )  # fmt: skip
 
 
 def loaded(structure: Structure, reach: float) -> Buffers:

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.calculator import CalculatorSetupError
-from conftest import copper, ethanol, small_potential
+from conftest import copper, ethanol, mixed, small_potential, structure_of
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.calculators.sampled_engine import SampledEngine
 from ase_biasgrad.splines import SplineError
@@ -19,18 +18,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ase_biasgrad.calculators.calculator.EnergyZeroWarning"
 )
 TOLERANCES = {torch.float64: 2e-6, torch.float32: 1e-5}
-
-
-def mixed():
-    atoms = copper()
-    atoms.pbc = (True, False, True)
-    return atoms
-
-
-def structure_of(atoms) -> Structure:
-    return Structure(
-        atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.array(atoms.pbc)
-    )
 
 
 @pytest.mark.parametrize("make", [ethanol, copper, mixed])

@@ -8,13 +8,12 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculatorSetupError
-from conftest import copper, ethanol, small_potential
+from conftest import copper, ethanol, mixed, small_potential, structure_of
 
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.calculators.cpu import threads
 from ase_biasgrad.calculators.cpu.engine import CpuEngine
-from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.calculators.half_pairs import half
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.neighbours import neighbour_list
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 STRUCTURES = {
     "molecule": ethanol,
     "crystal": copper,
-    "mixed pbc": lambda: mixed(),
+    "mixed pbc": mixed,
     "one atom in its images": lambda: bulk("Cu"),
     "atoms out of each other's reach": lambda: molecule("O2") * (1, 1, 1),
 }
@@ -37,18 +36,6 @@ VARIANTS = {
     "three readout layers": {"readout_layers": 3, "features": 32},
     "one interaction": {"interactions": 1},
 }
-
-
-def mixed():
-    atoms = copper()
-    atoms.pbc = (True, False, True)
-    return atoms
-
-
-def structure_of(atoms) -> Structure:
-    return Structure(
-        atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, np.array(atoms.pbc)
-    )
 
 
 def reference(backbones) -> ReferenceEngine:
