@@ -75,9 +75,13 @@ class ForceStage(pl.LightningModule):
         delta = self.options.huber_delta
         return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=delta)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def predicted_in_training(self, batch: Batch) -> dict[str, Tensor]:
+        """`properties` of the batch, differentiable in the parameters."""
         (potential,) = self._in_training
-        predicted = potential.evaluate(batch.graph, self.properties, create_graph=True)
+        return potential.evaluate(batch.graph, self.properties, create_graph=True)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        predicted = self.predicted_in_training(batch)
         loss = self.loss(batch, predicted, self._share_of_atoms(batch))
         self._training_losses.append(loss.detach())
         return loss

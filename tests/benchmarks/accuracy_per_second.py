@@ -28,7 +28,7 @@ from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.evaluate import evaluate
 from ase_biasgrad.training.force_stage import ForceStage, rms
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.resident import Batch, ResidentFrames
 
 CUTOFF = 5.0
 FRAMES = 950
@@ -94,7 +94,7 @@ def trained(
         parameters, lr=options.learning_rate, weight_decay=0.0, amsgrad=True, fused=True
     )
     batches = EpochBatches(len(frames), options.batch_size, 0)
-    stage.training_step(frames.batch([0]), 0)  # compiles the loops before the clock starts
+    loss_of(stage, frames.batch([0])).backward()  # compiles the loops before the clock starts
     begin, steps = time.process_time(), 0
     while True:
         batches.set_epoch(batches.epoch + 1)
@@ -111,11 +111,15 @@ def trained(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            stage.backward(stage.training_step(frames.batch(np.array(places)), 0))
+            stage.backward(loss_of(stage, frames.batch(np.array(places))))
             torch.nn.utils.clip_grad_norm_(parameters, 10.0)
             optimizer.step()
             average.update_parameters(potential)
             steps += 1
+
+
+def loss_of(stage: ForceStage, batch: Batch) -> torch.Tensor:
+    return stage.loss(batch, stage.predicted_in_training(batch))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Every benchmark runs as a script, in a small size, and prints figures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import units
+from ase.calculators.emt import EMT
+from conftest import ethanol, small_potential
+
+from ase_biasgrad.checkpoint import save_checkpoint
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+KCAL = units.kcal / units.mol
+LEARNS = ("--features", "8", "--epochs", "1")
+ARGUMENTS = {
+    "accuracy_per_second.py": ("train.npz", "test.npz", "painn:features=8", "--seconds", "2"),
+    "graph_forces.py": (
+        "train.extxyz", "test.extxyz", *LEARNS, "--models", "schnet:forces", "atomgraph:energies",
+    ),
+    "graph_weights.py": (),
+    "nve_drift.py": ("small.safetensors", "--picoseconds", "0.02"),
+    "se3_fused.py": ("--batch", "2", "--repeats", "1"),
+    "two_stages_against_joint.py": (
+        "train.npz", "test.npz", *LEARNS, "--interactions", "1", "--seeds", "0",
+        "--losses", "l1", "--joint", "l2:0.05:0.95",
+    ),
+}  # fmt: skip
+SAYS = {
+    "accuracy_per_second.py": r"\| painn:features=8 \| \d+ \| 2 \| \d+( \| \d+\.\d\d){2} \|",
+    "graph_forces.py": r"\| atomgraph \| energies \(\d+ s of CPU time\) \| \d+\.\d \|",
+    "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
+    "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
+    "se3_fused.py": r"\| fused \| \d+\.\d ms \(\d+\.\d×\) \|",
+    "two_stages_against_joint.py": r"l1, mean / joint, l2, 0\.05 : 0\.95 \| \d+\.\d+ \(",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Reference data in the files that benchmarks read, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    frames = []
+    for seed in range(1000):
+        atoms = ethanol(seed)
+        atoms.calc = EMT()  # has parameters for H, C and O
+        atoms.get_forces()
+        frames.append(atoms)
+    for name, chosen in (("train", frames), ("test", frames[::50])):
+        np.savez(
+            folder / f"{name}.npz",
+            z=frames[0].numbers,
+            R=np.array([atoms.positions for atoms in chosen]),
+            E=np.array([atoms.get_potential_energy() for atoms in chosen]) / KCAL,
+            F=np.array([atoms.get_forces() for atoms in chosen]) / KCAL,
+        )
+        ase.io.write(folder / f"{name}.extxyz", chosen[:60])
+    save_checkpoint(folder / "small.safetensors", small_potential("painn"))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_benchmark(folder, name):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / name, *ARGUMENTS[name]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(SAYS[name], done.stdout), done.stdout
+
+
+def test_every_benchmark_is_tested():
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == set(ARGUMENTS)
