@@ -32,6 +32,8 @@ class AtomGraph:
     edge_index: Tensor  # (2, e) int64
     edge_shift: Tensor  # (e, 3) integer multiples of the cell vectors
     batch: Tensor  # (n,) int64, structure that each atom belongs to
+    # (e / 2,) int64, one of each two edges that are each other's reverse, where that is known
+    forward: Tensor | None = None
 
     @property
     def n_structures(self) -> int:
@@ -52,7 +54,8 @@ class AtomGraph:
 
     def to(self, device: torch.device | str) -> AtomGraph:
         """The same batch on another device."""
-        return AtomGraph(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        tensors = {k: t.to(device) for k, t in vars(self).items() if t is not None}
+        return AtomGraph(**tensors)
 
     def with_geometry(self, positions: Tensor, cell: Tensor) -> AtomGraph:
         """The same batch and edges with other positions `(n, 3)` and cells `(b, 3, 3)`."""

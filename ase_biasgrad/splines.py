@@ -76,7 +76,7 @@ class Knots:
         place = distances / self.spacing
         interval = place.detach().floor().clamp_(0, self.count - 2)  # (p,)
         powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
-        return interval.long(), powers @ torch.from_numpy(polynomials()).to(distances.device)
+        return interval.long(), powers @ _polynomials_on(distances.device)
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,11 @@ def polynomials() -> np.ndarray:
                     (-1) ** k * comb(6, k) * comb(5, power) * float(shift) ** (5 - power) / 120
                 )
     return columns
+
+
+@cache
+def _polynomials_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(polynomials()).to(device)
 
 
 @cache

@@ -136,6 +136,9 @@ class TrainerOptions(_Options):
     max_time: str | None = Field(None, description="DD:HH:MM:SS, stop the force stage after it")
     loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="beside the CSV table")
     progress_bar: bool = True
+    cuda_graphs: bool = Field(
+        False, description="replay steps of SchNet or PaiNN as CUDA graphs, on one device"
+    )
 
 
 class TrainConfig(_Options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones.lean_forward import lean
+from ase_biasgrad.cuda_graphs import Capture
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
+from ase_biasgrad.training.recorded_steps import Filled, RecordedSteps
 from ase_biasgrad.training.resident import Batch, ResidentFrames
 
 
@@ -41,6 +44,8 @@ class ForceStage(pl.LightningModule):
         # the same parameters in their form for training; a tuple, so that they count once
         self._in_training = (Potential(lean(potential.backbone), potential.bias),)
         self._trained: list[torch.nn.Parameter] | None = None
+        self._recorder: Callable[[], RecordedSteps] | None = None
+        self._recorded: RecordedSteps | None = None
         self.options = options
         self.force_unit = force_unit
         self.stress_unit = stress_unit if options.stress_weight > 0 else None
@@ -80,9 +85,22 @@ class ForceStage(pl.LightningModule):
         (potential,) = self._in_training
         return potential.evaluate(batch.graph, self.properties, create_graph=True)
 
+    def record_steps(self, fill: Callable[[Batch], Filled], capture: Capture) -> None:
+        """Let training steps be replayed as `RecordedSteps`, on one device."""
+
+        def loss_of(batch: Batch, share: Tensor) -> Tensor:
+            return self.loss(batch, self.predicted_in_training(batch), share)
+
+        # made in the first step, when the parameters are where they stay
+        self._recorder = lambda: RecordedSteps(loss_of, self._learning(), fill, capture)
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        predicted = self.predicted_in_training(batch)
-        loss = self.loss(batch, predicted, self._share_of_atoms(batch))
+        if self._recorder is None:
+            predicted = self.predicted_in_training(batch)
+            loss = self.loss(batch, predicted, self._share_of_atoms(batch))
+        else:
+            self._recorded = self._recorded or self._recorder()
+            loss = self._recorded(batch)
         self._training_losses.append(loss.detach())
         return loss
 
@@ -97,9 +115,15 @@ class ForceStage(pl.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the parameters alone: those of the positions would cost as much again."""
+        if self._recorded is None:
+            loss.backward(inputs=self._learning())
+        else:
+            self._recorded.set_gradients()
+
+    def _learning(self) -> list[torch.nn.Parameter]:
         if self._trained is None:  # once: searching all modules takes as long as some layers
             self._trained = [p for p in self.potential.parameters() if p.requires_grad]
-        loss.backward(inputs=self._trained)
+        return self._trained
 
     def mean_training_loss(self) -> Tensor:
         """Mean loss over the batches of this epoch so far, of all processes: a scalar."""

@@ -7,7 +7,7 @@ lists once, when the frames are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from ase_biasgrad.backbones.half_pairs import forward_edges
 from ase_biasgrad.dataset import Dataset, Group
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
@@ -40,6 +41,12 @@ class Ragged:
 
     start: np.ndarray  # (lists,)
     count: np.ndarray  # (lists,)
+
+    @classmethod
+    def of(cls, lists: Sequence[Sized]) -> Ragged:
+        """For these lists one after another."""
+        count = np.array([len(rows) for rows in lists], np.int64)
+        return cls(np.cumsum(count) - count, count)
 
     def rows(self, lists: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows of `lists` `(r,)`, and the place in `lists` that each row belongs to `(r,)`."""
@@ -113,6 +120,12 @@ class ResidentFrames(TorchDataset[Batch]):
         """Atoms of each frame, `(m,)`."""
         return self._atoms.count
 
+    @property
+    def have_one_shape(self) -> bool:
+        """Whether all frames have as many atoms and edges."""
+        edges = self._edges.count[self._edge_list]
+        return len(set(self.atom_counts.tolist())) == 1 and len(set(edges.tolist())) == 1
+
     def compositions(self) -> np.ndarray:
         """Atoms of each element in each frame, `(m, N_ELEMENTS)` int64."""
         from ase_biasgrad.bias import composition_counts
@@ -124,9 +137,13 @@ class ResidentFrames(TorchDataset[Batch]):
         """The frames at `places` (positions in this object, not in the dataset) as one batch."""
         places = np.asarray(places, np.int64)
         atoms, owner = self._atoms.rows(places, self.device)
-        edges, edge_owner = self._edges.rows(self._edge_list[places], self.device)
+        lists = self._edge_list[places]
+        edges, edge_owner = self._edges.rows(lists, self.device)
+        forward, forward_owner = self._forward.rows(lists, self.device)
         count = self._atoms.count[places]
         first_atom = _to(np.cumsum(count) - count, self.device)
+        edge_count = self._edges.count[lists]
+        first_edge = _to(np.cumsum(edge_count) - edge_count, self.device)
         index = _to(places, self.device)
         graph = AtomGraph(
             positions=self.positions[atoms],
@@ -136,6 +153,7 @@ class ResidentFrames(TorchDataset[Batch]):
             edge_index=self._edge_index[:, edges] + first_atom[edge_owner],
             edge_shift=self._edge_shift[edges],
             batch=owner,
+            forward=self._forward_edges[forward] + first_edge[forward_owner],
         )
         return Batch(
             graph,
@@ -166,20 +184,17 @@ class ResidentFrames(TorchDataset[Batch]):
                 shared[count] = len(lists)
                 lists.append(all_pairs(count))
             self._edge_list[frame] = shared[count]
-        count = np.array([len(edges) for edges in lists], np.int64)
-        self._edges = Ragged(np.cumsum(count) - count, count)
-        self._edge_index = _to(
-            np.stack(
-                [
-                    np.concatenate([edges.centre for edges in lists]),
-                    np.concatenate([edges.neighbour for edges in lists]),
-                ]
-            ).astype(np.int64),
-            self.device,
-        )
-        self._edge_shift = _to(
-            np.concatenate([edges.shift for edges in lists]).astype(np.int32), self.device
-        )
+        self._edges = Ragged.of(lists)
+        joined = [np.stack([edges.centre, edges.neighbour]).astype(np.int64) for edges in lists]
+        self._edge_index = _to(np.concatenate(joined, axis=1), self.device)
+        shifts = [edges.shift.astype(np.int32) for edges in lists]
+        self._edge_shift = _to(np.concatenate(shifts), self.device)
+        forward = [
+            forward_edges(torch.from_numpy(index), torch.from_numpy(shift), periodic=True).numpy()
+            for index, shift in zip(joined, shifts, strict=True)
+        ]
+        self._forward = Ragged.of(forward)
+        self._forward_edges = _to(np.concatenate(forward), self.device)
 
 
 @dataclass(frozen=True)

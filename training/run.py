@@ -7,6 +7,7 @@ The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per e
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.checkpoint import save_checkpoint
+from ase_biasgrad.cuda_graphs import captured
 from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
@@ -35,6 +37,7 @@ from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
 from ase_biasgrad.training.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.force_stage import ForceStage, JointStage, check_labels, rms
 from ase_biasgrad.training.loggers import EpochTable, extra_loggers
+from ase_biasgrad.training.recorded_steps import as_it_is, filled_up
 from ase_biasgrad.training.resident import ResidentFrames
 from ase_biasgrad.training.state_files import WholeStateFiles
 from ase_biasgrad.training.weight_averaging import WeightAverage
@@ -138,6 +141,8 @@ def _prepare(
     training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
     validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
     stage = _stage(config, potential, training, validation)
+    if config.trainer.cuda_graphs:
+        _record_steps(stage, config, training, trainer.world_size)
     batch_size = config.force_stage.batch_size
     return _Prepared(
         stage,
@@ -242,6 +247,24 @@ def _stage(
     assert training.energy is not None
     potential.bias.fit(training.energy.cpu().numpy(), training.compositions(), "mean")
     return JointStage(potential, config.force_stage, force_unit, stress_unit)
+
+
+def _record_steps(
+    stage: ForceStage, config: TrainConfig, training: ResidentFrames, world_size: int
+) -> None:
+    obstacles = {
+        f"it needs a CUDA device, and this runs on {training.device}": training.device.type
+        != "cuda",
+        f"it works on one device, not {world_size}": world_size > 1,
+        "a joint loss cannot be recorded": config.force_stage.joint is not None,
+        f"it knows SchNet and PaiNN, not {config.backbone.name}": config.backbone.name
+        not in ("schnet", "painn"),
+    }
+    for reason, stands in obstacles.items():
+        if stands:
+            raise ConfigError(f"trainer.cuda_graphs: {reason}; set it to false")
+    fill = as_it_is if training.have_one_shape else filled_up
+    stage.record_steps(fill, functools.partial(captured, device=training.device))
 
 
 def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:

@@ -8,42 +8,52 @@ from torch import Tensor
 from ase_biasgrad.graph import AtomGraph
 
 
-def half_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Pairs i, j `(p,)` and their cell shifts `(p, 3)`, None where nothing is periodic.
+def forward_edges(edge_index: Tensor, edge_shift: Tensor, periodic: bool) -> Tensor:
+    """Of edges `(2, e)` with shifts `(e, 3)` those `(e / 2,)` that point forward.
 
     Raises
     ------
     ValueError
-        If an edge of the graph has no reverse.
+        If an edge has no reverse.
     """
-    i, j = graph.edge_index
+    i, j = edge_index
     keep = i < j
-    periodic = graph.pbc.device.type != "cpu" or bool(graph.pbc.any())
     if periodic:
-        shift = graph.edge_shift
         # of images of an atom itself: those whose first component other than 0 is positive
-        sign = shift[:, 0].sign() * 4 + shift[:, 1].sign() * 2 + shift[:, 2].sign()
+        sign = edge_shift[:, 0].sign() * 4 + edge_shift[:, 1].sign() * 2 + edge_shift[:, 2].sign()
         keep = keep | ((i == j) & (sign > 0))
     kept = keep.nonzero()[:, 0]
     if 2 * len(kept) != len(i):
         raise ValueError(
             f"of {len(i)} directed edges {len(kept)} point forward: every edge needs its reverse"
         )
-    return i[kept], j[kept], graph.edge_shift[kept] if periodic else None
+    return kept
+
+
+def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pairs i, j `(p,)` of all edges, each once: i, j, distances `(p,)`, unit vectors `(p, 3)`.
+
+    Unit vectors point from i to j. Both are float64 and differentiable in positions and cell.
+    Where the graph knows its forward edges nothing waits for the device.
+    """
+    periodic = graph.pbc.device.type != "cpu" or bool(graph.pbc.any())
+    kept = graph.forward
+    if kept is None:
+        kept = forward_edges(graph.edge_index, graph.edge_shift, periodic)
+    i, j = graph.edge_index.index_select(1, kept)
+    vectors = graph.positions.index_select(0, j) - graph.positions.index_select(0, i)
+    if periodic:
+        cells = graph.cell.to(vectors.dtype).index_select(0, graph.batch[i])
+        shift = graph.edge_shift.index_select(0, kept).to(vectors.dtype)
+        vectors = vectors + torch.einsum("pk,pkl->pl", shift, cells)
+    distances = vectors.square().sum(dim=1).sqrt()
+    return i, j, distances, vectors / distances[:, None]
 
 
 def pairs_within(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs i, j `(p,)` closer than `cutoff` Å, each once: i, j, distances `(p,)`, unit `(p, 3)`.
-
-    Unit vectors point from i to j. Both are float64 and differentiable in positions and cell.
-    """
-    i, j, shift = half_of(graph)
-    vectors = graph.positions.index_select(0, j) - graph.positions.index_select(0, i)
-    if shift is not None:
-        cells = graph.cell.to(vectors.dtype)[graph.batch[i]]
-        vectors = vectors + torch.einsum("pk,pkl->pl", shift.to(vectors.dtype), cells)
-    near = vectors.detach().square().sum(dim=1) < cutoff**2
+    """As `pairs_of`, of the pairs closer than `cutoff` Å only."""
+    i, j, distances, unit = pairs_of(graph)
+    near = distances.detach() < cutoff
     if not bool(near.all()):
-        i, j, vectors = i[near], j[near], vectors[near]
-    distances = vectors.square().sum(dim=1).sqrt()
-    return i, j, distances, vectors / distances[:, None]
+        i, j, distances, unit = i[near], j[near], distances[near], unit[near]
+    return i, j, distances, unit

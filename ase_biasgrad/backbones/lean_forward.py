@@ -9,7 +9,7 @@ calculators the same splines once more (`calculators/`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ase_biasgrad.backbones.base import Backbone
-from ase_biasgrad.backbones.half_pairs import pairs_within
+from ase_biasgrad.backbones.half_pairs import pairs_of, pairs_within
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
-from ase_biasgrad.backbones.tensor_products import symmetric_product
+from ase_biasgrad.backbones.tensor_products import mixed, normalised, symmetric_product
 from ase_biasgrad.backbones.tensornet import (
     PARITIES,
     PART_OF,
+    PARTS,
     Filters,
     TensorNet,
     pair_tensors,
@@ -32,6 +33,7 @@ from ase_biasgrad.backbones.tensornet import (
 from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.spline_coefficients import spline_coefficients
 from ase_biasgrad.splines import Knots
 
 
@@ -63,8 +65,7 @@ class LeanBackbone(Backbone):
         self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """Radial basis at the knots `(k, functions)`, and the matrix `(rows, k)` that turns filter
-        values into spline coefficients of filter × cutoff function."""
+        """Radial basis `(k, functions)` and cutoff function `(k, 1)` at the knots' distances."""
         weight = self.of.readout[-1].weight
         key = (weight.device, weight.dtype)
         if key not in self._constants:
@@ -72,9 +73,8 @@ class LeanBackbone(Backbone):
             distances = self.knots.distances().to(weight.device)
             with torch.no_grad():
                 basis = modules.radial_basis(distances)
-                envelope = modules.cutoff_fn(distances)
-            to_rows = self.knots.interpolation().to(weight.device) * envelope
-            self._constants[key] = (basis.to(weight.dtype), to_rows.to(weight.dtype))
+                envelope = modules.cutoff_fn(distances)[:, None]
+            self._constants[key] = basis.to(weight.dtype), envelope.to(weight.dtype)
         return self._constants[key]
 
     def pairs(self, graph: AtomGraph) -> tuple[Pairs, Tensor]:
@@ -98,10 +98,11 @@ class LeanSchNet(LeanBackbone):
         """Per-atom energies `(n,)` in eV."""
         pairs, _ = self.pairs(graph)
         modules: Any = self.of.representation
-        basis, to_rows = self.constants()
+        basis, envelope = self.constants()
         x = modules.embedding(graph.numbers)  # (n, f)
         for block in modules.interactions:
-            rows = to_rows @ two_layers(basis, block.filter_network, softplus_jet)  # (rows, f)
+            filters = envelope * two_layers(basis, block.filter_network, softplus_jet)
+            rows = spline_coefficients(self.knots, filters)  # (rows, f)
             sent = linear(x, block.in2f.weight)
             received = convolve(pairs, sent[:, None], rows[:, None], SCALAR)[:, 0]
             x = x + two_layers(received, block.f2out, softplus_jet)
@@ -117,9 +118,10 @@ class LeanPaiNN(LeanBackbone):
         """Per-atom energies `(n,)` in eV."""
         pairs, unit = self.pairs(graph)
         modules: Any = self.of.representation
-        basis, to_rows = self.constants()
+        basis, envelope = self.constants()
         # the filter network is one linear layer, so that splines of its inputs are enough
-        inputs = to_rows @ torch.cat([basis, torch.ones_like(basis[:, :1])], dim=1)
+        inputs = torch.cat([envelope * basis, envelope], dim=1)
+        inputs = spline_coefficients(self.knots, inputs)  # (rows, functions + 1)
         net = modules.filter_net
         layers = torch.cat([net.weight, net.bias[:, None]], dim=1).chunk(len(modules.interactions))
         q = modules.embedding(graph.numbers)  # (n, f)
@@ -183,6 +185,14 @@ class SampledMessenger:
         """See `Messenger`."""
         return symmetric_product(x, y)
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """See `Messenger`."""
+        return normalised(x)
+
+    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """See `Messenger`."""
+        return mixed(x, weights)
+
 
 class KnotMessenger(SampledMessenger):
     """Evaluates filters at the knots, so that their networks can learn."""
@@ -192,9 +202,10 @@ class KnotMessenger(SampledMessenger):
         distances = self.knots.distances()
         distances[0] = 0.0
         sampled = layers(distances)
-        to_rows = self.knots.interpolation().to(sampled[0].dtype)
+        rows = spline_coefficients(self.knots, torch.cat(sampled, dim=1))
         return [
-            Filters(values[:1], (to_rows @ values.flatten(1)).view_as(values)) for values in sampled
+            Filters(values[:1], of_pairs)
+            for values, of_pairs in zip(sampled, rows.split(len(PARTS), dim=1), strict=True)
         ]
 
 
@@ -217,8 +228,24 @@ def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[P
 
     Both are differentiable in the positions and the cell.
     """
+    if graph.device.type != "cpu":
+        return sampled_pairs_of_fixed_shape(graph, knots, dtype)
     i, j, distances, unit = pairs_within(graph, knots.cutoff)
     first, weights = knots.weights(distances)
+    return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
+
+
+def sampled_pairs_of_fixed_shape(
+    graph: AtomGraph, knots: Knots, dtype: torch.dtype
+) -> tuple[Pairs, Tensor]:
+    """As `sampled_pairs`, with pairs beyond the cutoff, whose weights are 0.
+
+    Shapes do not depend on distances, so that a device is never waited for.
+    """
+    i, j, distances, unit = pairs_of(graph)
+    near = distances.detach() < knots.cutoff
+    first, weights = knots.weights(torch.where(near, distances, 0.0))
+    weights = torch.where(near[:, None], weights, 0.0)
     return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
 
 

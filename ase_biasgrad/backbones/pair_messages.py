@@ -18,6 +18,7 @@ On the CPU loops compiled by Numba do the work; elsewhere torch operations do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numba
@@ -53,6 +54,16 @@ class Components:
         """Filters that any component takes, that of each component, parities."""
         used = np.array(sorted(set(self.filters)), np.int64)
         return used, np.array(self.filters, np.int64), np.array(self.parities, np.int64)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Filter and parity of each component, `(c,)` and `(c, 1)`."""
+        return _on_device(self, device)
+
+
+@cache  # copies make a device wait
+def _on_device(components: Components, device: torch.device) -> tuple[Tensor, Tensor]:
+    parities = torch.tensor(components.parities, dtype=torch.float32, device=device)
+    return torch.tensor(components.filters, device=device), parities[:, None]
 
 
 def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
@@ -99,7 +110,8 @@ def lift(pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Com
 
 def convolve_by_torch(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
     """`convolve` in torch operations, differentiable any number of times."""
-    filters = _filters(pairs, rows)[:, components.filters]  # (p, c, f)
+    chosen, _ = components.on(x.device)
+    filters = _filters(pairs, rows).index_select(1, chosen)  # (p, c, f)
     received = torch.zeros_like(x).index_add(0, pairs.i, filters * x[pairs.j])
     return received.index_add(0, pairs.j, filters * x[pairs.i])
 
@@ -108,11 +120,11 @@ def lift_by_torch(
     pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Components
 ) -> Tensor:
     """`lift` in torch operations, differentiable any number of times."""
-    filters = _filters(pairs, rows)[:, components.filters] * tensors[:, :, None]  # (p, c, f)
-    parities = torch.tensor(components.parities, dtype=x.dtype, device=x.device)[:, None]
+    chosen, parities = components.on(x.device)
+    filters = _filters(pairs, rows).index_select(1, chosen) * tensors[:, :, None]  # (p, c, f)
     received = x.new_zeros((pairs.n, *filters.shape[1:]))
     received = received.index_add(0, pairs.i, filters * x[pairs.j][:, None])
-    return received.index_add(0, pairs.j, parities * filters * x[pairs.i][:, None])
+    return received.index_add(0, pairs.j, parities.to(x.dtype) * filters * x[pairs.i][:, None])
 
 
 def _filters(pairs: Pairs, rows: Tensor) -> Tensor:
@@ -145,7 +157,7 @@ class _ConvolveSlopes(torch.autograd.Function):
         ctx.constants = pairs, components
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments)
-        slopes = [torch.zeros_like(tensor) for tensor in arguments[1:]]
+        slopes = _zeros(arguments[1:], wants_rows)
         indices = _index_arrays(pairs, components)
         _convolve_slopes(*indices, *_arrays(*arguments, *slopes), wants_rows)
         return slopes[0], slopes[1] if wants_rows else None, slopes[2]
@@ -190,7 +202,7 @@ class _LiftSlopes(torch.autograd.Function):
         ctx.constants = pairs, components
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments)
-        slopes = [torch.zeros_like(tensor) for tensor in arguments[1:]]
+        slopes = _zeros(arguments[1:], wants_rows)
         _lift_slopes(*_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows)
         return slopes[0], slopes[1] if wants_rows else None, *slopes[2:]
 
@@ -208,11 +220,24 @@ class _LiftSlopes(torch.autograd.Function):
         return None, None, None, *slopes
 
 
+def _zeros(arguments: tuple[Tensor, ...], wants_rows: bool) -> list[Tensor]:
+    """Where slopes are added up, those of the coefficients (x, C, …) only if they are wanted."""
+    x, rows, *others = arguments
+    of_rows = torch.zeros_like(rows) if wants_rows else _nothing_like(rows)
+    return [torch.zeros_like(x), of_rows, *(torch.zeros_like(other) for other in others)]
+
+
 def _tangents(arguments: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]) -> list[Tensor]:
-    return [
-        torch.zeros_like(argument) if tangent is None else tangent.contiguous()
-        for argument, tangent in zip(arguments, cotangents, strict=True)
+    """Cotangents of (x, C, …); the loops are told whether there is one of the coefficients."""
+    tangents = [
+        torch.zeros_like(argument) if tangent is None and k != 1 else tangent
+        for k, (argument, tangent) in enumerate(zip(arguments, cotangents, strict=True))
     ]
+    return [_nothing_like(arguments[1]) if t is None else t.contiguous() for t in tangents]
+
+
+def _nothing_like(rows: Tensor) -> Tensor:
+    return rows.new_empty((0, *rows.shape[1:]))
 
 
 def _index_arrays(pairs: Pairs, components: Components) -> tuple[np.ndarray, ...]:

@@ -8,14 +8,14 @@ on 1, 3 and 5 components instead of on 9 each. Energies are invariant under O(3)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, pad, silu
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.backbones.half_pairs import pairs_within
@@ -48,6 +48,12 @@ class Messenger(Protocol):
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """XY + YX as matrices, all `(n, 9, f)`."""
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """X / (|X|² + 1), `(n, 9, f)`."""
+
+    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """One matrix over features `(f, f)` for each irreducible part of x `(n, 9, f)`."""
 
 
 class TensorNet(ReadoutBackbone):
@@ -120,9 +126,9 @@ class TensorNet(ReadoutBackbone):
         x = self.embedding(numbers, first, messenger)  # (n, 9, f)
         for layer, filters in zip(self.layers, others, strict=True):
             x = layer(x, filters, messenger)
-        hidden = self.norm(torch.cat([_square(part) for part in x.split(PARTS, dim=1)], dim=1))
-        for linear in self.readout[:-1]:
-            hidden = silu(linear(hidden))
+        hidden = self.norm(sum_by_part(x.square()).flatten(1))
+        for layer in self.readout[:-1]:
+            hidden = silu(layer(hidden))
         return self.scale * self.readout[-1](hidden).squeeze(-1)
 
     @property
@@ -179,11 +185,11 @@ class TensorEmbedding(nn.Module):
         x = centre[:, None] * lifted + messenger.lift(neighbour, filters.of_pairs)
         # an atom counts as its own neighbour at distance 0, where only the isotropic part is left
         own = 3**0.5 * filters.own[:, 0] * (centre + neighbour)
-        x = torch.cat([x[:, :1] + own[:, None], x[:, 1:]], dim=1)
-        scalars = self.norm(_square(x))
-        for linear in self.scalars:
-            scalars = silu(linear(scalars))
-        return _by_part(self.mix(x), scalars.reshape(len(x), 3, -1))
+        x = x + pad(own[:, None], (0, 0, 0, sum(PARTS[1:])))
+        scalars = self.norm(x.square().sum(dim=1))
+        for layer in self.scalars:
+            scalars = silu(layer(scalars))
+        return by_part(self.mix(x, messenger), scalars.reshape(len(x), 3, -1))
 
 
 class Interaction(nn.Module):
@@ -202,17 +208,17 @@ class Interaction(nn.Module):
 
     def filters(self, basis: Tensor) -> Tensor:
         """`(m, 3 f)` from the radial basis `(m, functions)`, without cutoff function."""
-        for linear in self.radial:
-            basis = silu(linear(basis))
+        for layer in self.radial:
+            basis = silu(layer(basis))
         return basis
 
     def forward(self, x: Tensor, filters: Filters, messenger: Messenger) -> Tensor:
         """`(n, 9, f)` to `(n, 9, f)`."""
-        x = x / (_square(x) + 1)[:, None]
-        y = self.before(x)
-        message = messenger.convolve(y, filters.of_pairs) + _by_part(y, filters.own)
+        x = messenger.normalised(x)
+        y = self.before(x, messenger)
+        message = messenger.convolve(y, filters.of_pairs) + by_part(y, filters.own)
         product = messenger.product(y, message)
-        change = self.after(product / (_square(product) + 1)[:, None])
+        change = self.after(messenger.normalised(product), messenger)
         return x + change + 0.5 * messenger.product(change, change)
 
 
@@ -223,11 +229,8 @@ class PartwiseLinear(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(nn.Linear(features, features, bias=False) for _ in PARTS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        parts = zip(self.parts, x.split(PARTS, dim=1), strict=True)
-        # rows of one matrix, because torch sums others differently with and without gradients
-        mixed = [linear(part.flatten(0, 1)).view_as(part) for linear, part in parts]
-        return torch.cat(mixed, dim=1)
+    def forward(self, x: Tensor, messenger: Messenger) -> Tensor:
+        return messenger.mixed(x, [part.weight for part in self.parts])  # type: ignore[misc]
 
 
 class ExactMessenger:
@@ -262,6 +265,17 @@ class ExactMessenger:
         basis = torch.from_numpy(matrix_basis()).to(x)  # (9, 3, 3)
         one, two = (torch.einsum("kab,nkf->nfab", basis, z) for z in (x, y))  # (n, f, 3, 3)
         return torch.einsum("kab,nfab->nkf", basis, one @ two + two @ one)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """See `Messenger`."""
+        return x / (x.square().sum(dim=1) + 1)[:, None]
+
+    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """See `Messenger`."""
+        parts = zip(x.split(PARTS, dim=1), weights, strict=True)
+        # rows of one matrix, because torch sums others differently with and without gradients
+        mixed = [linear(part.flatten(0, 1), weight).view_as(part) for part, weight in parts]
+        return torch.cat(mixed, dim=1)
 
 
 def pair_tensors(unit: Tensor) -> Tensor:
@@ -300,11 +314,17 @@ def _levi_civita() -> np.ndarray:
     return symbol
 
 
-def _square(x: Tensor) -> Tensor:
-    """Squared Frobenius norm `(n, f)` of components `(n, c, f)`."""
-    return x.square().sum(dim=1)
+def sum_by_part(x: Tensor) -> Tensor:
+    """Sums `(n, 3, f)` over the components `(n, 9, f)` of each irreducible part."""
+    # as a matrix, whose derivatives cost less than those of slices
+    return torch.bmm(_parts(x).expand(len(x), -1, -1), x)
 
 
-def _by_part(x: Tensor, factors: Tensor) -> Tensor:
+def by_part(x: Tensor, factors: Tensor) -> Tensor:
     """Components `(n, 9, f)` times one factor `(n or 1, 3, f)` for each irreducible part."""
-    return x * factors[:, PART_OF]
+    return x * torch.bmm(_parts(x).t().expand(len(factors), -1, -1), factors)
+
+
+def _parts(like: Tensor) -> Tensor:
+    """Of what part each component is, `(3, 9)` of 0 and 1."""
+    return torch.eye(len(PARTS), dtype=like.dtype, device=like.device)[:, PART_OF]

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 
 from ase_biasgrad.backbones import Backbone, SchNet
 from ase_biasgrad.calculators.cuda.buffers import ALL_COLUMNS, ENERGY_COLUMNS, Buffers
-from ase_biasgrad.calculators.cuda.graphs import Recordings, captured
-from ase_biasgrad.calculators.cuda.pairs import EdgeRows, bucket, edge_rows, joined
+from ase_biasgrad.calculators.cuda.pairs import EdgeRows, edge_rows, joined
 from ase_biasgrad.calculators.engine import Evaluation, Structure
 from ase_biasgrad.calculators.per_search import PerSearch
+from ase_biasgrad.cuda_graphs import Recordings, bucket, captured
 from ase_biasgrad.neighbours import neighbour_list
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OLDEST = (7, 0)  # compute capability that Triton compiles for
 # batches are filled up to multiples of these, so that their shapes come again
-FEWEST_ATOMS, FEWEST_STRUCTURES = 64, 8
+FEWEST_ATOMS, FEWEST_STRUCTURES, FEWEST_EDGES = 64, 8, 256
 
 
 def obstacle(device: torch.device) -> str | None:
@@ -121,7 +121,7 @@ class CudaEngine:
                 lambda: Buffers(
                     atoms,
                     cells,
-                    bucket(len(rows.neighbour)),
+                    bucket(len(rows.neighbour), FEWEST_EDGES),
                     self.model.members,
                     ALL_COLUMNS if derivatives else ENERGY_COLUMNS,
                     self.device,
@@ -129,14 +129,12 @@ class CudaEngine:
             )
             recording.buffers.load_edges(rows)
             recording.buffers.load_positions(structures)
-            self.recordings.run(recording, derivatives)
-            return recording.buffers.fetch()
+            buffers = recording.buffers
+            self.recordings.run(recording, lambda: self.model.step(buffers, derivatives))
+            return buffers.fetch()
 
-    def _recordings(self) -> Recordings:
-        capture: Callable[[Callable[[], None]], Callable[[], None]] = functools.partial(
-            captured, device=self.device
-        )
-        return Recordings(self.model.step, capture)
+    def _recordings(self) -> Recordings[Buffers]:
+        return Recordings(functools.partial(captured, device=self.device))
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on the current device."""

@@ -9,9 +9,6 @@ import numpy as np
 
 from ase_biasgrad.neighbours import Edges
 
-# at most an eighth of a bucket is empty on account of its size; no bucket is smaller
-STEPS, SMALLEST = 8, 256
-
 
 @dataclass(frozen=True)
 class EdgeRows:
@@ -25,14 +22,6 @@ class EdgeRows:
     first: np.ndarray  # (n + 1,) int32
     neighbour: np.ndarray  # (e,) int32
     shift: np.ndarray  # (3, e) int32, cells between i and j
-
-
-def bucket(count: int, smallest: int = SMALLEST) -> int:
-    """`count` rounded up to one of few sizes: powers of two and seven steps between them."""
-    if count <= smallest:
-        return smallest
-    step = max(1, 2 ** (count - 1).bit_length() // (2 * STEPS))
-    return -(-count // step) * step
 
 
 def edge_rows(edges: Edges, numbers: np.ndarray) -> EdgeRows:

@@ -27,8 +27,7 @@ from ase_biasgrad.calculators.cuda import (
 )
 from ase_biasgrad.calculators.cuda.buffers import ALL_COLUMNS, Buffers
 from ase_biasgrad.calculators.cuda.engine import CudaEngine
-from ase_biasgrad.calculators.cuda.graphs import MOST_ATOMS, MOST_SHAPES, Recordings
-from ase_biasgrad.calculators.cuda.pairs import bucket, edge_rows
+from ase_biasgrad.calculators.cuda.pairs import edge_rows
 from ase_biasgrad.calculators.engine import Structure
 from ase_biasgrad.calculators.reference_engine import ReferenceEngine
 from ase_biasgrad.neighbours import pairs_within
@@ -351,27 +350,6 @@ def test_a_shape_is_recorded_once_and_its_memory_used_again():
     assert engine.list.list.searches > 2
     assert engine.recordings.captures == 1
     assert len(engine.recordings._of) == 1
-
-
-def test_recordings_grow_with_the_edges_and_old_shapes_go():
-    recordings = Recordings(lambda buffers, derivatives: None, lambda run: run)
-
-    def capacity_for(atoms: int, edges: int) -> int:
-        found = recordings.find(
-            (atoms, 1, False),
-            lambda buffers: len(buffers.neighbour) >= edges,
-            lambda: Buffers(atoms, 1, bucket(edges), 1, 1, CPU),
-        )
-        return len(found.buffers.neighbour)
-
-    assert [capacity_for(2, edges) for edges in (5, 256, 257, 3)] == [256, 256, 288, 288]
-    for atoms in range(3, 3 + 2 * MOST_SHAPES):
-        capacity_for(atoms, 1)
-    assert len(recordings._of) == MOST_SHAPES
-    assert capacity_for(2, 3) == 256  # made anew
-    capacity_for(MOST_ATOMS + 1, 1)
-    capacity_for(3, 1)
-    assert list(recordings._of) == [(3, 1, False)]
 
 
 def test_copies_and_pickles_have_no_graphs():

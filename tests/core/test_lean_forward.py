@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from conftest import copper, ethanol, small_potential
 
-from ase_biasgrad.backbones.half_pairs import half_of
+from ase_biasgrad.backbones.half_pairs import forward_edges, pairs_of
 from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.backbones.pair_messages import (
     Components,
@@ -19,7 +19,7 @@ from ase_biasgrad.backbones.pair_messages import (
     lift_by_torch,
 )
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
-from ase_biasgrad.backbones.tensor_products import symmetric_product
+from ase_biasgrad.backbones.tensor_products import mixed, normalised, symmetric_product
 from ase_biasgrad.backbones.tensornet import ExactMessenger
 from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import norms, updates
@@ -92,17 +92,21 @@ def test_no_pairs_at_all(name):
 
 def test_every_edge_needs_its_reverse():
     graph = graph_from_atoms(copper(), 4.0)
-    i, j, shift = half_of(graph)
+    kept = forward_edges(graph.edge_index, graph.edge_shift, periodic=True)
+    (i, j), shift = graph.edge_index[:, kept], graph.edge_shift[kept]
     assert 2 * len(i) == graph.edge_index.shape[1]
     both = set(zip(i.tolist(), j.tolist(), *shift.T.tolist(), strict=True))
     both |= {(b, a, -x, -y, -z) for a, b, x, y, z in both}
     edges = torch.cat([graph.edge_index, graph.edge_shift.T]).T
     assert both == {tuple(edge) for edge in edges.tolist()}
+    known = dataclasses.replace(graph, forward=kept)
+    for one, two in zip(pairs_of(known), pairs_of(graph), strict=True):
+        assert torch.equal(one, two)
     broken = dataclasses.replace(
         graph, edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]
     )
     with pytest.raises(ValueError, match="every edge needs its reverse"):
-        half_of(broken)
+        pairs_of(broken)
 
 
 def random_pairs(features: int = 5) -> tuple[Pairs, list[torch.Tensor]]:
@@ -148,25 +152,51 @@ def test_messages_and_their_derivatives_are_those_of_torch(is_lift):
         assert float(b.abs().max()) > 0.1
 
 
-def test_tensor_products_and_their_derivatives_are_those_of_matrices():
+@pytest.mark.parametrize("features", [1, 4, 9])
+def test_products_of_tensors_and_their_derivatives_are_those_of_torch(features):
     random = torch.Generator().manual_seed(0)
-    shape = (3, 9, 4)
-    x, y = (
+
+    def some(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
+
+    x, y = some(3, 9, features), some(3, 9, features)
+    weights = [some(features, features) for _ in range(3)]
+    exact = ExactMessenger(graph_from_atoms(Atoms("O"), 4.0), 4.0, torch.float64)
+    for ours, theirs, inputs in (
+        (lambda: symmetric_product(x, y), lambda: exact.product(x, y), [x, y]),
+        (lambda: symmetric_product(x, x), lambda: exact.product(x, x), [x]),
+        (lambda: normalised(x), lambda: exact.normalised(x), [x]),
+        (lambda: mixed(x, weights), lambda: exact.mixed(x, weights), [x]),
+    ):
+        found = with_derivatives(lambda f=ours: (f(),), inputs)
+        expected = with_derivatives(lambda f=theirs: (f(),), inputs)
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_matrices_that_mix_tensors_learn_from_forces():
+    random = torch.Generator().manual_seed(0)
+    x, *weights = (
         torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
-        for _ in range(2)
+        for shape in ((4, 9, 5), (5, 5), (5, 5), (5, 5))
     )
-    messenger = ExactMessenger(graph_from_atoms(Atoms("O"), 4.0), 4.0, torch.float64)
-    found = with_derivatives(lambda: (symmetric_product(x, y),), [x, y])
-    expected = with_derivatives(lambda: (messenger.product(x, y),), [x, y])
-    for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+    exact = ExactMessenger(graph_from_atoms(Atoms("O"), 4.0), 4.0, torch.float64)
+    gradients = []
+    for function in (mixed, exact.mixed):
+        mix = function(x, weights)
+        (force,) = torch.autograd.grad(mix.sin().sum(), x, create_graph=True)
+        gradients.append(torch.autograd.grad(force.square().sum() + mix.sum(), weights))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match="no second derivatives in its weights"):
+        torch.autograd.grad(mixed(x, weights).sum(), weights, create_graph=True)
 
 
 def test_vector_products_and_their_derivatives_are_those_of_torch():
     random = torch.Generator().manual_seed(0)
-    mixed = torch.randn(4, 3, 10, generator=random, dtype=torch.float64, requires_grad=True)
+    halves = torch.randn(4, 3, 10, generator=random, dtype=torch.float64, requires_grad=True)
     factors = torch.randn(4, 3, 5, generator=random, dtype=torch.float64, requires_grad=True)
-    v, w = mixed.chunk(2, dim=2)
+    v, w = halves.chunk(2, dim=2)
 
     def plain():
         dot = (v * w).sum(dim=1)
@@ -177,9 +207,9 @@ def test_vector_products_and_their_derivatives_are_those_of_torch():
         )
 
     found = with_derivatives(
-        lambda: (norms(mixed, 0.1), *updates(factors, mixed)), [factors, mixed]
+        lambda: (norms(halves, 0.1), *updates(factors, halves)), [factors, halves]
     )
-    for one, two in zip(found, with_derivatives(plain, [factors, mixed]), strict=True):
+    for one, two in zip(found, with_derivatives(plain, [factors, halves]), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 

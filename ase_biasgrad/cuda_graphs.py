@@ -10,20 +10,28 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
-from ase_biasgrad.calculators.cuda.buffers import Buffers
+Held = TypeVar("Held")
+Shape = tuple[int, ...]  # atoms first
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
-Shape = tuple[int, int, bool]  # atoms, structures, derivatives
-Step = Callable[[Buffers, bool], None]
-# shapes that are kept, and atoms in all of them but the latest
-MOST_SHAPES, MOST_ATOMS = 8, 200_000
-
+# at most an eighth of a bucket is empty on account of its size
+STEPS = 8
 
 # torch waits for the whole device when it begins to record, which would end another recording
 _recording = threading.Lock()
 _streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def bucket(count: int, smallest: int) -> int:
+    """`count` rounded up to one of few sizes: powers of two and seven steps between them."""
+    if count <= smallest:
+        return smallest
+    step = max(1, 2 ** (count - 1).bit_length() // (2 * STEPS))
+    return -(-count // step) * step
 
 
 def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -44,16 +52,23 @@ def captured(run: Callable[[], None], device: torch.device) -> Callable[[], None
 
 
 @dataclass
-class Recording:
+class Recording(Generic[Held]):
     """Buffers of a shape, how often they ran, and the graph over them."""
 
-    buffers: Buffers
+    buffers: Held
     runs: int = 0
     replay: Callable[[], None] | None = None
 
 
-class Recordings:
-    """Recordings of the latest shapes, made by `step`.
+class Recordings(Generic[Held]):
+    """Recordings of the latest shapes.
+
+    Parameters
+    ----------
+    capture
+        Records a step: `captured` with its device.
+    most_shapes, most_atoms
+        Shapes that are kept, and atoms in all of them but the latest.
 
     Attributes
     ----------
@@ -61,14 +76,15 @@ class Recordings:
         How many graphs have been recorded.
     """
 
-    def __init__(self, step: Step, capture: Callable[[Callable[[], None]], Callable[[], None]]):
-        self._step, self._capture = step, capture
-        self._of: OrderedDict[Shape, Recording] = OrderedDict()
+    def __init__(self, capture: Capture, most_shapes: int = 8, most_atoms: int = 200_000) -> None:
+        self._capture = capture
+        self._most_shapes, self._most_atoms = most_shapes, most_atoms
+        self._of: OrderedDict[Shape, Recording[Held]] = OrderedDict()
         self.captures = 0
 
     def find(
-        self, shape: Shape, holds: Callable[[Buffers], bool], make: Callable[[], Buffers]
-    ) -> Recording:
+        self, shape: Shape, holds: Callable[[Held], bool], make: Callable[[], Held]
+    ) -> Recording[Held]:
         """The recording of a shape; a new one if there is none or its buffers are too small."""
         recording = self._of.pop(shape, None)
         if recording is None or not holds(recording.buffers):
@@ -78,19 +94,20 @@ class Recordings:
         self._of[shape] = recording
         return recording
 
-    def run(self, recording: Recording, derivatives: bool) -> None:
-        """Run the step over the recording's buffers."""
+    def run(self, recording: Recording[Held], step: Callable[[], None]) -> None:
+        """Run the step, which works on the recording's buffers and is the same every time."""
         recording.runs += 1
         if recording.runs == 2:
-            recording.replay = self._capture(lambda: self._step(recording.buffers, derivatives))
+            recording.replay = self._capture(step)
             self.captures += 1
         if recording.replay is None:
-            self._step(recording.buffers, derivatives)
+            step()
         else:
             recording.replay()
 
     def _make_room(self) -> None:
         while self._of and (
-            len(self._of) >= MOST_SHAPES or sum(shape[0] for shape in self._of) > MOST_ATOMS
+            len(self._of) >= self._most_shapes
+            or sum(shape[0] for shape in self._of) > self._most_atoms
         ):
             self._of.popitem(last=False)
