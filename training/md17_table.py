@@ -76,6 +76,7 @@ class Study:
     validation: int = 50
     test: int = 1000
     batch_size: int = 10
+    learning_rate: float = 1e-3
     arguments: dict[str, Any] = field(default_factory=dict)  # of every backbone
     accelerator: str = "auto"
 
@@ -222,7 +223,12 @@ def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
     options: dict[str, Any] = {
         "data": {"path": str(dataset), "train": study.train, "validation": study.validation},
         "backbone": {"name": training.backbone, **study.arguments},
-        "force_stage": {"epochs": study.epochs, "batch_size": study.batch_size, "joint": joint},
+        "force_stage": {
+            "epochs": study.epochs,
+            "batch_size": study.batch_size,
+            "learning_rate": study.learning_rate,
+            "joint": joint,
+        },
         "trainer": {"progress_bar": False, "accelerator": study.accelerator},
         "seed": training.seed,
     }

@@ -28,6 +28,7 @@ def md17(
     weight: Annotated[
         list[float] | None, typer.Option(help="energy weights of joint losses; may be repeated")
     ] = None,
+    joint: Annotated[bool, typer.Option(help="joint losses, or two stages alone")] = True,
     seed: Annotated[list[int] | None, typer.Option(help="may be repeated (default: 0)")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1000,
     minutes: Annotated[
@@ -37,6 +38,7 @@ def md17(
     validation: Annotated[int, typer.Option(min=1, help="validation frames")] = 50,
     test: Annotated[int, typer.Option(min=1, help="test frames")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1)] = 10,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="the largest")] = 1e-3,
     arguments: Annotated[
         str, typer.Option(help="of the backbones, as YAML: '{features: 64}'")
     ] = "{}",
@@ -54,7 +56,7 @@ def md17(
         tuple(molecule or default.molecules),
         tuple(backbone or default.backbones),
         tuple(labels or default.labels),
-        tuple(default.weights if weight is None else weight),
+        tuple((weight or default.weights) if joint else ()),
         tuple(seed or default.seeds),
         epochs=epochs,
         minutes=minutes,
@@ -62,6 +64,7 @@ def md17(
         validation=validation,
         test=test,
         batch_size=batch_size,
+        learning_rate=learning_rate,
         arguments=given,
         accelerator=accelerator,
     )

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=32)
     parser.add_argument("--interactions", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--losses", nargs="+", default=["l1", "l2"], help="of the two stages")
     parser.add_argument(
@@ -110,7 +112,8 @@ def configuration(
             },
             "force_stage": {
                 "epochs": options.epochs,
-                "batch_size": 10,
+                "batch_size": options.batch_size,
+                "learning_rate": options.learning_rate,
                 "loss": recipe.loss,
                 "joint": joint,
             },

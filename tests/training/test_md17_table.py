@@ -96,6 +96,19 @@ def test_the_command_with_a_time_limit_and_both_label_sets(tmp_path, data):
     assert all(int(row[-2]) >= 1 for row in rows[1:])
 
 
+def test_the_command_without_joint_losses(tmp_path, data):
+    flags = ["--molecule", "ethanol", "--backbone", "schnet", "--epochs", "1", "--no-joint"]
+    flags += ["--train", "20", "--validation", "10", "--test", "15", "--accelerator", "cpu"]
+    flags += ["--labels", "revised", "--learning-rate", "0.002", "--data", str(data)]
+    flags += ["--arguments", json.dumps(SMALL["arguments"])]
+    done = CliRunner().invoke(app, ["benchmark", "md17", *flags, "-o", str(tmp_path / "study")])
+    assert done.exit_code == 0, done.output
+    recipes = [text.split("|")[4].strip() for text in done.output.splitlines() if "ethanol" in text]
+    assert recipes == ["published", *(f"two stages, bias by {fit}" for fit in md17_table.BIAS_FITS)]
+    (config,) = (tmp_path / "study" / "runs").glob("*/config.yaml")
+    assert "learning_rate: 0.002" in config.read_text()
+
+
 def test_one_file_of_all_frames_is_split(tmp_path):
     write_rmd17(tmp_path, "rmd17_ethanol.npz", 50, 0)
     study = Study(**SMALL, weights=())
