@@ -165,13 +165,24 @@ class LeanTensorNet(Backbone):
         return self.of.energies(graph.numbers, KnotMessenger(graph, self.knots, self.of.dtype))
 
 
-class SampledMessenger:
-    """Filters are splines; messages and products by loops."""
+class KnotMessenger:
+    """Filters are splines with networks that run at the knots; messages and products are loops."""
 
     def __init__(self, graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> None:
         self.knots = knots
         self.pairs, unit = sampled_pairs(graph, knots, dtype)
         self.tensors = pair_tensors(unit)  # (p, 9)
+
+    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
+        """See `Messenger`."""
+        distances = self.knots.distances()
+        distances[0] = 0.0
+        sampled = layers(distances)
+        rows = spline_coefficients(self.knots, torch.cat(sampled, dim=1))
+        return [
+            Filters(values[:1], of_pairs)
+            for values, of_pairs in zip(sampled, rows.split(len(PARTS), dim=1), strict=True)
+        ]
 
     def lift(self, x: Tensor, filters: Tensor) -> Tensor:
         """See `Messenger`; filters are spline coefficients `(rows, 3, f)`."""
@@ -192,35 +203,6 @@ class SampledMessenger:
     def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """See `Messenger`."""
         return mixed(x, weights)
-
-
-class KnotMessenger(SampledMessenger):
-    """Evaluates filters at the knots, so that their networks can learn."""
-
-    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
-        """See `Messenger`."""
-        distances = self.knots.distances()
-        distances[0] = 0.0
-        sampled = layers(distances)
-        rows = spline_coefficients(self.knots, torch.cat(sampled, dim=1))
-        return [
-            Filters(values[:1], of_pairs)
-            for values, of_pairs in zip(sampled, rows.split(len(PARTS), dim=1), strict=True)
-        ]
-
-
-class FixedMessenger(SampledMessenger):
-    """Has been given the coefficients of filters that no longer change."""
-
-    def __init__(
-        self, graph: AtomGraph, knots: Knots, dtype: torch.dtype, filters: list[Filters]
-    ) -> None:
-        super().__init__(graph, knots, dtype)
-        self.given = filters
-
-    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
-        """See `Messenger`."""
-        return self.given
 
 
 def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[Pairs, Tensor]:

@@ -138,7 +138,7 @@ class _Convolve(torch.autograd.Function):
         ctx.constants = pairs, components
         ctx.save_for_backward(*inputs)
         received = torch.zeros_like(inputs[0])
-        _convolve(*_index_arrays(pairs, components), *_arrays(*inputs, received))
+        convolve_loop(*_index_arrays(pairs, components), *_arrays(*inputs, received))
         return received
 
     @staticmethod
@@ -159,7 +159,7 @@ class _ConvolveSlopes(torch.autograd.Function):
         ctx.save_for_backward(*arguments)
         slopes = _zeros(arguments[1:], wants_rows)
         indices = _index_arrays(pairs, components)
-        _convolve_slopes(*indices, *_arrays(*arguments, *slopes), wants_rows)
+        convolve_slopes_loop(*indices, *_arrays(*arguments, *slopes), wants_rows)
         return slopes[0], slopes[1] if wants_rows else None, slopes[2]
 
     @staticmethod
@@ -183,7 +183,7 @@ class _Lift(torch.autograd.Function):
         ctx.constants = pairs, components
         ctx.save_for_backward(*inputs)
         received = x.new_zeros((pairs.n, tensors.shape[1], x.shape[1]))
-        _lift(*_index_arrays(pairs, components), *_arrays(*inputs, received))
+        lift_loop(*_index_arrays(pairs, components), *_arrays(*inputs, received))
         return received
 
     @staticmethod
@@ -203,7 +203,9 @@ class _LiftSlopes(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments)
         slopes = _zeros(arguments[1:], wants_rows)
-        _lift_slopes(*_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows)
+        lift_slopes_loop(
+            *_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows
+        )
         return slopes[0], slopes[1] if wants_rows else None, *slopes[2:]
 
     @staticmethod
@@ -333,7 +335,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _convolve(i, j, first, used, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
+def convolve_loop(i, j, first, used, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
     filters = np.empty(x.shape[2], x.dtype)
     for p in range(len(i)):
         a, b = i[p], j[p]
@@ -346,7 +348,7 @@ def _convolve(i, j, first, used, chosen, parities, x, rows, weights, received): 
 
 
 @_loop
-def _convolve_slopes(  # type: ignore[no-untyped-def]
+def convolve_slopes_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, chosen, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
 ):
     filters, products = np.empty(x.shape[2], x.dtype), np.empty(x.shape[2], x.dtype)
@@ -399,7 +401,7 @@ def _convolve_curvature(  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _lift(i, j, first, used, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
+def lift_loop(i, j, first, used, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
     filters = np.empty(x.shape[1], x.dtype)
     for p in range(len(i)):
         a, b = i[p], j[p]
@@ -413,7 +415,7 @@ def _lift(i, j, first, used, chosen, parities, x, rows, weights, tensors, receiv
 
 
 @_loop
-def _lift_slopes(  # type: ignore[no-untyped-def]
+def lift_slopes_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, chosen, parities, v, x, rows, weights, tensors,
     gx, grows, gweights, gtensors, wants_rows,
 ):  # fmt: skip

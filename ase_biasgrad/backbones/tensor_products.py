@@ -46,11 +46,26 @@ def mixed(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return _Mixed.apply(x.contiguous(), *(weight.view_as(weight) for weight in weights))
 
 
+def product_slopes(z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """∂P/∂x and ∂P/∂y, not differentiable; all contiguous."""
+    return _filled(product_slope_loops, [z, x, y], 2)
+
+
+def normalised_slopes(g: Tensor, x: Tensor) -> Tensor:
+    """∂N/∂x, not differentiable; all contiguous."""
+    return _filled(normalised_slope_loops, [g, x], 1)[0]
+
+
+def mixed_slopes(g: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The cotangent of x from that of what `mixed` made of it, not differentiable in x."""
+    return _by_parts(g, weights)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(x, y)
-        return _filled(_product_loops, [x, y], 1)[0]
+        return _filled(product_loops, [x, y], 1)[0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
@@ -58,12 +73,10 @@ class _Product(torch.autograd.Function):
 
 
 class _ProductSlopes(torch.autograd.Function):
-    """∂P/∂x and ∂P/∂y."""
-
     @staticmethod
     def forward(ctx: Any, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(z, x, y)
-        return _filled(_product_slope_loops, [z, x, y], 2)
+        return product_slopes(z, x, y)
 
     @staticmethod
     @once_differentiable
@@ -76,7 +89,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _filled(_normalised_loops, [x], 1)[0]
+        return _filled(normalised_loops, [x], 1)[0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
@@ -84,12 +97,10 @@ class _Normalised(torch.autograd.Function):
 
 
 class _NormalisedSlopes(torch.autograd.Function):
-    """∂N/∂x."""
-
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(g, x)
-        return _filled(_normalised_slope_loops, [g, x], 1)[0]
+        return normalised_slopes(g, x)
 
     @staticmethod
     @once_differentiable
@@ -117,12 +128,10 @@ class _Mixed(torch.autograd.Function):
 
 
 class _MixedSlopes(torch.autograd.Function):
-    """Cotangent of x from that of what it was mixed to."""
-
     @staticmethod
     def forward(ctx: Any, g: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(g, *weights)
-        return _by_parts(g, weights)
+        return mixed_slopes(g, weights)
 
     @staticmethod
     @once_differentiable
@@ -237,7 +246,7 @@ def _dot(x, y, o, step):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _product_loops(features: int) -> Callable[..., None]:
+def product_loops(features: int) -> Callable[..., None]:
     @_loop
     def product(x, y, out):  # type: ignore[no-untyped-def]
         norms = _inverse_norms(x.dtype)
@@ -251,7 +260,7 @@ def _product_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def _product_slope_loops(features: int) -> Callable[..., None]:
+def product_slope_loops(features: int) -> Callable[..., None]:
     @_loop
     def slopes(z, x, y, of_x, of_y):  # type: ignore[no-untyped-def]
         norms = _inverse_norms(x.dtype)
@@ -287,7 +296,7 @@ def _product_curvature_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def _normalised_loops(features: int) -> Callable[..., None]:
+def normalised_loops(features: int) -> Callable[..., None]:
     @_loop
     def normalised(x, out):  # type: ignore[no-untyped-def]
         for n in range(len(out) // (9 * features)):
@@ -301,7 +310,7 @@ def _normalised_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def _normalised_slope_loops(features: int) -> Callable[..., None]:
+def normalised_slope_loops(features: int) -> Callable[..., None]:
     @_loop
     def slopes(g, x, out):  # type: ignore[no-untyped-def]
         for n in range(len(out) // (9 * features)):
@@ -335,3 +344,41 @@ def _normalised_curvature_loops(features: int) -> Callable[..., None]:
                     of_x[k] = along * x[k] - square * (gx * dx[k] + xd * g[k])
 
     return curvature
+
+
+@cache
+def by_part_loops(features: int) -> Callable[..., None]:
+    """x times one factor `(n, 3, f)`, or `(3, f)` for all atoms, for each part; added to `out`."""
+
+    @_loop
+    def by_part(x, factors, out):  # type: ignore[no-untyped-def]
+        n = len(x) // (9 * features)
+        step = 0 if len(factors) == 3 * features else 3 * features
+        for k in range(n):
+            for c in range(9):
+                part = (c > 0) + (c > 3)
+                at, of = (9 * k + c) * features, k * step + part * features
+                for f in range(features):
+                    out[at + f] += factors[of + f] * x[at + f]
+
+    return by_part
+
+
+@cache
+def dot_by_part_loops(features: int) -> Callable[..., None]:
+    """Sums `(n, 3, f)` of xy over the components of each part."""
+
+    @_loop
+    def dot_by_part(x, y, out):  # type: ignore[no-untyped-def]
+        for n in range(len(x) // (9 * features)):
+            for f in range(features):
+                o, at = 9 * features * n + f, 3 * features * n + f
+                out[at] = x[o] * y[o]
+                second, third = out[at] * 0, out[at] * 0
+                for c in range(1, 4):
+                    second += x[o + c * features] * y[o + c * features]
+                for c in range(4, 9):
+                    third += x[o + c * features] * y[o + c * features]
+                out[at + features], out[at + 2 * features] = second, third
+
+    return dot_by_part

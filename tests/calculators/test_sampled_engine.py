@@ -61,6 +61,6 @@ def test_where_it_runs(monkeypatch):
     def refuse(*_):
         raise SplineError("a kink")
 
-    monkeypatch.setattr("ase_biasgrad.calculators.sampled_engine.sampled", refuse)
+    monkeypatch.setattr("ase_biasgrad.calculators.sampled_tensornet.sampled", refuse)
     with pytest.warns(UserWarning, match=r"runs by autograd: .* a kink"):
         assert BiasGradCalculator(tensornet, device="cpu").engine == "reference"
