@@ -31,6 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "schnet": {"features": 128, "interactions": 6, "cutoff": 5.0, "radial_functions": 50},
     "painn": {"features": 128, "interactions": 3, "cutoff": 5.0, "radial_functions": 20},
 }
+TENSORNET: dict[str, Any] = {"features": 64, "interactions": 2, "cutoff": 5.0}
 # a frame of rMD17's aspirin (Christensen and von Lilienfeld 2020), rounded to 0.01 Å
 ASPIRIN = Atoms(
     "C7O3C2OH8",
@@ -82,8 +83,9 @@ def random_backbone(name: str, **arguments: Any) -> Backbone:
     """A backbone with random weights, whose forces are of the order of 0.1 eV/Å."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        scale = {"schnet": 0.1, "painn": 0.3}[name]
-        return build_backbone(name, {**SIZES[name], "scale": scale, **arguments})
+        scale = {"schnet": 0.1, "painn": 0.3, "tensornet": 0.3}[name]
+        sizes = SIZES.get(name, TENSORNET)
+        return build_backbone(name, {**sizes, "scale": scale, **arguments})
 
 
 def calculator(backbone: Backbone, **arguments: Any) -> BiasGradCalculator:

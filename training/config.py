@@ -136,6 +136,9 @@ class TrainerOptions(_Options):
     max_time: str | None = Field(None, description="DD:HH:MM:SS, stop the force stage after it")
     loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="beside the CSV table")
     progress_bar: bool = True
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest", description="of float32 matrix products; high is TF32 on GPUs that have it"
+    )
     cuda_graphs: bool = Field(
         False, description="replay steps of SchNet or PaiNN as CUDA graphs, on one device"
     )

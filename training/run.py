@@ -7,12 +7,14 @@ The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -162,7 +164,7 @@ def _run(
     stage, trainer = prepared.stage, prepared.trainer
     training, validation = prepared.training, prepared.validation
     last = folder / "states" / "last.ckpt"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _matmul_precision(config.trainer.matmul_precision):
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
@@ -180,6 +182,17 @@ def _run(
     _load_best(stage, folder)
     potential = stage.potential.to(training.device)
     return _finish(config, folder, dataset, potential, training, validation)
+
+
+@contextlib.contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Torch's global choice for float32, which is put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _finish(

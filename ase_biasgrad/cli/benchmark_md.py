@@ -53,6 +53,7 @@ def md(
             ethanol = bench.molecules()["ethanol"]
             what = "ethanol, SchNet 64×3"
             _print_row(bench.compared(what, ethanol, ours, ("GFN2-xTB (tblite)", xtb), seconds))
+        _tensornet(bench, seconds)
         _model_alone(bench)
     _accuracy(bench)
     if large and device == "cpu" and sys.platform == "linux":
@@ -70,6 +71,16 @@ def _large(bench, count: int, seconds: float, device: str) -> None:  # type: ign
         bench.calculator(backbone, device=device, engine=device.partition(":")[0])
     )
     _print_row(bench.compared(f"{what}, list anew each step", atoms, anew, rival, 3 * seconds))
+
+
+def _tensornet(bench, seconds: float) -> None:  # type: ignore[no-untyped-def]
+    for label, atoms in {**bench.molecules(), "108 atoms, periodic": bench.fluid(108)}.items():
+        ours, rival = (
+            bench.calculator(bench.random_backbone("tensornet"), engine=engine)
+            for engine in ("sampled", "reference")
+        )
+        what = f"{label}, TensorNet 64×2"
+        _print_row(bench.compared(what, atoms, ours, ("autograd", rival), seconds))
 
 
 def _model_alone(bench) -> None:  # type: ignore[no-untyped-def]

@@ -24,6 +24,7 @@ from ase_biasgrad.training.batches import EpochBatches
 from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ConfigError, config_from, describe_options, load_config
 from ase_biasgrad.training.evaluate import evaluate, table
+from ase_biasgrad.training.force_stage import ForceStage
 from ase_biasgrad.training.predict import predict
 from ase_biasgrad.training.resident import ResidentFrames
 from ase_biasgrad.training.run import resume, train
@@ -394,6 +395,24 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, sizes):
         assert a["step"] == b["step"]
         for column in columns:
             assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-8), column
+
+
+def test_the_precision_of_products_is_that_asked_for_during_the_training_alone(
+    tmp_path, monkeypatch
+):
+    seen = set()
+    step = ForceStage.training_step
+
+    def training_step(self, batch, batch_idx):
+        seen.add(torch.get_float32_matmul_precision())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ForceStage, "training_step", training_step)
+    config = options(write_clusters(tmp_path / "x.h5"), epochs=1)
+    config["trainer"]["matmul_precision"] = "high"
+    train(config_from(config), tmp_path / "run")
+    assert seen == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.cuda
