@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.training.config import load_config
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAYS = {
     "md.py": r"energy changed by -?0\.\d+ meV per atom",
@@ -48,6 +51,16 @@ def test_example(folder, name):
 def test_every_example_is_tested():
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
     assert scripts == {*SAYS, "common.py", "demo.py"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_configuration(path):
+    config = load_config(path)
+    assert (config.data.train, config.data.validation) == (950, 50)
+    backbone = build_backbone(config.backbone.name, config.backbone.arguments)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) > 100_000
 
 
 def test_demo(folder):

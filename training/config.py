@@ -106,7 +106,7 @@ class ForceStageOptions(_Options):
     joint: JointOptions | None = Field(None, description="train on energies too (baseline)")
     optimizer: Literal["adam", "adamw"] = "adamw"
     amsgrad: bool = True
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0, description="the largest")
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(10.0, ge=0, description="norm; 0 switches it off")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)

@@ -24,7 +24,7 @@ from ase_biasgrad.importers import ImportOptions, import_files
 from ase_biasgrad.md17 import import_md17
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
 from ase_biasgrad.training.bias_stage import fit_bias
-from ase_biasgrad.training.config import TrainConfig, config_from
+from ase_biasgrad.training.config import ForceStageOptions, TrainConfig, config_from
 from ase_biasgrad.training.evaluate import evaluate
 from ase_biasgrad.training.loggers import read_epoch_table
 from ase_biasgrad.training.resident import ResidentFrames
@@ -76,7 +76,7 @@ class Study:
     validation: int = 50
     test: int = 1000
     batch_size: int = 10
-    learning_rate: float = 1e-3
+    learning_rate: float = ForceStageOptions().learning_rate
     arguments: dict[str, Any] = field(default_factory=dict)  # of every backbone
     accelerator: str = "auto"
 

@@ -82,7 +82,7 @@ class TensorNet(ReadoutBackbone):
 
     def __init__(
         self,
-        features: int = 128,
+        features: int = 64,
         interactions: int = 2,
         cutoff: float = 5.0,
         radial_functions: int = 32,

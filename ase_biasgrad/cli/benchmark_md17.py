@@ -38,7 +38,9 @@ def md17(
     validation: Annotated[int, typer.Option(min=1, help="validation frames")] = 50,
     test: Annotated[int, typer.Option(min=1, help="test frames")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1)] = 10,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="the largest")] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-9, help="the largest (default: that of `train`)")
+    ] = None,
     arguments: Annotated[
         str, typer.Option(help="of the backbones, as YAML: '{features: 64}'")
     ] = "{}",
@@ -64,7 +66,7 @@ def md17(
         validation=validation,
         test=test,
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=learning_rate or default.learning_rate,
         arguments=given,
         accelerator=accelerator,
     )

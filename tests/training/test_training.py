@@ -339,7 +339,7 @@ def test_configuration_files_and_overrides(tmp_path):
     with pytest.raises(ConfigError, match="holds no options"):
         load_config(file)
     described = describe_options()
-    assert "learning_rate: 0.001" in described
+    assert "learning_rate: 0.004" in described
     assert "loss: l1  # one of l1, l2, huber" in described
     assert "# energy_weight: 0.05" in described
     assert "# painn takes features: 128, interactions: 3" in described
