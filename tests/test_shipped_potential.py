@@ -1,0 +1,63 @@
+"""The potential that comes with the examples has the errors that its page states."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import units
+from ase.build import molecule
+from ase.calculators.fd import calculate_numerical_forces
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+
+from ase_biasgrad import BiasGradCalculator
+from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.importers import ImportOptions, import_files
+from ase_biasgrad.training.evaluate import evaluate
+from ase_biasgrad.training.resident import ResidentFrames
+
+POTENTIAL = (
+    Path(__file__).resolve().parents[1] / "examples" / "potentials" / "ethanol_rmd17.safetensors"
+)
+
+
+def test_it_is_small_and_has_its_provenance():
+    assert POTENTIAL.stat().st_size < 2_000_000
+    training = load_checkpoint(POTENTIAL).training
+    assert training["config"]["force_stage"]["epochs"] == 60
+    assert training["data"]["trained_on"] == 950
+
+
+def test_its_errors_on_test_frames(tmp_path, shared_data):
+    path = tmp_path / "test.h5"
+    source = shared_data / "rmd17" / "rmd17_ethanol_test_01.npz"
+    units_of = ImportOptions(energy_unit="kcal/mol", length_unit="Angstrom")
+    import_files([source], path, units_of, progress=False)
+    potential = load_checkpoint(POTENTIAL).potential
+    dataset = Dataset(path)
+    report = evaluate(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff))
+    assert 1000 * report.energy.mae == pytest.approx(1.48, abs=0.01)
+    assert 1000 * report.forces.mae == pytest.approx(8.26, abs=0.01)
+    assert report.efwt.both == pytest.approx(0.653, abs=0.002)
+
+
+def test_its_forces_are_the_derivatives_of_its_energy():
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.03, seed=1)
+    atoms.calc = BiasGradCalculator(POTENTIAL, device="cpu", dtype="float64")
+    numerical = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), numerical, atol=1e-6)
+
+
+def test_dynamics_conserve_the_energy():
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = BiasGradCalculator(POTENTIAL, device="cpu")
+    thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
+    Stationary(atoms)
+    energies = []
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    dynamics.attach(lambda: energies.append(atoms.get_total_energy()), interval=5)
+    dynamics.run(400)
+    assert np.ptp(energies) / len(atoms) < 2e-3  # eV
+    assert np.isfinite(energies).all()
