@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.splines import DEGREE, Knots
+from ase_biasgrad.splines import DEGREE, TAPS, Knots, collocation
 
 COLUMNS = 192  # that are solved for at once, so that all rows of them stay in the cache
 
@@ -52,8 +52,10 @@ def _factors(count: int, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
 
     B-splines need no pivoting: A is totally positive (de Boor and Pinkus 1977, Numer. Math. 27).
     """
-    a = np.linalg.inv(Knots(1.0, count).interpolation().numpy())
-    n = len(a)
+    interval, taps = collocation(count)
+    n = len(taps)
+    a = np.zeros((n, n))
+    a[np.arange(n)[:, None], interval[:, None] + np.arange(TAPS)] = taps
     for k in range(n):
         below = slice(k + 1, k + 1 + DEGREE)
         a[below, k] /= a[k, k]

@@ -221,13 +221,19 @@ def _interpolation(count: int) -> np.ndarray:
     return coefficients(count, np.eye(len(_sites(count))))
 
 
-def coefficients(count: int, values: np.ndarray) -> np.ndarray:
-    """Spline coefficients `(count + 4, channels)` from values at all sites, of the same shape."""
+def collocation(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix from coefficients to values at all sites: for each site the first of its six
+    coefficients `(count + 4,)`, and their weights `(count + 4, 6)`."""
     sites = _sites(count)
     interval = np.minimum(sites.astype(int), count - 2)
-    taps = (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()  # (sites, 6)
+    return interval, (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()
+
+
+def coefficients(count: int, values: np.ndarray) -> np.ndarray:
+    """Spline coefficients `(count + 4, channels)` from values at all sites, of the same shape."""
+    interval, taps = collocation(count)
     # row r has its six entries at most five places off the diagonal
-    rows, columns = np.arange(len(sites))[:, None], interval[:, None] + np.arange(TAPS)
-    bands = np.zeros((2 * DEGREE + 1, len(sites)))
+    rows, columns = np.arange(len(taps))[:, None], interval[:, None] + np.arange(TAPS)
+    bands = np.zeros((2 * DEGREE + 1, len(taps)))
     bands[DEGREE + rows - columns, columns] = taps
     return solve_banded((DEGREE, DEGREE), bands, values)

@@ -26,6 +26,7 @@ from ase_biasgrad.backbones.tensor_products import (
     ENDS,
     by_part_loops,
     dot_by_part_loops,
+    filled,
     normalised_loops,
     normalised_slope_loops,
     product_loops,
@@ -160,13 +161,13 @@ class SampledInteraction:
 
     def forward(self, x: np.ndarray, near: Neighbours) -> tuple[np.ndarray, Any]:
         """Tensors `(n, 9, f)`, and what the derivative needs."""
-        (start,) = run(normalised_loops, x)
+        (start,) = filled(normalised_loops, [x])
         y = mixed(start, self.before)
         message = by_part(y, self.own)
         convolve_loop(*near.indices, y, self.rows, near.weights, message)
-        (product,) = run(product_loops, y, message)
-        change = mixed(run(normalised_loops, product)[0], self.after)
-        (square,) = run(product_loops, change, change)
+        (product,) = filled(product_loops, [y, message])
+        change = mixed(filled(normalised_loops, [product])[0], self.after)
+        (square,) = filled(product_loops, [change, change])
         square *= 0.5
         square += change
         square += start
@@ -177,11 +178,11 @@ class SampledInteraction:
     ) -> np.ndarray:
         """The cotangent of x from that of the result; adds the derivatives in weights."""
         x, y, message, product, change = through
-        of_change, _ = run(product_slope_loops, g, change, change, results=2)  # ½ (one + the same)
+        of_change, _ = filled(product_slope_loops, [g, change, change], 2)  # ½ (one + the same)
         of_change += g
         of_normalised = mixed_slopes(of_change, self.after)
-        (of_product,) = run(normalised_slope_loops, of_normalised, product)
-        of_y, of_message = run(product_slope_loops, of_product, y, message, results=2)
+        (of_product,) = filled(normalised_slope_loops, [of_normalised, product])
+        of_y, of_message = filled(product_slope_loops, [of_product, y, message], 2)
         convolve_slopes_loop(
             *near.indices, of_message, y, self.rows, near.weights,
             of_y, self.rows[:0], of_weights, False,
@@ -189,7 +190,7 @@ class SampledInteraction:
         of_y += by_part(of_message, self.own)
         of_start = mixed_slopes(of_y, self.before)
         of_start += g
-        return run(normalised_slope_loops, of_start, x)[0]
+        return filled(normalised_slope_loops, [of_start, x])[0]
 
 
 class ReadOut:
@@ -240,13 +241,6 @@ class ScalarNetwork:
         g = g * self.scale
         mean, along = g.mean(axis=1, keepdims=True), (g * x).mean(axis=1, keepdims=True)
         return (g - mean - x * along) / deviation
-
-
-def run(loops: Any, *arguments: np.ndarray, results: int = 1) -> list[np.ndarray]:
-    """What loops of `tensor_products` make of tensors `(n, 9, f)`."""
-    filled = [np.empty_like(arguments[0]) for _ in range(results)]
-    loops(arguments[0].shape[2])(*(array.reshape(-1) for array in (*arguments, *filled)))
-    return filled
 
 
 def by_part(x: np.ndarray, factors: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # networks of a few thousand weights are slower on two threads than on one, here and in the
@@ -89,3 +91,16 @@ def structure_of(atoms: Atoms) -> Structure:
         atoms.cell.array.copy(),
         atoms.pbc.copy(),
     )
+
+
+def run_script(folder: Path, script: str | Path, *arguments: str) -> str:
+    """What a script says that runs in `folder`; it must end well."""
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

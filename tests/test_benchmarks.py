@@ -1,8 +1,6 @@
 """Every benchmark runs as a script, in a small size, and prints figures."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import ase.io
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.calculators.emt import EMT
-from conftest import ethanol, small_potential
+from conftest import ethanol, run_script, small_potential
 
 from ase_biasgrad.checkpoint import save_checkpoint
 
@@ -65,15 +63,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_benchmark(folder, name):
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / name, *ARGUMENTS[name]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(SAYS[name], done.stdout), done.stdout
+    said = run_script(folder, BENCHMARKS / name, *ARGUMENTS[name])
+    assert re.search(SAYS[name], said), said
 
 
 def test_every_benchmark_is_tested():

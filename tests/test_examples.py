@@ -2,11 +2,10 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_script
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.training.config import load_config
@@ -35,17 +34,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_example(folder, name):
-    assert re.search(SAYS[name], run(folder, name))
+    assert re.search(SAYS[name], run_script(folder, name))
 
 
 def test_every_example_is_tested():
@@ -65,7 +56,7 @@ def test_configuration(path):
 
 def test_demo(folder):
     pytest.importorskip("tblite")
-    said = run(
+    said = run_script(
         folder, "demo.py", "--frames", "40", "--epochs", "3", "--features", "16", "--steps", "40"
     )
     for line in ("EFwT on the test trajectory", "energy drift of NVE", "time per MD step"):

@@ -62,10 +62,10 @@ class LeanBackbone(Backbone):
         self.of = of
         self.arguments, self.cutoff = of.arguments, of.cutoff
         self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
-        self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """Radial basis `(k, functions)` and cutoff function `(k, 1)` at the knots' distances."""
+    def constants(self) -> tuple[Tensor, ...]:
+        """See `prepared`; made once for each device and precision."""
         weight = self.of.readout[-1].weight
         key = (weight.device, weight.dtype)
         if key not in self._constants:
@@ -74,8 +74,15 @@ class LeanBackbone(Backbone):
             with torch.no_grad():
                 basis = modules.radial_basis(distances)
                 envelope = modules.cutoff_fn(distances)[:, None]
-            self._constants[key] = basis.to(weight.dtype), envelope.to(weight.dtype)
+                self._constants[key] = self.prepared(
+                    basis.to(weight.dtype), envelope.to(weight.dtype)
+                )
         return self._constants[key]
+
+    def prepared(self, basis: Tensor, envelope: Tensor) -> tuple[Tensor, ...]:
+        """What filters are made of: radial basis `(k, functions)` and cutoff function `(k, 1)` at
+        the knots' distances."""
+        return basis, envelope
 
     def pairs(self, graph: AtomGraph) -> tuple[Pairs, Tensor]:
         """See `sampled_pairs`."""
@@ -114,14 +121,17 @@ class LeanPaiNN(LeanBackbone):
 
     name = "lean-painn"
 
+    def prepared(self, basis: Tensor, envelope: Tensor) -> tuple[Tensor, ...]:
+        """Spline coefficients `(rows, functions + 1)` of the inputs of the filter network, which
+        is one linear layer: those of its outputs follow."""
+        inputs = torch.cat([envelope * basis, envelope], dim=1)
+        return (spline_coefficients(self.knots, inputs),)
+
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
         pairs, unit = self.pairs(graph)
         modules: Any = self.of.representation
-        basis, envelope = self.constants()
-        # the filter network is one linear layer, so that splines of its inputs are enough
-        inputs = torch.cat([envelope * basis, envelope], dim=1)
-        inputs = spline_coefficients(self.knots, inputs)  # (rows, functions + 1)
+        (inputs,) = self.constants()
         net = modules.filter_net
         layers = torch.cat([net.weight, net.bias[:, None]], dim=1).chunk(len(modules.interactions))
         q = modules.embedding(graph.numbers)  # (n, f)

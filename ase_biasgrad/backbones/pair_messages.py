@@ -18,7 +18,7 @@ On the CPU loops compiled by Numba do the work; elsewhere torch operations do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numba
@@ -49,7 +49,7 @@ class Components:
     filters: tuple[int, ...]
     parities: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Filters that any component takes, that of each component, parities."""
         used = np.array(sorted(set(self.filters)), np.int64)

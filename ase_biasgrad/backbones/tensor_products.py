@@ -46,21 +46,6 @@ def mixed(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return _Mixed.apply(x.contiguous(), *(weight.view_as(weight) for weight in weights))
 
 
-def product_slopes(z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """∂P/∂x and ∂P/∂y, not differentiable; all contiguous."""
-    return _filled(product_slope_loops, [z, x, y], 2)
-
-
-def normalised_slopes(g: Tensor, x: Tensor) -> Tensor:
-    """∂N/∂x, not differentiable; all contiguous."""
-    return _filled(normalised_slope_loops, [g, x], 1)[0]
-
-
-def mixed_slopes(g: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """The cotangent of x from that of what `mixed` made of it, not differentiable in x."""
-    return _by_parts(g, weights)
-
-
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -73,10 +58,12 @@ class _Product(torch.autograd.Function):
 
 
 class _ProductSlopes(torch.autograd.Function):
+    """∂P/∂x and ∂P/∂y."""
+
     @staticmethod
     def forward(ctx: Any, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(z, x, y)
-        return product_slopes(z, x, y)
+        return _filled(product_slope_loops, [z, x, y], 2)
 
     @staticmethod
     @once_differentiable
@@ -97,10 +84,12 @@ class _Normalised(torch.autograd.Function):
 
 
 class _NormalisedSlopes(torch.autograd.Function):
+    """∂N/∂x."""
+
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(g, x)
-        return normalised_slopes(g, x)
+        return _filled(normalised_slope_loops, [g, x], 1)[0]
 
     @staticmethod
     @once_differentiable
@@ -128,10 +117,12 @@ class _Mixed(torch.autograd.Function):
 
 
 class _MixedSlopes(torch.autograd.Function):
+    """The cotangent of x from that of what it was mixed to."""
+
     @staticmethod
     def forward(ctx: Any, g: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(g, *weights)
-        return mixed_slopes(g, weights)
+        return _by_parts(g, weights)
 
     @staticmethod
     @once_differentiable
@@ -154,14 +145,20 @@ def _outer_products(g: Tensor, x: Tensor) -> list[Tensor]:
     return [g[:, a:b].flatten(0, 1).t() @ x[:, a:b].flatten(0, 1) for a, b in ENDS]
 
 
+def filled(
+    loops: Callable[[int], Callable[..., None]], arguments: Sequence[np.ndarray], results: int = 1
+) -> list[np.ndarray]:
+    """What the loops for so many features make of contiguous `(n, 9, f)`; all are of one shape."""
+    made = [np.empty_like(arguments[0]) for _ in range(results)]
+    loops(arguments[0].shape[2])(*(array.reshape(-1) for array in (*arguments, *made)))
+    return made
+
+
 def _filled(
-    loops: Callable[[int], Callable[..., None]], arguments: list[Tensor], results: int
+    loops: Callable[[int], Callable[..., None]], arguments: Sequence[Tensor], results: int
 ) -> tuple[Tensor, ...]:
-    """What the loops for so many features make of the arguments; all are of one shape."""
-    given = [argument.detach() for argument in arguments]
-    filled = tuple(torch.empty_like(given[0]) for _ in range(results))
-    loops(given[0].shape[2])(*(tensor.view(-1).numpy() for tensor in (*given, *filled)))
-    return filled
+    arrays = [argument.detach().numpy() for argument in arguments]
+    return tuple(torch.from_numpy(array) for array in filled(loops, arrays, results))
 
 
 _loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -373,11 +370,12 @@ def dot_by_part_loops(features: int) -> Callable[..., None]:
         for n in range(len(x) // (9 * features)):
             for f in range(features):
                 o, at = 9 * features * n + f, 3 * features * n + f
+                k = o + 4 * features
                 out[at] = x[o] * y[o]
-                second, third = out[at] * 0, out[at] * 0
-                for c in range(1, 4):
+                second, third = x[o + features] * y[o + features], x[k] * y[k]
+                for c in range(2, 4):
                     second += x[o + c * features] * y[o + c * features]
-                for c in range(4, 9):
+                for c in range(5, 9):
                     third += x[o + c * features] * y[o + c * features]
                 out[at + features], out[at + 2 * features] = second, third
 
