@@ -102,6 +102,9 @@ class ForceStageOptions(_Options):
     batch_size: int = Field(8, ge=1, description="structures per step and process")
     loss: Literal["l1", "l2", "huber"] = "l1"
     huber_delta: float = Field(0.05, gt=0, description="in units of the RMS force")
+    elastic_weight: float = Field(
+        3.0, ge=0, description="of force errors along soft directions; 0: only atom by atom"
+    )
     stress_weight: float = Field(0.1, ge=0, description="used where the data has stress")
     joint: JointOptions | None = Field(None, description="train on energies too (baseline)")
     optimizer: Literal["adam", "adamw"] = "adamw"

@@ -14,6 +14,7 @@ from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.cuda_graphs import Capture
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
+from ase_biasgrad.training.elastic import springs_of
 from ase_biasgrad.training.recorded_steps import Filled, RecordedSteps
 from ase_biasgrad.training.resident import Batch, ResidentFrames
 
@@ -63,9 +64,17 @@ class ForceStage(pl.LightningModule):
     def loss(
         self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
     ) -> Tensor:
-        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms."""
+        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms.
+
+        Forces count by the length of each atom's error, whatever its direction, and by each
+        structure's `Springs.lengths`; stress by component.
+        """
         assert batch.forces is not None
-        total = share * self._norm((predicted["forces"] - batch.forces) / self.force_unit)
+        errors = (predicted["forces"] - batch.forces) / self.force_unit  # (n, 3)
+        total = share * self._norm(torch.linalg.vector_norm(errors, dim=1) / 3**0.5)
+        if self.options.elastic_weight > 0:
+            springs = batch.springs or springs_of(batch.graph, batch.atoms, batch.largest)
+            total = total + self.options.elastic_weight * self._norm(springs.lengths(errors))
         if self.stress_unit is not None and batch.stress is not None:
             known = torch.isfinite(batch.stress)
             residual = torch.where(known, predicted["stress"] - batch.stress, 0.0)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ase_biasgrad.cuda_graphs import Capture, Recordings, Shape, bucket
 from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.training.elastic import Springs, springs_of
 from ase_biasgrad.training.resident import Batch
 
-FEWEST_ATOMS, FEWEST_PAIRS, MOST_SHAPES = 32, 256, 64
+FEWEST_ATOMS, FEWEST_PAIRS, FEWEST_IN_ONE, MOST_SHAPES = 32, 256, 16, 64
 FAR = 1000.0  # Å, more than any cutoff
 
 
@@ -31,23 +32,38 @@ class Filled:
 
     @property
     def shape(self) -> Shape:
-        graph = self.batch.graph
-        return len(graph.numbers), graph.edge_index.shape[1], graph.n_structures
+        graph, springs = self.batch.graph, self.batch.springs
+        assert springs is not None
+        return (
+            len(graph.numbers),
+            graph.edge_index.shape[1],
+            graph.n_structures,
+            springs.factor.shape[1],
+        )
 
     def tensors(self) -> list[Tensor]:
         """All that there are, in one order."""
-        of_batch = {**vars(self.batch.graph), **vars(self.batch), "share": self.share}
+        of_batch = {
+            **vars(self.batch.graph),
+            **vars(self.batch),
+            **vars(self.batch.springs),
+            "share": self.share,
+        }
         return [value for value in of_batch.values() if isinstance(value, Tensor)]
 
     def copy(self) -> Filled:
         """The same in memory of its own."""
+        assert self.batch.springs is not None
         graph = AtomGraph(**_copies(self.batch.graph))
-        return Filled(Batch(**_copies(self.batch) | {"graph": graph}), self.share.clone())
+        springs = Springs(**_copies(self.batch.springs))
+        batch = Batch(**_copies(self.batch) | {"graph": graph, "springs": springs})
+        return Filled(batch, self.share.clone())
 
 
 def as_it_is(batch: Batch) -> Filled:
     """For batches of one shape."""
-    return Filled(batch, batch.graph.positions.new_ones(()))
+    springs = springs_of(batch.graph, batch.atoms, batch.largest)
+    return Filled(replace(batch, springs=springs), batch.graph.positions.new_ones(()))
 
 
 def filled_up(batch: Batch) -> Filled:
@@ -75,8 +91,11 @@ def filled_up(batch: Batch) -> Filled:
         forward=torch.cat([graph.forward, e + torch.arange(pairs, device=graph.device)]),
     )
     forces = torch.cat([batch.forces, batch.forces.new_zeros((atoms, 3))])
+    springs = springs_of(graph, batch.atoms, bucket(batch.largest, FEWEST_IN_ONE))
+    # what is added has no error that could count in the row of another
+    springs = replace(springs, row=_repeated(springs.row, atoms))
     share = graph.positions.new_full((), (n + atoms) / n)
-    return Filled(replace(batch, graph=filled, forces=forces), share)
+    return Filled(replace(batch, graph=filled, forces=forces, springs=springs), share)
 
 
 class RecordedSteps:
@@ -131,7 +150,7 @@ class RecordedSteps:
         self._loss.copy_(loss.detach())
 
 
-def _copies(of: AtomGraph | Batch) -> dict[str, Any]:
+def _copies(of: AtomGraph | Batch | Springs) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(of).items()}
 
 

@@ -20,6 +20,7 @@ from ase_biasgrad.backbones.half_pairs import forward_edges
 from ase_biasgrad.dataset import Dataset, Group
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
+from ase_biasgrad.training.elastic import Springs
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Batch:
     energy: Tensor | None  # (b,) float64 eV
     forces: Tensor | None  # (n, 3) float64 eV/Å
     stress: Tensor | None  # (b, 6) float64 eV/Å³, NaN for structures without
+    atoms: Tensor  # (b,) int64, atoms of each structure
+    largest: int  # the most of them
+    springs: Springs | None = None  # where they have been made already
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class ResidentFrames(TorchDataset[Batch]):
             energy=None if self.energy is None else self.energy[index],
             forces=None if self.forces is None else self.forces[atoms],
             stress=None if self.stress is None else self.stress[index],
+            atoms=_to(count, self.device),
+            largest=int(count.max(initial=0)),
         )
 
     def __getitem__(self, places: Sequence[int]) -> Batch:
