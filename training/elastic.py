@@ -74,13 +74,16 @@ def springs_of(graph: AtomGraph, atoms: Tensor, largest: int) -> Springs:
     place = torch.arange(len(graph.batch), device=graph.device) - first[graph.batch]
     row = graph.batch * largest + place  # (n,)
     centre, neighbour = graph.edge_index
-    block = _stiffness(graph)  # (e, 3, 3)
-    springs = block.new_zeros((graph.n_structures * largest**2, 3, 3))
-    springs.index_add_(0, row[centre] * largest + place[neighbour], block, alpha=-1.0)
-    springs.index_add_(0, row[centre] * largest + place[centre], block)
-    blocks = springs.reshape(graph.n_structures, largest, largest, 3, 3).transpose(2, 3)
-    matrix = blocks.reshape(graph.n_structures, 3 * largest, 3 * largest) / FLOOR
-    matrix.diagonal(dim1=1, dim2=2).add_(1.0)
+    block = (_stiffness(graph) / FLOOR).flatten()  # (9e,)
+    matrix = block.new_zeros((graph.n_structures, 3 * largest, 3 * largest))
+    matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
+    axis = torch.arange(3, device=graph.device)
+    rows = (3 * row[centre, None] + axis) * matrix.shape[2]  # (e, 3)
+    # one number at a time: `index_add_` of blocks is far slower
+    for atoms_of_columns, sign in ((place[neighbour], -1.0), (place[centre], 1.0)):
+        columns = 3 * atoms_of_columns[:, None] + axis  # (e, 3)
+        entries = (rows[:, :, None] + columns[:, None, :]).flatten()
+        matrix.view(-1).index_add_(0, entries, block, alpha=sign)
     # no check of the result, which would wait for the device: 1 plus squares always has a factor
     factor, _ = torch.linalg.cholesky_ex(matrix)
     return Springs(factor, row, atoms)

@@ -47,7 +47,7 @@ def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shift = graph.edge_shift.index_select(0, kept).to(vectors.dtype)
         vectors = vectors + torch.einsum("pk,pkl->pl", shift, cells)
     distances = vectors.square().sum(dim=1).sqrt()
-    return i, j, distances, vectors / distances[:, None]
+    return i, j, distances, vectors / distances.unsqueeze(1)
 
 
 def pairs_within(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -111,7 +111,7 @@ class LeanSchNet(LeanBackbone):
             filters = envelope * two_layers(basis, block.filter_network, softplus_jet)
             rows = spline_coefficients(self.knots, filters)  # (rows, f)
             sent = linear(x, block.in2f.weight)
-            received = convolve(pairs, sent[:, None], rows[:, None], SCALAR)[:, 0]
+            received = convolve(pairs, sent.unsqueeze(1), rows.unsqueeze(1), SCALAR).squeeze(1)
             x = x + two_layers(received, block.f2out, softplus_jet)
         return self.read_out(x)
 
@@ -143,12 +143,13 @@ class LeanPaiNN(LeanBackbone):
             scalar, radial, factor = _thirds(interaction.interatomic_context_net, q).unbind(dim=1)
             dmu = lift(pairs, radial, rows, unit, DIRECTION)
             if mu is None:
-                q = q + convolve(pairs, scalar[:, None], rows, SCALAR)[:, 0]
+                q = q + convolve(pairs, scalar.unsqueeze(1), rows, SCALAR).squeeze(1)
                 mu = dmu
             else:
-                sent = torch.cat([scalar[:, None], factor[:, None] * mu], dim=1)  # (n, 4, f)
+                sent = torch.cat([scalar.unsqueeze(1), factor.unsqueeze(1) * mu], dim=1)  # (n, 4, f)
                 received = convolve(pairs, sent, rows, SCALAR_AND_VECTOR)
-                q, mu = q + received[:, 0], mu + dmu + received[:, 1:]
+                of_q, of_mu = received.split((1, 3), dim=1)
+                q, mu = q + of_q.squeeze(1), mu + dmu + of_mu
             mixed = linear(mu, mixing.mu_channel_mix.weight)  # (n, 3, 2f)
             context = torch.cat([q, norms(mixed, mixing.epsilon)], dim=1)
             factors = _thirds(mixing.intraatomic_context_net, context)

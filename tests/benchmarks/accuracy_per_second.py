@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--elastic-weight", type=float, default=ForceStageOptions().elastic_weight)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| backbone | parameters | s | steps | force MAE, meV/Å | energy MAE, meV | EFwT |")
@@ -86,7 +87,7 @@ def trained(
     potential: Potential, unit: float, frames: ResidentFrames, options: argparse.Namespace
 ) -> tuple[Potential, int]:
     """Averaged weights, and the number of steps."""
-    stage = ForceStage(potential, ForceStageOptions(), unit)
+    stage = ForceStage(potential, ForceStageOptions(elastic_weight=options.elastic_weight), unit)
     # buffers hold the bias and constants of the networks: nothing to average
     average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     parameters = [p for p in potential.parameters() if p.requires_grad]
