@@ -146,7 +146,8 @@ class LeanPaiNN(LeanBackbone):
                 q = q + convolve(pairs, scalar.unsqueeze(1), rows, SCALAR).squeeze(1)
                 mu = dmu
             else:
-                sent = torch.cat([scalar.unsqueeze(1), factor.unsqueeze(1) * mu], dim=1)  # (n, 4, f)
+                # (n, 4, f)
+                sent = torch.cat([scalar.unsqueeze(1), factor.unsqueeze(1) * mu], dim=1)
                 received = convolve(pairs, sent, rows, SCALAR_AND_VECTOR)
                 of_q, of_mu = received.split((1, 3), dim=1)
                 q, mu = q + of_q.squeeze(1), mu + dmu + of_mu
