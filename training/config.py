@@ -91,7 +91,7 @@ class JointOptions(_Options):
     """The baseline: energies in the loss as well, centred per composition in float64."""
 
     energy_weight: float = Field(
-        0.05, gt=0, description="weight of the energy term beside the force term of weight 1"
+        0.05, gt=0, description="weight of the energy term beside those of the forces"
     )
 
 
@@ -101,9 +101,14 @@ class ForceStageOptions(_Options):
     epochs: int = Field(1000, ge=1)
     batch_size: int = Field(8, ge=1, description="structures per step and process")
     loss: Literal["l1", "l2", "huber"] = "l1"
-    huber_delta: float = Field(0.05, gt=0, description="in units of the RMS force")
+    huber_delta: float = Field(
+        0.05, gt=0, description="of an error's length over √3, in units of the RMS force"
+    )
     elastic_weight: float = Field(
-        3.0, ge=0, description="of force errors along soft directions; 0: only atom by atom"
+        3.0,
+        ge=0,
+        description="weight of errors along soft directions, beside 1 of atoms' errors; 0: off. "
+        "Needs (3·atoms)² numbers for each structure of a batch",
     )
     stress_weight: float = Field(0.1, ge=0, description="used where the data has stress")
     joint: JointOptions | None = Field(None, description="train on energies too (baseline)")

@@ -1,16 +1,18 @@
 """Force errors along soft directions, where they cost energy: an elastic network for the loss.
 
 Equal errors of forces are not equal errors of energy. A bond is stretched by hundredths of an Å,
-and a wrong force along it adds up to little; a torsion or a bend out of a plane goes far, and its
-forces are so small that a mean over atoms hardly sees them. The inequality of Brascamp and Lieb
-(J. Funct. Anal. 22, 366, 1976) says how much each counts: where frames are a Boltzmann sample of a
-convex energy with Hessian H, an error δE of the energy and its error δF of the forces obey
+and a wrong force along it adds up to little; a torsion or a bend out of a plane goes far, and a
+wrong force along it adds up to a lot. A mean over atoms counts both the same. The inequality of
+Brascamp and Lieb (J. Funct. Anal. 22, 366, 1976) says how much each is worth: where frames are a
+Boltzmann sample of a strictly convex energy with Hessians H(R), an error δE of the energy and its
+error δF of the forces obey
 
     Var(δE) ≤ kT ⟨δFᵀ H⁻¹ δF⟩,
 
 and Var(δE) is what no bias can remove. H is not known; in its place stands an elastic network
-(anisotropic network model, Atilgan et al., Biophys. J. 80, 505, 2001) of springs between all
-pairs of the graph that weaken with distance. Only its orders of magnitude matter.
+(after the anisotropic network model, Atilgan et al., Biophys. J. 80, 505, 2001) of springs along
+the pairs of the graph that weaken with distance. Only its orders of magnitude matter. Molecules
+are convex within one basin at most, so that the inequality is the motive here and no bound.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from torch import Tensor
 from ase_biasgrad.graph import AtomGraph
 
 # stiffness that every motion has at least, in units of a bond's: bends out of a plane stretch no
-# spring, and fragments apart hold on to nothing
+# spring, and fragments far apart hold on to nothing
 FLOOR = 0.01
 
 
 @dataclass(frozen=True)
 class Springs:
-    """The elastic networks of `b` structures, of which the largest has up to `m` atoms.
+    """The elastic networks of `b` structures, none of which has more than `m` atoms.
 
     `factor` is the Cholesky factor of K/`FLOOR`, K the stiffness; rows of atoms that a structure
     does not have are those of the unit matrix.
@@ -39,38 +41,43 @@ class Springs:
 
     factor: Tensor  # (b, 3m, 3m) float64
     row: Tensor  # (n,) int64, place of each atom among b · m
-    atoms: Tensor  # (b,) int64, atoms of each structure
+    counts: Tensor  # (b,) int64, atoms of each structure
 
     def lengths(self, errors: Tensor) -> Tensor:
         """√(δFᵀ (K/FLOOR)⁻¹ δF / 3N) of each structure, `(b,)`, in the unit of `errors` `(n, 3)`.
 
         The root mean square of errors in which the softest directions count fully, and the
-        stretch of a bond by a tenth.
+        stretch of a bond by less than a tenth. The mean error of a structure is taken out of δF
+        first: no energy that is invariant under translations can make it smaller.
         """
         b, size, _ = self.factor.shape
         padded = errors.new_zeros((b * size // 3, 3)).index_add(0, self.row, errors)
-        softened = torch.linalg.solve_triangular(
-            self.factor, padded.reshape(b, size, 1), upper=False
-        )
-        return torch.linalg.vector_norm(softened, dim=(1, 2)) / (3 * self.atoms).to(errors).sqrt()
+        of_structures = padded.reshape(b, size // 3, 3)
+        place = torch.arange(size // 3, device=errors.device)
+        exists = (place < self.counts.unsqueeze(1)).unsqueeze(2)  # (b, m, 1)
+        count = self.counts.to(errors).reshape(b, 1, 1)
+        mean = of_structures.sum(dim=1, keepdim=True) / count
+        inner = torch.where(exists, of_structures - mean, 0.0).reshape(b, size, 1)
+        softened = torch.linalg.solve_triangular(self.factor, inner, upper=False)
+        return torch.linalg.vector_norm(softened, dim=(1, 2)) / (3 * count.flatten()).sqrt()
 
 
-def springs_of(graph: AtomGraph, atoms: Tensor, largest: int) -> Springs:
+def springs_of(graph: AtomGraph, counts: Tensor, largest: int) -> Springs:
     """The elastic network of each structure: a spring along each pair of the graph.
 
     Its stiffness at distance r is ((R_i + R_j)/r)⁴, R the covalent radii: 1 for a bond. To that
-    comes `FLOOR` for every motion.
+    comes `FLOOR` for every motion. Matrices of (3 `largest`)² numbers are made for it.
 
     Parameters
     ----------
     graph
-        `b` structures.
-    atoms
+        `b` structures, the atoms of each one after another, every edge with its reverse.
+    counts
         Atoms of each structure, `(b,)` int64.
     largest
         Number of atoms that no structure exceeds.
     """
-    first = torch.cumsum(atoms, 0) - atoms
+    first = torch.cumsum(counts, 0) - counts
     place = torch.arange(len(graph.batch), device=graph.device) - first[graph.batch]
     row = graph.batch * largest + place  # (n,)
     centre, neighbour = graph.edge_index
@@ -80,13 +87,19 @@ def springs_of(graph: AtomGraph, atoms: Tensor, largest: int) -> Springs:
     axis = torch.arange(3, device=graph.device)
     rows = (3 * row[centre, None] + axis) * matrix.shape[2]  # (e, 3)
     # one number at a time: `index_add_` of blocks is far slower
-    for atoms_of_columns, sign in ((place[neighbour], -1.0), (place[centre], 1.0)):
-        columns = 3 * atoms_of_columns[:, None] + axis  # (e, 3)
+    for places, sign in ((place[neighbour], -1.0), (place[centre], 1.0)):
+        columns = 3 * places[:, None] + axis  # (e, 3)
         entries = (rows[:, :, None] + columns[:, None, :]).flatten()
         matrix.view(-1).index_add_(0, entries, block, alpha=sign)
-    # no check of the result, which would wait for the device: 1 plus squares always has a factor
+    # no check of the result, which would wait for the device: 1 plus squares always has a factor,
+    # in floating point too for atoms as far apart as a dataset wants them
     factor, _ = torch.linalg.cholesky_ex(matrix)
-    return Springs(factor, row, atoms)
+    return Springs(factor, row, counts)
+
+
+def memory_of_springs(structures: int, largest: int) -> int:
+    """Bytes of the matrices and factors of a batch."""
+    return 2 * structures * (3 * largest) ** 2 * 8
 
 
 def _stiffness(graph: AtomGraph) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,22 +65,30 @@ class ForceStage(pl.LightningModule):
     def loss(
         self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
     ) -> Tensor:
-        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms.
+        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms."""
+        of_atoms, of_structures = self.loss_terms(batch, predicted)
+        return share * of_atoms + of_structures
+
+    def loss_terms(self, batch: Batch, predicted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The part of the loss that is a mean over atoms, and that which is one over structures.
 
         Forces count by the length of each atom's error, whatever its direction, and by each
         structure's `Springs.lengths`; stress by component.
         """
         assert batch.forces is not None
         errors = (predicted["forces"] - batch.forces) / self.force_unit  # (n, 3)
-        total = share * self._norm(torch.linalg.vector_norm(errors, dim=1) / 3**0.5)
+        of_atoms = self._norm(torch.linalg.vector_norm(errors, dim=1) / 3**0.5)
+        of_structures = torch.zeros_like(of_atoms)
         if self.options.elastic_weight > 0:
-            springs = batch.springs or springs_of(batch.graph, batch.atoms, batch.largest)
-            total = total + self.options.elastic_weight * self._norm(springs.lengths(errors))
+            springs = batch.springs or springs_of(batch.graph, batch.counts, batch.largest)
+            lengths = springs.lengths(errors)  # (b,)
+            of_structures = self.options.elastic_weight * self._norm(lengths)
         if self.stress_unit is not None and batch.stress is not None:
             known = torch.isfinite(batch.stress)
             residual = torch.where(known, predicted["stress"] - batch.stress, 0.0)
-            total = total + self.options.stress_weight * self._norm(residual / self.stress_unit)
-        return total
+            stress = self._norm(residual / self.stress_unit)
+            of_structures = of_structures + self.options.stress_weight * stress
+        return of_atoms, of_structures
 
     def _norm(self, residual: Tensor) -> Tensor:
         if self.options.loss == "l1":
@@ -94,14 +103,24 @@ class ForceStage(pl.LightningModule):
         (potential,) = self._in_training
         return potential.evaluate(batch.graph, self.properties, create_graph=True)
 
-    def record_steps(self, fill: Callable[[Batch], Filled], capture: Capture) -> None:
-        """Let training steps be replayed as `RecordedSteps`, on one device."""
+    def record_steps(self, fill: Callable[[Batch], Filled], capture: Capture, largest: int) -> None:
+        """Let training steps be replayed as `RecordedSteps`, on one device.
+
+        No structure has more than `largest` atoms.
+        """
 
         def loss_of(batch: Batch, share: Tensor) -> Tensor:
             return self.loss(batch, self.predicted_in_training(batch), share)
 
+        def filled(batch: Batch) -> Filled:
+            """With springs of one size, whose factors are no work for a recording."""
+            if self.options.elastic_weight > 0:
+                springs = springs_of(batch.graph, batch.counts, largest)
+                batch = replace(batch, springs=springs)
+            return fill(batch)
+
         # made in the first step, when the parameters are where they stay
-        self._recorder = lambda: RecordedSteps(loss_of, self._learning(), fill, capture)
+        self._recorder = lambda: RecordedSteps(loss_of, self._learning(), filled, capture)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         if self._recorder is None:
@@ -153,18 +172,28 @@ class ForceStage(pl.LightningModule):
         }
         assert batch.forces is not None
         error = predicted["forces"] - batch.forces
-        atoms = torch.tensor(float(error.numel()), device=error.device)
+        of_atoms, of_structures = self.loss_terms(batch, predicted)
+        atoms = error.new_tensor(float(len(error)))
+        structures = error.new_tensor(float(batch.graph.n_structures))
         self._validation.append(
-            (self.loss(batch, predicted) * atoms, error.abs().sum(), error.square().sum(), atoms)
+            (
+                of_atoms * atoms,
+                of_structures * structures,
+                error.abs().sum() / 3,
+                error.square().sum() / 3,
+                atoms,
+                structures,
+            )
         )
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.stack([torch.stack(row) for row in self._validation]).sum(dim=0)
         self._validation.clear()
-        loss, absolute, square, count = sums  # every process has all validation frames
-        self.log("val_loss", loss / count, sync_dist=True)
-        self.log("val_force_mae", absolute / count, sync_dist=True)
-        self.log("val_force_rmse", (square / count).sqrt(), sync_dist=True)
+        # every process has all validation frames
+        of_atoms, of_structures, absolute, square, atoms, structures = sums
+        self.log("val_loss", of_atoms / atoms + of_structures / structures, sync_dist=True)
+        self.log("val_force_mae", absolute / atoms, sync_dist=True)
+        self.log("val_force_rmse", (square / atoms).sqrt(), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         options, schedule = self.options, self.options.schedule
@@ -226,15 +255,14 @@ class JointStage(ForceStage):
     def properties(self) -> tuple[str, ...]:
         return ("energy", *super().properties)
 
-    def loss(
-        self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
-    ) -> Tensor:
+    def loss_terms(self, batch: Batch, predicted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         assert self.options.joint is not None
         assert batch.energy is not None
+        of_atoms, of_structures = super().loss_terms(batch, predicted)
         # float64 here, whatever the networks use: energies may be −1e4 eV
         residual = (predicted["energy"] - batch.energy) / self.force_unit
         weight = self.options.joint.energy_weight
-        return super().loss(batch, predicted, share) + weight * self._norm(residual)
+        return of_atoms, of_structures + weight * self._norm(residual)
 
 
 def rms(values: Tensor | None) -> float | None:

@@ -77,6 +77,7 @@ class Study:
     test: int = 1000
     batch_size: int = 10
     learning_rate: float = ForceStageOptions().learning_rate
+    elastic_weight: float = ForceStageOptions().elastic_weight
     arguments: dict[str, Any] = field(default_factory=dict)  # of every backbone
     accelerator: str = "auto"
 
@@ -227,6 +228,7 @@ def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
             "epochs": study.epochs,
             "batch_size": study.batch_size,
             "learning_rate": study.learning_rate,
+            "elastic_weight": study.elastic_weight,
             "joint": joint,
         },
         "trainer": {"progress_bar": False, "accelerator": study.accelerator},

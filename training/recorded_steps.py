@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.cuda_graphs import Capture, Recordings, Shape, bucket
 from ase_biasgrad.graph import AtomGraph
-from ase_biasgrad.training.elastic import Springs, springs_of
+from ase_biasgrad.training.elastic import Springs
 from ase_biasgrad.training.resident import Batch
 
-FEWEST_ATOMS, FEWEST_PAIRS, FEWEST_IN_ONE, MOST_SHAPES = 32, 256, 16, 64
+FEWEST_ATOMS, FEWEST_PAIRS, MOST_SHAPES = 32, 256, 64
 FAR = 1000.0  # Å, more than any cutoff
+
+Part = TypeVar("Part", AtomGraph, Batch, Springs)
 
 
 @dataclass(frozen=True)
@@ -32,38 +34,29 @@ class Filled:
 
     @property
     def shape(self) -> Shape:
-        graph, springs = self.batch.graph, self.batch.springs
-        assert springs is not None
-        return (
-            len(graph.numbers),
-            graph.edge_index.shape[1],
-            graph.n_structures,
-            springs.factor.shape[1],
-        )
+        graph = self.batch.graph
+        return len(graph.numbers), graph.edge_index.shape[1], graph.n_structures
 
     def tensors(self) -> list[Tensor]:
         """All that there are, in one order."""
-        of_batch = {
-            **vars(self.batch.graph),
-            **vars(self.batch),
-            **vars(self.batch.springs),
-            "share": self.share,
-        }
-        return [value for value in of_batch.values() if isinstance(value, Tensor)]
+        parts = (self.batch.graph, self.batch, self.batch.springs)
+        values = [value for part in parts if part is not None for value in vars(part).values()]
+        return [value for value in values if isinstance(value, Tensor)] + [self.share]
 
     def copy(self) -> Filled:
         """The same in memory of its own."""
-        assert self.batch.springs is not None
-        graph = AtomGraph(**_copies(self.batch.graph))
-        springs = Springs(**_copies(self.batch.springs))
-        batch = Batch(**_copies(self.batch) | {"graph": graph, "springs": springs})
+        springs = self.batch.springs
+        batch = replace(
+            _copied(self.batch),
+            graph=_copied(self.batch.graph),
+            springs=None if springs is None else _copied(springs),
+        )
         return Filled(batch, self.share.clone())
 
 
 def as_it_is(batch: Batch) -> Filled:
     """For batches of one shape."""
-    springs = springs_of(batch.graph, batch.atoms, batch.largest)
-    return Filled(replace(batch, springs=springs), batch.graph.positions.new_ones(()))
+    return Filled(batch, batch.graph.positions.new_ones(()))
 
 
 def filled_up(batch: Batch) -> Filled:
@@ -91,9 +84,9 @@ def filled_up(batch: Batch) -> Filled:
         forward=torch.cat([graph.forward, e + torch.arange(pairs, device=graph.device)]),
     )
     forces = torch.cat([batch.forces, batch.forces.new_zeros((atoms, 3))])
-    springs = springs_of(graph, batch.atoms, bucket(batch.largest, FEWEST_IN_ONE))
-    # what is added has no error that could count in the row of another
-    springs = replace(springs, row=_repeated(springs.row, atoms))
+    springs = batch.springs
+    if springs is not None:  # what is added has no error that could count in another's row
+        springs = replace(springs, row=_repeated(springs.row, atoms))
     share = graph.positions.new_full((), (n + atoms) / n)
     return Filled(replace(batch, graph=filled, forces=forces, springs=springs), share)
 
@@ -150,8 +143,8 @@ class RecordedSteps:
         self._loss.copy_(loss.detach())
 
 
-def _copies(of: AtomGraph | Batch | Springs) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(of).items()}
+def _copied(of: Part) -> Part:
+    return replace(of, **{k: v.clone() for k, v in vars(of).items() if isinstance(v, Tensor)})
 
 
 def _repeated(values: Tensor, more: int) -> Tensor:

@@ -31,7 +31,7 @@ class Batch:
     energy: Tensor | None  # (b,) float64 eV
     forces: Tensor | None  # (n, 3) float64 eV/Å
     stress: Tensor | None  # (b, 6) float64 eV/Å³, NaN for structures without
-    atoms: Tensor  # (b,) int64, atoms of each structure
+    counts: Tensor  # (b,) int64, atoms of each structure
     largest: int  # the most of them
     springs: Springs | None = None  # where they have been made already
 
@@ -164,7 +164,7 @@ class ResidentFrames(TorchDataset[Batch]):
             energy=None if self.energy is None else self.energy[index],
             forces=None if self.forces is None else self.forces[atoms],
             stress=None if self.stress is None else self.stress[index],
-            atoms=_to(count, self.device),
+            counts=_to(count, self.device),
             largest=int(count.max(initial=0)),
         )
 

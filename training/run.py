@@ -36,6 +36,7 @@ from ase_biasgrad.splits import random_split
 from ase_biasgrad.training.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
+from ase_biasgrad.training.elastic import memory_of_springs
 from ase_biasgrad.training.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.force_stage import ForceStage, JointStage, check_labels, rms
 from ase_biasgrad.training.loggers import EpochTable, extra_loggers
@@ -45,6 +46,8 @@ from ase_biasgrad.training.state_files import WholeStateFiles
 from ase_biasgrad.training.weight_averaging import WeightAverage
 
 CHECKPOINT_NAME = "potential.safetensors"
+LARGER_IN_VALIDATION = 4  # batches
+MEMORY_FOR_SPRINGS = 4 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _prepare(
     training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
     validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
     stage = _stage(config, potential, training, validation)
+    _check_memory_of_springs(config, training, validation)
     if config.trainer.cuda_graphs:
         _record_steps(stage, config, training, trainer.world_size)
     batch_size = config.force_stage.batch_size
@@ -154,7 +158,7 @@ def _prepare(
         EpochBatches(
             len(training), batch_size, config.seed, trainer.global_rank, trainer.world_size
         ),
-        EpochBatches(len(validation), 4 * batch_size, None),
+        EpochBatches(len(validation), LARGER_IN_VALIDATION * batch_size, None),
     )
 
 
@@ -262,6 +266,25 @@ def _stage(
     return JointStage(potential, config.force_stage, force_unit, stress_unit)
 
 
+def _check_memory_of_springs(
+    config: TrainConfig, training: ResidentFrames, validation: ResidentFrames
+) -> None:
+    options = config.force_stage
+    if options.elastic_weight == 0:
+        return
+    for frames, batch_size in (
+        (training, options.batch_size),
+        (validation, LARGER_IN_VALIDATION * options.batch_size),
+    ):
+        largest, structures = int(frames.atom_counts.max()), min(len(frames), batch_size)
+        if (needed := memory_of_springs(structures, largest)) > MEMORY_FOR_SPRINGS:
+            raise ConfigError(
+                f"force_stage.elastic_weight: a batch of {structures} structures of up to "
+                f"{largest} atoms needs {needed / 2**30:.1f} GiB for it; lower "
+                "force_stage.batch_size, or set force_stage.elastic_weight to 0"
+            )
+
+
 def _record_steps(
     stage: ForceStage, config: TrainConfig, training: ResidentFrames, world_size: int
 ) -> None:
@@ -277,7 +300,8 @@ def _record_steps(
         if stands:
             raise ConfigError(f"trainer.cuda_graphs: {reason}; set it to false")
     fill = as_it_is if training.have_one_shape else filled_up
-    stage.record_steps(fill, functools.partial(captured, device=training.device))
+    capture = functools.partial(captured, device=training.device)
+    stage.record_steps(fill, capture, int(training.atom_counts.max()))
 
 
 def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:

@@ -41,6 +41,9 @@ def md17(
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-9, help="the largest (default: that of `train`)")
     ] = None,
+    elastic_weight: Annotated[
+        float | None, typer.Option(min=0, help="of the force loss (default: that of `train`)")
+    ] = None,
     arguments: Annotated[
         str, typer.Option(help="of the backbones, as YAML: '{features: 64}'")
     ] = "{}",
@@ -67,6 +70,7 @@ def md17(
         test=test,
         batch_size=batch_size,
         learning_rate=learning_rate or default.learning_rate,
+        elastic_weight=default.elastic_weight if elastic_weight is None else elastic_weight,
         arguments=given,
         accelerator=accelerator,
     )

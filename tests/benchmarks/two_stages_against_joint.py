@@ -115,6 +115,7 @@ def configuration(
                 "batch_size": options.batch_size,
                 "learning_rate": options.learning_rate,
                 "loss": recipe.loss,
+                "elastic_weight": 0.0,  # SchNetPack's tasks have none
                 "joint": joint,
             },
             "trainer": {"progress_bar": False},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.data import covalent_radii
 from conftest import small_potential
 
@@ -12,12 +12,15 @@ from ase_biasgrad.graph import AtomGraph, collate, graph_from_atoms
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import FLOOR, Springs, springs_of
 from ase_biasgrad.training.force_stage import ForceStage
+from ase_biasgrad.training.resident import Batch
 
 STRUCTURES = {
     "ethanol": molecule("CH3CH2OH"),
     "water": molecule("H2O"),
     "atom": Atoms("Ar"),
     "crystal": bulk("NaCl", "rocksalt", a=5.6).repeat((2, 1, 1)),
+    "one atom in a cell": bulk("Cu"),
+    "slab": fcc111("Al", (1, 1, 3), vacuum=6.0),
 }
 
 
@@ -52,9 +55,16 @@ def test_lengths_are_those_of_the_network(name):
     atoms = STRUCTURES[name]
     stiffness = stiffness_of(graph_from_atoms(atoms, 5.0)) / FLOOR + np.eye(3 * len(atoms))
     error = errors_of(atoms)
-    flat = error.numpy().ravel()
+    flat = (error - error.mean(dim=0)).numpy().ravel()
     expected = np.sqrt(flat @ np.linalg.solve(stiffness, flat) / flat.size)
     assert springs(atoms).lengths(error).numpy() == pytest.approx([expected], rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "crystal"])
+def test_gradients_are_displacements(name):
+    atoms = STRUCTURES[name]
+    network, error = springs(atoms, largest=12), errors_of(atoms).requires_grad_()
+    assert torch.autograd.gradcheck(network.lengths, error)
 
 
 def test_structures_of_a_batch_do_not_feel_each_other():
@@ -65,15 +75,32 @@ def test_structures_of_a_batch_do_not_feel_each_other():
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
 
 
-def test_a_translation_counts_fully_and_a_stretch_by_its_stiffness():
+def test_a_stretch_counts_by_its_stiffness_and_a_translation_not_at_all():
     bond = covalent_radii[7] * 2
     nitrogen = springs(Atoms("N2", [[0, 0, 0], [0, 0, bond]]))
-    push = torch.tensor([[0.3, -0.2, 0.5]] * 2, dtype=torch.float64)
-    assert nitrogen.lengths(push).item() == pytest.approx(push.square().mean().sqrt().item())
     stretch = torch.tensor([[0, 0, 1.0], [0, 0, -1.0]], dtype=torch.float64)
     rms = stretch.square().mean().sqrt().item()
     expected = rms * np.sqrt(FLOOR / (FLOOR + 2))
+    push = torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64)
     assert nitrogen.lengths(stretch).item() == pytest.approx(expected, rel=1e-10)
+    assert nitrogen.lengths(stretch + push).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_turn_of_a_molecule_counts_fully():
+    nitrogen = springs(Atoms("N2", [[0, 0, 0], [0, 0, 1.1]]))
+    turn = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]], dtype=torch.float64)
+    assert nitrogen.lengths(turn).item() == pytest.approx(turn.square().mean().sqrt().item())
+
+
+def test_fragments_far_apart_do_not_feel_each_other():
+    one, other = STRUCTURES["water"], STRUCTURES["ethanol"].copy()
+    other.positions += [1000, 0, 0]
+    errors = [errors_of(one, 1), errors_of(other, 2)]
+    errors = [error - error.mean(dim=0) for error in errors]
+    alone = [springs(a).lengths(e) for a, e in zip((one, other), errors, strict=True)]
+    squares = 3 * len(one) * alone[0] ** 2 + 3 * len(other) * alone[1] ** 2
+    together = springs(one + other).lengths(torch.cat(errors))
+    torch.testing.assert_close(3 * 12 * together**2, squares, rtol=1e-8, atol=0)
 
 
 def test_torsion_counts_more_than_stretch():
@@ -103,28 +130,49 @@ def test_turning_structure_and_errors_changes_nothing(name):
     torch.testing.assert_close(after, before, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("elastic_weight", [0.0, 2.0])
-@pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
-def test_the_force_loss_is_invariant_and_zero_for_true_forces(loss, elastic_weight):
-    from ase_biasgrad.training.resident import Batch
+def batch_of(structures: list[Atoms], forces: torch.Tensor) -> Batch:
+    counts = torch.tensor([len(atoms) for atoms in structures])
+    graph = collate([graph_from_atoms(atoms, 4.0) for atoms in structures])
+    return Batch(graph, None, forces, None, counts, int(counts.max()))
 
-    options = ForceStageOptions(loss=loss, elastic_weight=elastic_weight)
-    stage = ForceStage(small_potential("schnet").double(), options, force_unit=0.7)
+
+def stage(**options) -> ForceStage:
+    return ForceStage(small_potential("schnet"), ForceStageOptions(**options), force_unit=0.7)
+
+
+NORMS = {
+    "l1": lambda x: x.abs().mean(),
+    "l2": lambda x: x.square().mean(),
+    "huber": lambda x: torch.where(x < 0.4, 0.5 * x.square(), 0.4 * (x - 0.2)).mean(),
+}
+
+
+@pytest.mark.parametrize("elastic_weight", [0.0, 3.0])
+@pytest.mark.parametrize("loss", sorted(NORMS))
+def test_the_loss_is_of_lengths_of_atoms_and_of_structures(loss, elastic_weight):
+    structures = [STRUCTURES["water"], STRUCTURES["ethanol"]]
+    errors = torch.cat([errors_of(atoms, 5) for atoms in structures])
+    labels = torch.cat([errors_of(atoms, 6) for atoms in structures])
+    options = {"loss": loss, "elastic_weight": elastic_weight, "huber_delta": 0.4}
+    found = stage(**options).loss(
+        batch_of(structures, labels), {"forces": labels + 0.7 * errors}, share=1.5
+    )
+    elastic = torch.cat(
+        [
+            springs(a, cutoff=4.0).lengths(e)
+            for a, e in zip(structures, errors.split((3, 9)), strict=True)
+        ]
+    )
+    norm = NORMS[loss]
+    expected = 1.5 * norm(errors.norm(dim=1) / 3**0.5) + elastic_weight * norm(elastic)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("loss", sorted(NORMS))
+def test_true_forces_have_no_loss_and_finite_gradients(loss):
     ethanol = STRUCTURES["ethanol"]
-    error = errors_of(ethanol)
-    turn = torch.from_numpy(np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0])
-    found = []
-    for rotation in (torch.eye(3, dtype=torch.float64), turn):
-        atoms = ethanol.copy()
-        atoms.positions = atoms.positions @ rotation.numpy()
-        labels = errors_of(ethanol, seed=3) @ rotation
-        batch = Batch(graph_from_atoms(atoms, 4.0), None, labels, None, torch.tensor([9]), 9)
-        predicted = (labels + error @ rotation).requires_grad_()
-        found.append(stage.loss(batch, {"forces": predicted}))
-        truth = labels.clone().requires_grad_()
-        nothing = stage.loss(batch, {"forces": truth})
-        assert nothing.item() == 0
-        (gradient,) = torch.autograd.grad(nothing, truth)
-        assert torch.isfinite(gradient).all()
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=0)
-    assert found[0] > 0
+    truth = errors_of(ethanol).requires_grad_()
+    found = stage(loss=loss).loss(batch_of([ethanol], truth.detach()), {"forces": truth})
+    assert found.item() == 0
+    (gradient,) = torch.autograd.grad(found, truth)
+    assert torch.isfinite(gradient).all()

@@ -1,5 +1,7 @@
 """Steps over memory that stays: filled batches, gradients, whole runs. Recording needs a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import small_potential
@@ -10,9 +12,10 @@ from ase_biasgrad.cuda_graphs import bucket
 from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.training import run
 from ase_biasgrad.training.config import ConfigError, ForceStageOptions, config_from
+from ase_biasgrad.training.elastic import springs_of
 from ase_biasgrad.training.force_stage import ForceStage
-from ase_biasgrad.training.recorded_steps import RecordedSteps, as_it_is, filled_up
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.recorded_steps import as_it_is, filled_up
+from ase_biasgrad.training.resident import Batch, ResidentFrames
 
 SETS = {"molecules": {}, "crystals": {"periodic": True}}
 
@@ -33,12 +36,18 @@ def frames(request, tmp_path) -> ResidentFrames:
     return ResidentFrames(Dataset(path), range(24), 4.0)
 
 
-def stage_of(name: str, frames: ResidentFrames) -> ForceStage:
+def stage_of(name: str, frames: ResidentFrames, **force_stage) -> ForceStage:
     potential = small_potential(name).double()
     for parameter in potential.backbone.energy_shifts():
         parameter.requires_grad_(False)
     has_stress = frames.stress is not None
-    return ForceStage(potential, ForceStageOptions(), 0.5, 0.01 if has_stress else None)
+    return ForceStage(
+        potential, ForceStageOptions(**force_stage), 0.5, 0.01 if has_stress else None
+    )
+
+
+def with_springs(batch: Batch, largest: int) -> Batch:
+    return replace(batch, springs=springs_of(batch.graph, batch.counts, largest))
 
 
 @pytest.mark.parametrize("name", ["schnet", "painn"])
@@ -46,7 +55,7 @@ def test_what_fills_a_batch_changes_no_gradient(name, frames, monkeypatch):
     stage = stage_of(name, frames)
     batch = frames.batch([3, 7, 8, 20])
     expected = loss_and_gradients(stage, batch)
-    filled = filled_up(batch)
+    filled = filled_up(with_springs(batch, 7))
     graph = filled.batch.graph
     assert len(graph.numbers) == bucket(len(batch.graph.numbers) + 2, 32)
     assert graph.edge_index.shape[1] == 2 * bucket(batch.graph.edge_index.shape[1] // 2, 256)
@@ -57,15 +66,19 @@ def test_what_fills_a_batch_changes_no_gradient(name, frames, monkeypatch):
     assert_the_same(loss_and_gradients(stage, filled.batch, filled.share), expected)
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
-def test_every_replay_gives_the_gradients_of_its_batch(name, frames):
-    stage = stage_of(name, frames)
-    steps = RecordedSteps(
-        lambda batch, share: stage.loss(batch, stage.predicted_in_training(batch), share),
-        stage._learning(),
-        filled_up,
-        lambda step: step,
-    )
+@pytest.mark.parametrize(
+    ("name", "force_stage"),
+    [
+        ("schnet", {}),
+        ("painn", {}),
+        ("schnet", {"elastic_weight": 0.0}),
+        ("schnet", {"loss": "l2"}),
+    ],
+)
+def test_every_replay_gives_the_gradients_of_its_batch(name, force_stage, frames):
+    stage = stage_of(name, frames, **force_stage)
+    stage.record_steps(filled_up, lambda step: step, largest=9)
+    steps = stage._recorder()
     for places in ([0, 1, 2], [5, 3, 4], [9, 11, 10], [21, 22, 23, 1, 2]):
         batch = frames.batch(places)
         expected = loss_and_gradients(stage, batch)
@@ -75,6 +88,22 @@ def test_every_replay_gives_the_gradients_of_its_batch(name, frames):
     assert steps.recordings.captures == 1  # all of these have one shape
 
 
+def test_every_tensor_of_a_recording_takes_its_new_values(tmp_path):
+    frames = ResidentFrames(
+        Dataset(write_clusters(tmp_path / "x.h5", sizes=(5, 4))), range(24), 4.0
+    )
+    of_places = [filled_up(with_springs(frames.batch(places), 5)) for places in ([0, 1], [1, 2])]
+    assert not torch.equal(*(filled.batch.counts for filled in of_places))
+    held, source = of_places[0].copy(), of_places[1]
+    for target, values in zip(held.tensors(), source.tensors(), strict=True):
+        target.copy_(values)
+    for part in ("graph", "springs"):
+        for name, value in vars(getattr(source.batch, part)).items():
+            assert torch.equal(getattr(getattr(held.batch, part), name), value), (part, name)
+    for name in ("counts", "energy", "forces"):
+        assert torch.equal(getattr(held.batch, name), getattr(source.batch, name)), name
+
+
 @pytest.mark.parametrize("sizes", [(5,), (5, 4, 4)])
 def test_a_run_with_recorded_steps_is_the_run_without(tmp_path, monkeypatch, sizes):
     path = write_clusters(tmp_path / "x.h5", sizes=sizes)
@@ -82,7 +111,7 @@ def test_a_run_with_recorded_steps_is_the_run_without(tmp_path, monkeypatch, siz
     def record(stage, config, training, world_size):
         assert training.have_one_shape == (len(sizes) == 1)
         fill = as_it_is if training.have_one_shape else filled_up
-        stage.record_steps(fill, lambda step: step)
+        stage.record_steps(fill, lambda step: step, int(training.atom_counts.max()))
 
     monkeypatch.setattr(run, "_record_steps", record)
     for recorded in (False, True):
