@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,8 @@ class RecordedSteps:
 
 
 def _copied(of: Part) -> Part:
-    return replace(of, **{k: v.clone() for k, v in vars(of).items() if isinstance(v, Tensor)})
+    copies: dict[str, Any] = {k: v.clone() for k, v in vars(of).items() if isinstance(v, Tensor)}
+    return replace(of, **copies)
 
 
 def _repeated(values: Tensor, more: int) -> Tensor:
