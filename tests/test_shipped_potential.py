@@ -25,7 +25,7 @@ POTENTIAL = (
 def test_it_is_small_and_has_its_provenance():
     assert POTENTIAL.stat().st_size < 2_000_000
     training = load_checkpoint(POTENTIAL).training
-    assert training["config"]["force_stage"]["epochs"] == 60
+    assert training["config"]["force_stage"]["epochs"] == 300
     assert training["data"]["trained_on"] == 950
 
 
@@ -37,9 +37,9 @@ def test_its_errors_on_test_frames(tmp_path, shared_data):
     potential = load_checkpoint(POTENTIAL).potential
     dataset = Dataset(path)
     report = evaluate(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff))
-    assert 1000 * report.energy.mae == pytest.approx(1.48, abs=0.01)
-    assert 1000 * report.forces.mae == pytest.approx(8.26, abs=0.01)
-    assert report.efwt.both == pytest.approx(0.653, abs=0.002)
+    assert 1000 * report.energy.mae == pytest.approx(0.65, abs=0.01)
+    assert 1000 * report.forces.mae == pytest.approx(4.46, abs=0.01)
+    assert report.efwt.both == pytest.approx(0.906, abs=0.002)
 
 
 def test_its_forces_are_the_derivatives_of_its_energy():

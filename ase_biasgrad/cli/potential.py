@@ -130,7 +130,11 @@ def info(checkpoint: CheckpointPath) -> None:
     from ase_biasgrad.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
-    typer.echo(yaml.safe_dump({"sha256": loaded.sha256, **loaded.metadata}, sort_keys=False))
+    typer.echo(
+        yaml.safe_dump(
+            {"sha256": loaded.sha256, **loaded.metadata}, sort_keys=False, allow_unicode=True
+        )
+    )
 
 
 def _loaded(
