@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ase_biasgrad.backbones import TensorNet
 from ase_biasgrad.backbones.lean_forward import TENSOR
-from ase_biasgrad.backbones.pair_messages import (
+from ase_biasgrad.backbones.pair_loops import (
     convolve_loop,
     convolve_slopes_loop,
     lift_loop,

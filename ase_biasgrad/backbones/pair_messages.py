@@ -12,7 +12,7 @@ direction, of parity σ. Several components may share a filter g(c). Every pair 
 nothing of the size of pairs × features is ever stored: filters are evaluated on the way
 (`splines`).
 
-On the CPU loops compiled by Numba do the work; elsewhere torch operations do.
+On the CPU loops compiled by Numba do the work (`pair_loops`); elsewhere torch operations do.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ase_biasgrad.backbones.pair_loops import (
+    convolve_curvature_loop,
+    convolve_loop,
+    convolve_slopes_loop,
+    lift_curvature_loop,
+    lift_loop,
+    lift_slopes_loop,
+)
 from ase_biasgrad.backbones.wanted import is_wanted
 from ase_biasgrad.splines import TAPS
 
@@ -50,10 +57,14 @@ class Components:
     parities: tuple[int, ...] = ()
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Filters that any component takes, that of each component, parities."""
-        used = np.array(sorted(set(self.filters)), np.int64)
-        return used, np.array(self.filters, np.int64), np.array(self.parities, np.int64)
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """For the loops: filters that any component takes, `(u,)`; components in their order,
+        those of filter k from `ends[k]` to `ends[k + 1]`; `ends (u + 1,)` comes before them;
+        parities."""
+        used, counts = np.unique(np.array(self.filters, np.int64), return_counts=True)
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        order = np.argsort(self.filters, kind="stable").astype(np.int64)
+        return used, ends, order, np.array(self.parities, np.float32)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Filter and parity of each component, `(c,)` and `(c, 1)`."""
@@ -167,7 +178,7 @@ class _ConvolveSlopes(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         arguments = ctx.saved_tensors
         slopes = [torch.zeros_like(argument) for argument in arguments]
-        _convolve_curvature(
+        convolve_curvature_loop(
             *_index_arrays(*ctx.constants),
             *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
             cotangents[1] is not None,
@@ -213,7 +224,7 @@ class _LiftSlopes(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         arguments = ctx.saved_tensors
         slopes = [torch.zeros_like(argument) for argument in arguments]
-        _lift_curvature(
+        lift_curvature_loop(
             *_index_arrays(*ctx.constants),
             *_arrays(*arguments, *_tangents(arguments[1:], cotangents), *slopes),
             cotangents[1] is not None,
@@ -248,245 +259,3 @@ def _index_arrays(pairs: Pairs, components: Components) -> tuple[np.ndarray, ...
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().numpy() for tensor in tensors]
-
-
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
-
-
-@_loop
-def _sample(rows, weights, m, g, out):  # type: ignore[no-untyped-def]
-    w0, w1, w2, w3, w4, w5 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
-    c0, c1, c2 = rows[m, g], rows[m + 1, g], rows[m + 2, g]
-    c3, c4, c5 = rows[m + 3, g], rows[m + 4, g], rows[m + 5, g]
-    for f in range(len(out)):
-        out[f] = w0 * c0[f] + w1 * c1[f] + w2 * c2[f] + w3 * c3[f] + w4 * c4[f] + w5 * c5[f]
-
-
-@_loop
-def _add_product(total, a, b):  # type: ignore[no-untyped-def]
-    for f in range(len(total)):
-        total[f] += a[f] * b[f]
-
-
-@_loop
-def _add_scaled_product(total, s, a, b):  # type: ignore[no-untyped-def]
-    for f in range(len(total)):
-        total[f] += s * a[f] * b[f]
-
-
-@_loop
-def _add_two_products(total, a, b, c, d):  # type: ignore[no-untyped-def]
-    for f in range(len(total)):
-        total[f] += a[f] * b[f] + c[f] * d[f]
-
-
-@_loop
-def _add_sample(rows, weights, m, g, out):  # type: ignore[no-untyped-def]
-    for t in range(6):
-        row, weight = rows[m + t, g], weights[t]
-        for f in range(len(out)):
-            out[f] += weight * row[f]
-
-
-@_loop
-def _add_dots(rows, m, g, values, out):  # type: ignore[no-untyped-def]
-    for t in range(6):
-        row = rows[m + t, g]
-        total = values[0] * row[0]
-        for f in range(1, len(values)):
-            total += values[f] * row[f]
-        out[t] += total
-
-
-@_loop
-def _spread(values, weights, m, g, rows):  # type: ignore[no-untyped-def]
-    for t in range(6):
-        row, weight = rows[m + t, g], weights[t]
-        for f in range(len(values)):
-            row[f] += weight * values[f]
-
-
-@_loop
-def _spread_two(values, weights, others, other_weights, m, g, rows):  # type: ignore[no-untyped-def]
-    for t in range(6):
-        row, weight, other_weight = rows[m + t, g], weights[t], other_weights[t]
-        for f in range(len(values)):
-            row[f] += weight * values[f] + other_weight * others[f]
-
-
-@_loop
-def _combine(coefficients, parities, swapped, chosen, g, values, out):  # type: ignore[no-untyped-def]
-    """Σ_c T_c v_c over the components of filter g, with their parities if swapped."""
-    out[:] = 0
-    for c in range(len(chosen)):
-        if chosen[c] == g:
-            factor = coefficients[c] * parities[c] if swapped else coefficients[c]
-            value = values[c]
-            for f in range(len(out)):
-                out[f] += factor * value[f]
-
-
-@_loop
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = a[0] * b[0]
-    for f in range(1, len(a)):
-        total += a[f] * b[f]
-    return total
-
-
-@_loop
-def convolve_loop(i, j, first, used, chosen, parities, x, rows, weights, received):  # type: ignore[no-untyped-def]
-    filters = np.empty(x.shape[2], x.dtype)
-    for p in range(len(i)):
-        a, b = i[p], j[p]
-        for g in used:
-            _sample(rows, weights[p], first[p], g, filters)
-            for c in range(len(chosen)):
-                if chosen[c] == g:
-                    _add_product(received[a, c], filters, x[b, c])
-                    _add_product(received[b, c], filters, x[a, c])
-
-
-@_loop
-def convolve_slopes_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, chosen, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
-):
-    filters, products = np.empty(x.shape[2], x.dtype), np.empty(x.shape[2], x.dtype)
-    for p in range(len(i)):
-        a, b = i[p], j[p]
-        for g in used:
-            _sample(rows, weights[p], first[p], g, filters)
-            products[:] = 0
-            for c in range(len(chosen)):
-                if chosen[c] == g:
-                    _add_product(gx[b, c], filters, s[a, c])
-                    _add_product(gx[a, c], filters, s[b, c])
-                    _add_two_products(products, s[a, c], x[b, c], s[b, c], x[a, c])
-            _add_dots(rows, first[p], g, products, gweights[p])
-            if wants_rows:
-                _spread(products, weights[p], first[p], g, grows)
-
-
-@_loop
-def _convolve_curvature(  # type: ignore[no-untyped-def]
-    i, j, first, used, chosen, parities, s, x, rows, weights, dx, drows, dweights,
-    gs, gx, grows, gweights, has_drows, wants_weights,
-):  # fmt: skip
-    """Derivatives in (s, x, C, w) of the change of P along (dx, dC, dw)."""
-    features = x.shape[2]
-    filters, dfilters = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    for p in range(len(i)):
-        a, b, m, w, dw = i[p], j[p], first[p], weights[p], dweights[p]
-        for g in used:
-            _sample(rows, w, m, g, filters)
-            _sample(rows, dw, m, g, dfilters)
-            if has_drows:
-                _add_sample(drows, w, m, g, dfilters)
-            products[:] = 0
-            dproducts[:] = 0
-            for c in range(len(chosen)):
-                if chosen[c] == g:
-                    _add_two_products(gs[a, c], filters, dx[b, c], dfilters, x[b, c])
-                    _add_two_products(gs[b, c], filters, dx[a, c], dfilters, x[a, c])
-                    _add_product(gx[b, c], dfilters, s[a, c])
-                    _add_product(gx[a, c], dfilters, s[b, c])
-                    _add_two_products(products, s[a, c], x[b, c], s[b, c], x[a, c])
-                    _add_two_products(dproducts, s[a, c], dx[b, c], s[b, c], dx[a, c])
-            _spread_two(dproducts, w, products, dw, m, g, grows)
-            if wants_weights:
-                _add_dots(rows, m, g, dproducts, gweights[p])
-                if has_drows:
-                    _add_dots(drows, m, g, products, gweights[p])
-
-
-@_loop
-def lift_loop(i, j, first, used, chosen, parities, x, rows, weights, tensors, received):  # type: ignore[no-untyped-def]
-    filters = np.empty(x.shape[1], x.dtype)
-    for p in range(len(i)):
-        a, b = i[p], j[p]
-        for g in used:
-            _sample(rows, weights[p], first[p], g, filters)
-            for c in range(len(chosen)):
-                if chosen[c] == g:
-                    t = tensors[p, c]
-                    _add_scaled_product(received[a, c], t, filters, x[b])
-                    _add_scaled_product(received[b, c], parities[c] * t, filters, x[a])
-
-
-@_loop
-def lift_slopes_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, chosen, parities, v, x, rows, weights, tensors,
-    gx, grows, gweights, gtensors, wants_rows,
-):  # fmt: skip
-    features = x.shape[1]
-    filters, products = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    va, vb = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    for p in range(len(i)):
-        a, b, t = i[p], j[p], tensors[p]
-        for g in used:
-            _sample(rows, weights[p], first[p], g, filters)
-            _combine(t, parities, False, chosen, g, v[a], va)
-            _combine(t, parities, True, chosen, g, v[b], vb)
-            _add_product(gx[b], filters, va)
-            _add_product(gx[a], filters, vb)
-            products[:] = 0
-            _add_two_products(products, va, x[b], vb, x[a])
-            _add_dots(rows, first[p], g, products, gweights[p])
-            if wants_rows:
-                _spread(products, weights[p], first[p], g, grows)
-            for f in range(features):
-                va[f], vb[f] = filters[f] * x[b, f], filters[f] * x[a, f]
-            for c in range(len(chosen)):
-                if chosen[c] == g:
-                    gtensors[p, c] += _dot(va, v[a, c]) + parities[c] * _dot(vb, v[b, c])
-
-
-@_loop
-def _lift_curvature(  # type: ignore[no-untyped-def]
-    i, j, first, used, chosen, parities, v, x, rows, weights, tensors,
-    dx, drows, dweights, dtensors, gv, gx, grows, gweights, gtensors, has_drows, wants_geometry,
-):  # fmt: skip
-    """Derivatives in (v, x, C, w, T) of the change of Q along (dx, dC, dw, dT)."""
-    features = x.shape[1]
-    filters, dfilters = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    va, vb = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    dva, dvb = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    sent, dsent = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    for p in range(len(i)):
-        m, w, dw, t, dt = first[p], weights[p], dweights[p], tensors[p], dtensors[p]
-        a, b = i[p], j[p]
-        for g in used:
-            _sample(rows, w, m, g, filters)
-            _sample(rows, dw, m, g, dfilters)
-            if has_drows:
-                _add_sample(drows, w, m, g, dfilters)
-            _combine(t, parities, False, chosen, g, v[a], va)
-            _combine(t, parities, True, chosen, g, v[b], vb)
-            _combine(dt, parities, False, chosen, g, v[a], dva)
-            _combine(dt, parities, True, chosen, g, v[b], dvb)
-            _add_two_products(gx[b], dfilters, va, filters, dva)
-            _add_two_products(gx[a], dfilters, vb, filters, dvb)
-            products[:] = 0
-            dproducts[:] = 0
-            _add_two_products(products, va, x[b], vb, x[a])
-            _add_two_products(dproducts, va, dx[b], vb, dx[a])
-            _add_two_products(dproducts, dva, x[b], dvb, x[a])
-            _spread_two(dproducts, w, products, dw, m, g, grows)
-            if wants_geometry:
-                _add_dots(rows, m, g, dproducts, gweights[p])
-                if has_drows:
-                    _add_dots(drows, m, g, products, gweights[p])
-            for to, of, is_swapped in ((a, b, False), (b, a, True)):
-                for f in range(features):
-                    sent[f] = filters[f] * x[of, f]
-                    dsent[f] = dfilters[f] * x[of, f] + filters[f] * dx[of, f]
-                for c in range(len(chosen)):
-                    if chosen[c] == g:
-                        sign = parities[c] if is_swapped else 1
-                        target = gv[to, c]
-                        for f in range(features):
-                            target[f] += sign * (t[c] * dsent[f] + dt[c] * sent[f])
-                        if wants_geometry:
-                            gtensors[p, c] += sign * _dot(dsent, v[to, c])

@@ -1,5 +1,7 @@
 """The CPU engine: kernels in numba, with written-out derivatives."""
 
-from ase_biasgrad.calculators.cpu.kernel_cache import forget_stale_kernels
+from pathlib import Path
 
-forget_stale_kernels()
+from ase_biasgrad.kernel_cache import forget_stale_kernels
+
+forget_stale_kernels(Path(__file__).parent)

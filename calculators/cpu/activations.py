@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ase_biasgrad.calculators.cpu.simd import (
+from ase_biasgrad.simd import (
     WIDTH,
     absolute,
     larger,

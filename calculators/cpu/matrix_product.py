@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ase_biasgrad.calculators.cpu.simd import (
+from ase_biasgrad.simd import (
     VECTOR,
     WIDTH,
     address,

@@ -32,7 +32,7 @@ from ase_biasgrad.calculators.cpu.rows import (
     multiply_rows,
     read_out,
 )
-from ase_biasgrad.calculators.cpu.simd import WIDTH, load, splat, square_root, store, total
+from ase_biasgrad.simd import WIDTH, load, splat, square_root, store, total
 from ase_biasgrad.calculators.cpu.taps import (
     no_sums,
     sample,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ase_biasgrad.calculators.cpu.simd import WIDTH, lanes, load, splat, total
+from ase_biasgrad.simd import WIDTH, lanes, load, splat, total
 from ase_biasgrad.splines import TAPS, polynomials, slope_polynomials
 
 

@@ -1,6 +1,10 @@
 """Compiled kernels do not outlive their sources."""
 
-from ase_biasgrad.calculators.cpu.kernel_cache import FOLDER, forget_stale_kernels
+from pathlib import Path
+
+import ase_biasgrad.backbones.pair_loops
+import ase_biasgrad.calculators.cpu
+from ase_biasgrad.kernel_cache import forget_stale_kernels
 
 
 def test_a_changed_source_forgets_what_was_compiled(tmp_path):
@@ -30,6 +34,11 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise PermissionError
 
-    monkeypatch.setattr("ase_biasgrad.calculators.cpu.kernel_cache.whole_file", refuse)
+    monkeypatch.setattr("ase_biasgrad.kernel_cache.whole_file", refuse)
     forget_stale_kernels(tmp_path, [])
-    assert (FOLDER / "schnet.py").exists()
+
+
+def test_kernels_of_training_and_of_the_engine_are_looked_after():
+    for package in (ase_biasgrad.backbones, ase_biasgrad.calculators.cpu):
+        (folder,) = map(Path, package.__path__)
+        assert (folder / "__pycache__" / "kernels.sha256").exists()

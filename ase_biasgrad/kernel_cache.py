@@ -11,15 +11,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ase_biasgrad import splines
+from ase_biasgrad import simd, splines
 from ase_biasgrad.files import whole_file
 
-FOLDER = Path(__file__).parent
+EVERYWHERE = (Path(splines.__file__), Path(simd.__file__))
 
 
-def forget_stale_kernels(
-    folder: Path = FOLDER, others: Sequence[Path] = (Path(splines.__file__),)
-) -> None:
+def forget_stale_kernels(folder: Path, others: Sequence[Path] = EVERYWHERE) -> None:
     """Delete what numba keeps beside the sources of `folder` if one of them, or of `others`, has
     changed since.
 

@@ -1,9 +1,10 @@
-"""Vectors of eight float32 for numba: loops that must run at the speed of the hardware.
+"""Vectors of eight numbers for numba: loops that must run at the speed of the hardware.
 
 LLVM vectorises loops over several arrays only where it can prove that they do not overlap; with
-explicit vectors it need not prove anything. `Vector` lowers to LLVM's `<8 x float>`, which it
-maps to what the processor has (AVX, two halves on NEON). Indices must be in range: nothing is
-checked.
+explicit vectors it need not prove anything. Vectors lower to LLVM's `<8 x float>` or
+`<8 x double>`, which it maps to what the processor has (AVX, halves and quarters on NEON). They
+have the precision of the array or number that they come from. Indices must be in range: nothing
+is checked.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 
 
 class VectorType(types.Type):
-    """Numba's type of eight float32."""
+    """Numba's type of eight numbers of one floating-point type."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Vector8xFloat32")
-
-
-Vector = VectorType()
+    def __init__(self, element: types.Float) -> None:
+        self.element = element
+        super().__init__(name=f"Vector{WIDTH}x{element}")
 
 
 @register_model(VectorType)
 class VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, VECTOR)
+        element = manager.lookup(kind.element).get_value_type()
+        super().__init__(manager, kind, ir.VectorType(element, WIDTH))
 
 
 def address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -46,19 +46,27 @@ def address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> An
 
 def splat_value(builder: Any, scalar: Any) -> Any:
     """A scalar in all places."""
-    empty = ir.Constant(VECTOR, ir.Undefined)
+    empty = ir.Constant(ir.VectorType(scalar.type, WIDTH), ir.Undefined)
     first = builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, empty, ir.Constant(INTEGERS, [0] * WIDTH))
 
 
 def load_value(builder: Any, pointer: Any) -> Any:
-    loaded = builder.load(builder.bitcast(pointer, VECTOR.as_pointer()))
-    loaded.align = 4
+    element = pointer.type.pointee
+    vector = ir.VectorType(element, WIDTH)
+    loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
+    loaded.align = _bytes(element)
     return loaded
 
 
 def store_value(builder: Any, vector: Any, pointer: Any) -> None:
-    builder.store(vector, builder.bitcast(pointer, VECTOR.as_pointer())).align = 4
+    target = builder.bitcast(pointer, vector.type.as_pointer())
+    builder.store(vector, target).align = _bytes(vector.type.element)
+
+
+def _bytes(element: Any) -> int:
+    """Numbers are aligned as numbers, not as vectors."""
+    return 4 if isinstance(element, ir.FloatType) else 8
 
 
 def fma_value(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -69,60 +77,78 @@ def fma_value(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
-    """Eight elements of a contiguous float32 array, from flat `index` on."""
+    """Eight elements of a contiguous array of floats, from flat `index` on."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return load_value(builder, address(context, builder, signature.args[0], *arguments))
 
-    return Vector(array, types.intp), lower
+    return VectorType(array.dtype)(array, types.intp), lower
 
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Write eight elements of a contiguous float32 array, from flat `index` on."""
+    """Write eight elements of a contiguous array of the same floats, from flat `index` on."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = address(context, builder, signature.args[0], *arguments[:2])
         store_value(builder, arguments[2], pointer)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, Vector), lower
+    return types.void(array, types.intp, vector), lower
 
 
 @intrinsic
 def splat(typing: Any, scalar: Any) -> Any:
-    """A float32 in all eight places."""
+    """A float in all eight places."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return splat_value(builder, arguments[0])
 
-    return Vector(types.float32), lower
+    return VectorType(scalar)(scalar), lower
+
+
+@intrinsic
+def splat_like(typing: Any, scalar: Any, vector: Any) -> Any:
+    """A number in all eight places, in the precision of `vector`."""
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return splat_value(builder, context.cast(builder, arguments[0], scalar, vector.element))
+
+    return vector(scalar, vector), lower
 
 
 @intrinsic
 def total(typing: Any, vector: Any) -> Any:
-    """Sum of the eight places, as float32."""
+    """Sum of the eight places."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        name = f"llvm.vector.reduce.fadd.v{WIDTH}f32"
-        kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        zero = ir.Constant(FLOAT, 0.0)
+        kind = arguments[0].type
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(kind.element, [kind.element, kind]),
+            f"llvm.vector.reduce.fadd.{_suffix(kind)}",
+        )
+        zero = ir.Constant(kind.element, 0.0)
         return builder.call(function, [zero, arguments[0]], fastmath=["reassoc"])
 
-    return types.float32(Vector), lower
+    return vector.element(vector), lower
+
+
+def _suffix(vector: Any) -> str:
+    """Of the names of LLVM's functions of such vectors."""
+    return f"v{WIDTH}f{8 * _bytes(vector.element)}"
 
 
 @intrinsic
 def power_of_two(typing: Any, vector: Any) -> Any:
-    """2 to the power of the whole numbers in `vector`, which must lie between −126 and 127."""
+    """2 to the power of the whole float32 in `vector`, which must lie between −126 and 127."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         whole = builder.fptosi(arguments[0], INTEGERS)
         biased = builder.add(whole, ir.Constant(INTEGERS, [127] * WIDTH))
         return builder.bitcast(builder.shl(biased, ir.Constant(INTEGERS, [23] * WIDTH)), VECTOR)
 
-    return Vector(Vector), lower
+    return vector(vector), lower
 
 
 def _lane(k: int) -> Callable[..., Any]:
@@ -131,10 +157,10 @@ def _lane(k: int) -> Callable[..., Any]:
     @intrinsic
     def lane(typing: Any, vector: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            empty = ir.Constant(VECTOR, ir.Undefined)
+            empty = ir.Constant(arguments[0].type, ir.Undefined)
             return builder.shuffle_vector(arguments[0], empty, ir.Constant(INTEGERS, [k] * WIDTH))
 
-        return Vector(Vector), lower
+        return vector(vector), lower
 
     return lane
 
@@ -145,13 +171,13 @@ def _unary(name: str) -> Callable[..., Any]:
     @intrinsic
     def function(typing: Any, vector: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir.FunctionType(VECTOR, [VECTOR])
+            kind = arguments[0].type
             called = cgutils.get_or_insert_function(
-                builder.module, kind, f"llvm.{name}.v{WIDTH}f32"
+                builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.{_suffix(kind)}"
             )
             return builder.call(called, arguments)
 
-        return Vector(Vector), lower
+        return vector(vector), lower
 
     return function
 
@@ -162,7 +188,7 @@ def _binary(lowered: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
         def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return lowered(builder, *arguments)
 
-        return Vector(Vector, Vector), lower
+        return a(a, b) if a == b else None, lower
 
     return function
 
@@ -191,8 +217,10 @@ _divide = _binary(lambda builder, a, b: builder.fdiv(a, b))
 def _operator(symbol: Callable[..., Any], function: Callable[..., Any]) -> None:
     @overload(symbol)  # numba wants equal signatures, annotations included
     def of_vectors(a, b):  # type: ignore[no-untyped-def]
-        if isinstance(a, VectorType) and isinstance(b, VectorType):
+        if isinstance(a, VectorType) and a == b:
             return lambda a, b: function(a, b)
+        if isinstance(b, VectorType) and isinstance(a, types.Float):
+            return lambda a, b: function(splat_like(a, b), b)
         return None
 
 
