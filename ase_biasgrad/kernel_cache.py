@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ase_biasgrad import simd, splines
+from ase_biasgrad import simd, simd_activations, splines
 from ase_biasgrad.files import whole_file
 
-EVERYWHERE = (Path(splines.__file__), Path(simd.__file__))
+EVERYWHERE = tuple(Path(str(module.__file__)) for module in (splines, simd, simd_activations))
 
 
 def forget_stale_kernels(folder: Path, others: Sequence[Path] = EVERYWHERE) -> None:

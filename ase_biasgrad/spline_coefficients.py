@@ -30,6 +30,13 @@ def spline_coefficients(knots: Knots, values: Tensor) -> Tensor:
     return (inverse @ columns).view_as(values)
 
 
+def solve_in_place(knots: Knots, values: Tensor, transposed: bool = False) -> None:
+    """Values `(n_rows, m)` on the CPU become coefficients, or slopes in coefficients those in
+    values; nothing is recorded for autograd."""
+    array = values.detach().numpy()
+    _solve(*_factors(knots.count, transposed, array.dtype), array)
+
+
 class _Solution(torch.autograd.Function):
     """x of Ax = b or Aᵀx = b, where A takes coefficients to values."""
 
@@ -37,8 +44,7 @@ class _Solution(torch.autograd.Function):
     def forward(ctx: Any, b: Tensor, count: int, transposed: bool) -> Tensor:
         ctx.count, ctx.transposed = count, transposed
         x = b.detach().clone(memory_format=torch.contiguous_format)
-        before, after = _factors(count, transposed)
-        _solve(before.astype(x.numpy().dtype), after.astype(x.numpy().dtype), x.numpy())
+        _solve(*_factors(count, transposed, x.numpy().dtype), x.numpy())
         return x
 
     @staticmethod
@@ -47,7 +53,7 @@ class _Solution(torch.autograd.Function):
 
 
 @cache
-def _factors(count: int, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
+def _factors(count: int, transposed: bool, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Of A = LU or its transpose, for `_solve`: of the rows r ∓ 1 … r ∓ 5, and a scale, `(n, 6)`.
 
     B-splines need no pivoting: A is totally positive (de Boor and Pinkus 1977, Numer. Math. 27).
@@ -69,7 +75,7 @@ def _factors(count: int, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
     for k in range(1, DEGREE + 1):
         before[k:, k - 1], after[:-k, k - 1] = np.diag(a, -k), np.diag(a, k)
     before[:, DEGREE], after[:, DEGREE] = scales_before, scales_after
-    return before, after
+    return before.astype(dtype), after.astype(dtype)
 
 
 @cache

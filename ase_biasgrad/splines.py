@@ -78,6 +78,14 @@ class Knots:
         powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
         return interval.long(), powers @ _polynomials_on(distances.device)
 
+    def weights_and_slopes(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `weights`, and the derivatives of the weights by the distances (per Å), `(p, 6)`."""
+        place = distances / self.spacing
+        interval = place.floor().clamp_(0, self.count - 2)  # (p,)
+        powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
+        values, slopes = (powers @ _jets_on(distances.device)).split(TAPS, dim=1)
+        return interval.long(), values, slopes / self.spacing
+
 
 @dataclass(frozen=True)
 class RadialTable:
@@ -197,6 +205,13 @@ def polynomials() -> np.ndarray:
 @cache
 def _polynomials_on(device: torch.device) -> Tensor:
     return torch.from_numpy(polynomials()).to(device)
+
+
+@cache
+def _jets_on(device: torch.device) -> Tensor:
+    """Values and slopes by t from powers, `(6, 12)`."""
+    slopes = np.concatenate([slope_polynomials(), np.zeros((1, TAPS))])
+    return torch.from_numpy(np.concatenate([polynomials(), slopes], axis=1)).to(device)
 
 
 @cache

@@ -148,7 +148,7 @@ class SampledEmbedding:
         for of, sent in ((of_x, neighbour), (of_counted, np.ones_like(centre))):
             lift_slopes_loop(
                 *near.indices, of, sent, self.rows, near.weights, near.tensors,
-                unused, no_rows, of_weights, of_tensors, False,
+                unused, no_rows, of_weights, of_tensors, False, True,
             )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ class SampledInteraction:
         of_y, of_message = filled(product_slope_loops, [of_product, y, message], 2)
         convolve_slopes_loop(
             *near.indices, of_message, y, self.rows, near.weights,
-            of_y, self.rows[:0], of_weights, False,
+            of_y, self.rows[:0], of_weights, False, True,
         )  # fmt: skip
         of_y += by_part(of_message, self.own)
         of_start = mixed_slopes(of_y, self.before)

@@ -77,15 +77,13 @@ def springs_of(graph: AtomGraph, counts: Tensor, largest: int) -> Springs:
     largest
         Number of atoms that no structure exceeds.
     """
-    first = torch.cumsum(counts, 0) - counts
-    place = torch.arange(len(graph.batch), device=graph.device) - first[graph.batch]
-    row = graph.batch * largest + place  # (n,)
+    place = _places(graph.batch, counts)
     centre, neighbour = graph.edge_index
     block = (_stiffness(graph) / FLOOR).flatten()  # (9e,)
     matrix = block.new_zeros((graph.n_structures, 3 * largest, 3 * largest))
     matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
     axis = torch.arange(3, device=graph.device)
-    rows = (3 * row[centre, None] + axis) * matrix.shape[2]  # (e, 3)
+    rows = (3 * (graph.batch * largest + place)[centre, None] + axis) * matrix.shape[2]  # (e, 3)
     # one number at a time: `index_add_` of blocks is far slower
     for places, sign in ((place[neighbour], -1.0), (place[centre], 1.0)):
         columns = 3 * places[:, None] + axis  # (e, 3)
@@ -94,7 +92,19 @@ def springs_of(graph: AtomGraph, counts: Tensor, largest: int) -> Springs:
     # no check of the result, which would wait for the device: 1 plus squares always has a factor,
     # in floating point too for atoms as far apart as a dataset wants them
     factor, _ = torch.linalg.cholesky_ex(matrix)
+    return springs_from(factor, graph.batch, counts)
+
+
+def springs_from(factor: Tensor, batch: Tensor, counts: Tensor) -> Springs:
+    """With factors `(b, 3m, 3m)` at hand; `batch` `(n,)` is the structure of each atom."""
+    row = batch * (factor.shape[1] // 3) + _places(batch, counts)
     return Springs(factor, row, counts)
+
+
+def _places(batch: Tensor, counts: Tensor) -> Tensor:
+    """Of each atom in its structure, `(n,)`."""
+    first = torch.cumsum(counts, 0) - counts
+    return torch.arange(len(batch), device=batch.device) - first[batch]
 
 
 def memory_of_springs(structures: int, largest: int) -> int:

@@ -16,6 +16,7 @@ from ase_biasgrad.cuda_graphs import Capture
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
+from ase_biasgrad.training.freed_memory import keep_freed_memory
 from ase_biasgrad.training.recorded_steps import Filled, RecordedSteps
 from ase_biasgrad.training.resident import Batch, ResidentFrames
 
@@ -114,7 +115,7 @@ class ForceStage(pl.LightningModule):
 
         def filled(batch: Batch) -> Filled:
             """With springs of one size, whose factors are no work for a recording."""
-            if self.options.elastic_weight > 0:
+            if self.options.elastic_weight > 0 and batch.springs is None:
                 springs = springs_of(batch.graph, batch.counts, largest)
                 batch = replace(batch, springs=springs)
             return fill(batch)
@@ -156,6 +157,19 @@ class ForceStage(pl.LightningModule):
     def mean_training_loss(self) -> Tensor:
         """Mean loss over the batches of this epoch so far, of all processes: a scalar."""
         return self.all_gather(torch.stack(self._training_losses).mean()).mean()
+
+    def on_fit_start(self) -> None:
+        keep_freed_memory()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By norm, as Lightning does, but of all parameters at once."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self._learning(), gradient_clip_val, foreach=True)
 
     def on_train_epoch_start(self) -> None:
         self._training_losses.clear()

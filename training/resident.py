@@ -20,7 +20,10 @@ from ase_biasgrad.backbones.half_pairs import forward_edges
 from ase_biasgrad.dataset import Dataset, Group
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
-from ase_biasgrad.training.elastic import Springs
+from ase_biasgrad.training.elastic import Springs, springs_from, springs_of
+
+# of the elastic networks of all frames
+MEMORY_FOR_FACTORS = 2**28  # bytes
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,24 @@ class ResidentFrames(TorchDataset[Batch]):
         )
         self.stress = per_frame(p.stress for p in parts) if dataset.has("stress") else None
         self._make_edges(cutoff, progress)
+        self._factors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def keep_springs(self, most: int = MEMORY_FOR_FACTORS) -> None:
+        """Factorise the elastic networks of all frames now instead of in every epoch.
+
+        Batches then bring their `Springs`. Nothing is done where that takes more than `most` bytes.
+        """
+        largest = int(self.atom_counts.max(initial=0))
+        if len(self) * (3 * largest) ** 2 * 8 > most:
+            return
+        chunks = [np.arange(k, min(k + 64, len(self))) for k in range(0, len(self), 64)]
+        batches = [self.batch(places) for places in chunks]
+        self._factors = torch.cat(
+            [springs_of(batch.graph, batch.counts, largest).factor for batch in batches]
+        )
 
     @property
     def atom_counts(self) -> np.ndarray:
@@ -159,13 +177,18 @@ class ResidentFrames(TorchDataset[Batch]):
             batch=owner,
             forward=self._forward_edges[forward] + first_edge[forward_owner],
         )
+        counts = _to(count, self.device)
+        springs = None
+        if self._factors is not None:
+            springs = springs_from(self._factors[index], owner, counts)
         return Batch(
             graph,
             energy=None if self.energy is None else self.energy[index],
             forces=None if self.forces is None else self.forces[atoms],
             stress=None if self.stress is None else self.stress[index],
-            counts=_to(count, self.device),
+            counts=counts,
             largest=int(count.max(initial=0)),
+            springs=springs,
         )
 
     def __getitem__(self, places: Sequence[int]) -> Batch:

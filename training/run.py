@@ -146,7 +146,9 @@ def _prepare(
     training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
     validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
     stage = _stage(config, potential, training, validation)
-    _check_memory_of_springs(config, training, validation)
+    if config.force_stage.elastic_weight > 0:
+        _check_memory_of_springs(config, training, validation)
+        training.keep_springs()
     if config.trainer.cuda_graphs:
         _record_steps(stage, config, training, trainer.world_size)
     batch_size = config.force_stage.batch_size
@@ -270,8 +272,6 @@ def _check_memory_of_springs(
     config: TrainConfig, training: ResidentFrames, validation: ResidentFrames
 ) -> None:
     options = config.force_stage
-    if options.elastic_weight == 0:
-        return
     for frames, batch_size in (
         (training, options.batch_size),
         (validation, LARGER_IN_VALIDATION * options.batch_size),

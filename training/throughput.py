@@ -128,6 +128,7 @@ def train_ours(setting: Setting, frames: int) -> Speed:
     check_labels(resident, ("forces",), setting.dataset)
     potential = new_potential(setting)
     freeze_energy_shifts(potential)
+    resident.keep_springs()
     options = ForceStageOptions(batch_size=setting.batch_size)
     force_unit = rms(resident.forces)
     assert force_unit is not None

@@ -30,11 +30,11 @@ def forward_edges(edge_index: Tensor, edge_shift: Tensor, periodic: bool) -> Ten
     return kept
 
 
-def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs i, j `(p,)` of all edges, each once: i, j, distances `(p,)`, unit vectors `(p, 3)`.
+def pair_vectors(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs i, j `(p,)` of all edges, each once, and vectors `(p, 3)` from i to j.
 
-    Unit vectors point from i to j. Both are float64 and differentiable in positions and cell.
-    Where the graph knows its forward edges nothing waits for the device.
+    Vectors are float64 and differentiable in positions and cell. Where the graph knows its forward
+    edges nothing waits for the device.
     """
     periodic = graph.pbc.device.type != "cpu" or bool(graph.pbc.any())
     kept = graph.forward
@@ -46,14 +46,28 @@ def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cells = graph.cell.to(vectors.dtype).index_select(0, graph.batch[i])
         shift = graph.edge_shift.index_select(0, kept).to(vectors.dtype)
         vectors = vectors + torch.einsum("pk,pkl->pl", shift, cells)
-    distances = vectors.square().sum(dim=1).sqrt()
-    return i, j, distances, vectors / distances.unsqueeze(1)
+    return i, j, vectors
+
+
+def near_pair_vectors(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pair_vectors`, of the pairs closer than `cutoff` Å only."""
+    i, j, vectors = pair_vectors(graph)
+    near = vectors.detach().square().sum(dim=1).sqrt() < cutoff
+    if bool(near.all()):
+        return i, j, vectors
+    return i[near], j[near], vectors[near]
+
+
+def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `pair_vectors`, with distances `(p,)` and unit vectors `(p, 3)` for the vectors."""
+    return _with_distances(*pair_vectors(graph))
 
 
 def pairs_within(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `pairs_of`, of the pairs closer than `cutoff` Å only."""
-    i, j, distances, unit = pairs_of(graph)
-    near = distances.detach() < cutoff
-    if not bool(near.all()):
-        i, j, distances, unit = i[near], j[near], distances[near], unit[near]
-    return i, j, distances, unit
+    return _with_distances(*near_pair_vectors(graph, cutoff))
+
+
+def _with_distances(i: Tensor, j: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    distances = vectors.square().sum(dim=1).sqrt()
+    return i, j, distances, vectors / distances.unsqueeze(1)

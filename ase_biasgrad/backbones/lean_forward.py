@@ -10,15 +10,21 @@ calculators the same splines once more (`calculators/`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ase_biasgrad.backbones import operations
 from ase_biasgrad.backbones.base import Backbone
-from ase_biasgrad.backbones.half_pairs import pairs_of, pairs_within
+from ase_biasgrad.backbones.half_pairs import near_pair_vectors, pairs_of, pairs_within
+from ase_biasgrad.backbones.operations import Activation, Columns, Energies, Joined, Sum
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
+from ase_biasgrad.backbones.pair_operations import Convolve, Lift, SampledPairs
+from ase_biasgrad.backbones.passes import Network, Value
+from ase_biasgrad.backbones.sampled_filters import sampled_filters
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
 from ase_biasgrad.backbones.tensor_products import mixed, normalised, symmetric_product
@@ -31,7 +37,7 @@ from ase_biasgrad.backbones.tensornet import (
     pair_tensors,
 )
 from ase_biasgrad.backbones.two_layers import two_layers
-from ase_biasgrad.backbones.vector_products import norms, updates
+from ase_biasgrad.backbones.vector_products import Norms, Receive, Send, Updates, norms, updates
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.spline_coefficients import spline_coefficients
 from ase_biasgrad.splines import Knots
@@ -52,6 +58,22 @@ SCALAR = Components((0,))
 SCALAR_AND_VECTOR = Components((0, 2, 2, 2))
 DIRECTION = Components((1, 1, 1), (-1, -1, -1))
 TENSOR = Components(PART_OF, PARITIES)
+
+
+@cache
+def scalar_of_layer(k: int) -> Components:
+    """One component, with filter k."""
+    return Components((k,))
+
+
+@cache
+def vectors_of_layer(k: int) -> tuple[Components, Components, Components]:
+    """`SCALAR`, `DIRECTION` and `SCALAR_AND_VECTOR` with the filters of PaiNN's layer k."""
+    return (
+        Components((3 * k,)),
+        Components((3 * k + 1,) * 3, (-1, -1, -1)),
+        Components((3 * k, *(3 * k + 2,) * 3)),
+    )
 
 
 class LeanBackbone(Backbone):
@@ -88,6 +110,21 @@ class LeanBackbone(Backbone):
         """See `sampled_pairs`."""
         return sampled_pairs(graph, self.knots, self.of.readout[-1].weight.dtype)
 
+    def network(self, graph: AtomGraph) -> tuple[Network, SampledPairs, Tensor]:
+        """A network on the pairs of the graph, and the vectors of these."""
+        i, j, vectors = near_pair_vectors(graph, self.cutoff)
+        dtype = self.of.readout[-1].weight.dtype
+        pairs = SampledPairs(i, j, len(graph.numbers), vectors.detach(), self.knots, dtype)
+        return Network(pairs), pairs, vectors
+
+    def energies(self, network: Network, x: Value, vectors: Tensor) -> Tensor:
+        """Per-atom energies `(n,)` from features x `(n, f)`."""
+        for layer in self.of.readout[:-1]:
+            x = network.add(Activation(operations.linear(network, x, layer), silu_jet))
+        x = operations.linear(network, x, self.of.readout[-1])
+        network.add(Energies(x, self.of.scale))
+        return network.energies(vectors)
+
     def read_out(self, features: Tensor) -> Tensor:
         """Per-atom energies `(n,)` from features `(n, f)`."""
         for layer in self.of.readout[:-1]:
@@ -103,6 +140,8 @@ class LeanSchNet(LeanBackbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
+        if graph.device.type == "cpu":
+            return self.in_passes(graph)
         pairs, _ = self.pairs(graph)
         modules: Any = self.of.representation
         basis, envelope = self.constants()
@@ -114,6 +153,21 @@ class LeanSchNet(LeanBackbone):
             received = convolve(pairs, sent.unsqueeze(1), rows.unsqueeze(1), SCALAR).squeeze(1)
             x = x + two_layers(received, block.f2out, softplus_jet)
         return self.read_out(x)
+
+    def in_passes(self, graph: AtomGraph) -> Tensor:
+        """`forward` on the CPU."""
+        modules: Any = self.of.representation
+        blocks = modules.interactions
+        network, pairs, vectors = self.network(graph)
+        filters = [block.filter_network for block in blocks]
+        rows = network.learns(sampled_filters(self.knots, *self.constants(), filters))
+        x = network.learns(modules.embedding(graph.numbers))  # (n, f)
+        for k, block in enumerate(blocks):
+            sent = operations.linear(network, x, block.in2f)
+            received = network.add(Convolve(pairs, sent, rows, scalar_of_layer(k)))
+            change = operations.two_layers(network, received, block.f2out, softplus_jet)
+            x = network.add(Sum(x, change))
+        return self.energies(network, x, vectors)
 
 
 class LeanPaiNN(LeanBackbone):
@@ -129,6 +183,8 @@ class LeanPaiNN(LeanBackbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
+        if graph.device.type == "cpu":
+            return self.in_passes(graph)
         pairs, unit = self.pairs(graph)
         modules: Any = self.of.representation
         (inputs,) = self.constants()
@@ -157,6 +213,47 @@ class LeanPaiNN(LeanBackbone):
             dq, dmu = updates(factors, mixed)
             q, mu = q + dq, mu + dmu
         return self.read_out(q)
+
+    def in_passes(self, graph: AtomGraph) -> Tensor:
+        """`forward` on the CPU."""
+        modules: Any = self.of.representation
+        (inputs,) = self.constants()
+        net, features = modules.filter_net, self.of.arguments["features"]
+        layers = torch.cat([net.weight, net.bias[:, None]], dim=1)
+        rows_of_all = linear(inputs, layers).unflatten(1, (-1, features))  # (rows, 3 l, f)
+        network, pairs, vectors = self.network(graph)
+        rows = network.learns(rows_of_all)
+        q = network.learns(modules.embedding(graph.numbers))  # (n, f)
+        mu: Value | None = None  # (n, 3, f); zero before the first layer
+        for k, (interaction, mixing) in enumerate(
+            zip(modules.interactions, modules.mixing, strict=True)
+        ):
+            scalar, direction, both = vectors_of_layer(k)
+            context = interaction.interatomic_context_net
+            sent = operations.two_layers(network, q, context, silu_jet)  # (n, 3f)
+            radial = network.add(Columns(sent, features, 2 * features))
+            dmu = network.add(Lift(pairs, radial, rows, direction))
+            if mu is None:
+                first = network.add(Columns(sent, 0, features))
+                q = network.add(Sum(q, network.add(Convolve(pairs, first, rows, scalar))))
+                mu = dmu
+            else:
+                scaled = network.add(Send(sent, mu))  # (n, 4, f)
+                received = network.add(Convolve(pairs, scaled, rows, both))
+                step = Receive(q, network.add(Sum(mu, dmu)), received)
+                network.add(step)
+                q, mu = step.results
+            mixed = operations.linear(network, mu, mixing.mu_channel_mix)  # (n, 3, 2f)
+            norm = network.add(Norms(mixed, mixing.epsilon))
+            context = network.add(Joined(q, norm))
+            factors = operations.two_layers(
+                network, context, mixing.intraatomic_context_net, silu_jet
+            )
+            change = Updates(factors, mixed)
+            network.add(change)
+            dq, dmu = change.results
+            q, mu = network.add(Sum(q, dq)), network.add(Sum(mu, dmu))
+        return self.energies(network, q, vectors)
 
 
 class LeanTensorNet(Backbone):

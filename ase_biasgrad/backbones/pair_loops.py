@@ -1,59 +1,27 @@
 """The loops of `pair_messages` on the CPU: over pairs, filters, features and components.
 
 Arrays are those of `pair_messages`, C-contiguous and of one floating-point type. Features are
-taken in whole vectors; where their number is no multiple of `simd.WIDTH`, copies are. Filter k of those `used` belongs to the components
-`order[ends[k]:ends[k + 1]]`. Everything is added to what the results hold.
+taken in whole vectors; where their number is no multiple of `simd.WIDTH`, copies are. Filter k of
+those `used` belongs to the components `order[ends[k]:ends[k + 1]]`. Everything is added to what
+the results hold; results that are not wanted may be empty.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 
 from ase_biasgrad.kernel_cache import forget_stale_kernels
-from ase_biasgrad.simd import WIDTH, load, splat, store, total
+from ase_biasgrad.simd import WIDTH, for_any_width, load, splat, store, total
 
 forget_stale_kernels(Path(__file__).parent)
 
 _loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
 
 
-def _for_any_width(
-    inputs: str, results: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Fill up the features of these arrays with zeros where a loop wants whole vectors."""
-
-    def decorate(loop: Any) -> Callable[..., None]:
-        names = list(inspect.signature(loop.py_func).parameters)
-        of_inputs = [names.index(name) for name in inputs.split()]
-        of_results = [names.index(name) for name in results.split()]
-
-        @wraps(loop.py_func)
-        def for_any_width(*arguments: Any) -> None:
-            features = arguments[of_inputs[0]].shape[-1]
-            if features % WIDTH == 0:
-                loop(*arguments)
-                return
-            filled = list(arguments)
-            for k in (*of_inputs, *of_results):
-                before = [(0, 0)] * (arguments[k].ndim - 1)
-                filled[k] = np.pad(arguments[k], [*before, (0, -features % WIDTH)])
-            loop(*filled)
-            for k in of_results:
-                arguments[k][...] = filled[k][..., :features]
-
-        return for_any_width
-
-    return decorate
-
-
-@_for_any_width("x rows", "received")
+@for_any_width("x rows", "received")
 @_loop
 def convolve_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, ends, order, parities, x, rows, weights, received
@@ -72,11 +40,12 @@ def convolve_loop(  # type: ignore[no-untyped-def]
                     _add(received, two, value * load(x, one))
 
 
-@_for_any_width("s x rows", "gx grows")
+@for_any_width("s x rows", "gx grows")
 @_loop
 def convolve_slopes_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, ends, order, parities, s, x, rows, weights, gx, grows, gweights, wants_rows
-):
+    i, j, first, used, ends, order, parities, s, x, rows, weights, gx, grows, gweights, wants_rows,
+    wants_weights,
+):  # fmt: skip
     _, components, features = x.shape
     step, zero = rows.shape[1] * features, splat(x.dtype.type(0))
     products = np.empty(features, x.dtype)
@@ -93,12 +62,13 @@ def convolve_slopes_loop(  # type: ignore[no-untyped-def]
                     _add(gx, one, value * s2)
                     product = product + s1 * load(x, two) + s2 * load(x, one)
                 store(products, f, product)
-            _add_dots(rows, at, step, products, gweights, p)
+            if wants_weights:
+                _add_dots(rows, at, step, products, gweights, p)
             if wants_rows:
                 _spread(products, w, grows, at, step)
 
 
-@_for_any_width("s x rows dx drows", "gs gx grows")
+@for_any_width("s x rows dx drows", "gs gx grows")
 @_loop
 def convolve_curvature_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, ends, order, parities, s, x, rows, weights, dx, drows, dweights,
@@ -137,7 +107,7 @@ def convolve_curvature_loop(  # type: ignore[no-untyped-def]
                     _add_dots(drows, at, step, products, gweights, p)
 
 
-@_for_any_width("x rows", "received")
+@for_any_width("x rows", "received")
 @_loop
 def lift_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, ends, order, parities, x, rows, weights, tensors, received
@@ -157,11 +127,11 @@ def lift_loop(  # type: ignore[no-untyped-def]
                     _add(received, (b * components + c) * features + f, parities[c] * t * x1)
 
 
-@_for_any_width("v x rows", "gx grows")
+@for_any_width("v x rows", "gx grows")
 @_loop
 def lift_slopes_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, ends, order, parities, v, x, rows, weights, tensors,
-    gx, grows, gweights, gtensors, wants_rows,
+    gx, grows, gweights, gtensors, wants_rows, wants_geometry,
 ):  # fmt: skip
     _, components, features = v.shape
     step, zero = rows.shape[1] * features, splat(x.dtype.type(0))
@@ -184,16 +154,17 @@ def lift_slopes_loop(  # type: ignore[no-untyped-def]
                 store(products, f, v1 * x2 + v2 * x1)
                 store(sent1, f, value * x1)
                 store(sent2, f, value * x2)
-            _add_dots(rows, at, step, products, gweights, p)
             if wants_rows:
                 _spread(products, w, grows, at, step)
-            for c in chosen:
-                one, two = (a * components + c) * features, (b * components + c) * features
-                of_one, of_two = _two_dots(sent2, v, one, sent1, v, two)
-                gtensors[p, c] += of_one + parities[c] * of_two
+            if wants_geometry:
+                _add_dots(rows, at, step, products, gweights, p)
+                for c in chosen:
+                    one, two = (a * components + c) * features, (b * components + c) * features
+                    of_one, of_two = _two_dots(sent2, v, one, sent1, v, two)
+                    gtensors[p, c] += of_one + parities[c] * of_two
 
 
-@_for_any_width("v x rows dx drows", "gv gx grows")
+@for_any_width("v x rows dx drows", "gv gx grows")
 @_loop
 def lift_curvature_loop(  # type: ignore[no-untyped-def]
     i, j, first, used, ends, order, parities, v, x, rows, weights, tensors,

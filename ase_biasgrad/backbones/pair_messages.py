@@ -170,7 +170,7 @@ class _ConvolveSlopes(torch.autograd.Function):
         ctx.save_for_backward(*arguments)
         slopes = _zeros(arguments[1:], wants_rows)
         indices = _index_arrays(pairs, components)
-        convolve_slopes_loop(*indices, *_arrays(*arguments, *slopes), wants_rows)
+        convolve_slopes_loop(*indices, *_arrays(*arguments, *slopes), wants_rows, True)
         return slopes[0], slopes[1] if wants_rows else None, slopes[2]
 
     @staticmethod
@@ -215,7 +215,7 @@ class _LiftSlopes(torch.autograd.Function):
         ctx.save_for_backward(*arguments)
         slopes = _zeros(arguments[1:], wants_rows)
         lift_slopes_loop(
-            *_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows
+            *_index_arrays(pairs, components), *_arrays(*arguments, *slopes), wants_rows, True
         )
         return slopes[0], slopes[1] if wants_rows else None, *slopes[2:]
 

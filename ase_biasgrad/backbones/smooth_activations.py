@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ase_biasgrad.simd import WIDTH
+from ase_biasgrad.simd_activations import silu_jets, softplus_jets
 
 
 def silu(x: Tensor) -> Tensor:
@@ -17,18 +21,33 @@ def silu(x: Tensor) -> Tensor:
 
 def softplus_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Value, first and second derivative of the shifted softplus."""
+    if _has_vectors(x):
+        return _jets(softplus_jets, x)
     sigmoid = torch.sigmoid(x)
     return torch.nn.functional.softplus(x).sub_(log(2.0)), sigmoid, sigmoid * (1 - sigmoid)
 
 
 def silu_jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Value, first and second derivative of silu."""
+    if _has_vectors(x):
+        return _jets(silu_jets, x)
     sigmoid = torch.sigmoid(x)
     value = x * sigmoid
     rest = 1 - sigmoid
     first = torch.addcmul(sigmoid, value, rest)
     second = torch.addcmul(2 * sigmoid, value, 1 - 2 * sigmoid).mul_(rest)
     return value, first, second
+
+
+def _has_vectors(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= WIDTH
+
+
+def _jets(loop: Callable[..., None], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.detach().contiguous()
+    jet = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    loop(x.numpy(), *(part.numpy() for part in jet))
+    return jet
 
 
 class _Activation(torch.autograd.Function):

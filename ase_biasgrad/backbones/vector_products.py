@@ -1,4 +1,4 @@
-"""PaiNN's products of vector features, with first and second derivatives written out.
+"""PaiNN's products of vector features, and as operations in four passes (`passes`) on the CPU.
 
 `v` and `w` are the halves of mixed vectors `(n, 3, 2f)`: products of their components summed over
 the three directions, and what they add to the features of an atom.
@@ -6,195 +6,237 @@ the three directions, and what they add to the features of an atom.
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ase_biasgrad.backbones.passes import Value
+from ase_biasgrad.backbones.vector_loops import (
+    norm_curvature_loop,
+    norm_loop,
+    norm_slopes_loop,
+    send_loop,
+    send_slopes_loop,
+    update_curvature_loop,
+    update_loop,
+    update_slopes_loop,
+)
+
+Tensors = tuple[Tensor, ...]
 
 
 def norms(mixed: Tensor, epsilon: float) -> Tensor:
-    """√(v·v + ε) `(n, f)` of mixed vectors `(n, 3, 2f)`; twice differentiable."""
-    if mixed.device.type == "cpu":
-        # contiguous here, because what a function saves must be its own input
-        return _Norms.apply(mixed.contiguous(), epsilon)
+    """√(v·v + ε) `(n, f)` of mixed vectors `(n, 3, 2f)`."""
     v = mixed[:, :, : mixed.shape[2] // 2]
     return (v.square().sum(dim=1) + epsilon).sqrt()
 
 
 def updates(factors: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    """a⁰ + a² v·w `(n, f)` and a¹ w `(n, 3, f)` of factors a `(n, 3, f)`; twice differentiable."""
-    if mixed.device.type == "cpu":
-        return _Updates.apply(factors.contiguous(), mixed.contiguous())
+    """a⁰ + a² v·w `(n, f)` and a¹ w `(n, 3, f)` of factors a `(n, 3, f)`."""
     v, w = mixed.chunk(2, dim=2)
     return factors[:, 0] + factors[:, 2] * (v * w).sum(dim=1), factors[:, 1:2] * w
 
 
-class _Norms(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, mixed: Tensor, epsilon: float) -> Tensor:
-        norm = mixed.new_empty((len(mixed), mixed.shape[2] // 2))
-        _norms(*_arrays(mixed, norm), epsilon)
-        ctx.save_for_backward(mixed, norm)
-        return norm
+class Product(ABC):
+    """An operation without parameters, by three functions of its inputs' data."""
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return _NormSlopes.apply(cotangents[0].contiguous(), *ctx.saved_tensors), None
+    def __init__(self, *inputs: Value) -> None:
+        self.inputs = inputs
+        moves = any(value.moves for value in inputs)
+        self.results = tuple(Value(y, moves) for y in self.forward(*self._data()))
+
+    def _data(self) -> Tensors:
+        return tuple(value.data for value in self.inputs)
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> Tensors:
+        """The results."""
+
+    @abstractmethod
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        """Of Σ g · results in the inputs."""
+
+    @abstractmethod
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        """How results change with inputs that change by d, and slopes of that, times g."""
+
+    def reverse(self) -> None:
+        slopes = self.slopes(self._slopes_of_results(), *self._data())
+        for value, slope in zip(self.inputs, slopes, strict=True):
+            if value.moves:
+                value.add_slope(slope)
+
+    def tangent(self) -> None:
+        unused = all(value.slope is None for value in self.results)
+        if unused or all(value.tangent is None for value in self.inputs):
+            return
+        moved = _filled([value.tangent for value in self.inputs], self.inputs)
+        changes, bent = self.curvature(self._slopes_of_results(), moved, *self._data())
+        for value, change in zip(self.results, changes, strict=True):
+            value.tangent = change
+        for value, gradient in zip(self.inputs, bent, strict=True):
+            value.add_gradient(gradient)
+
+    def learn(self) -> None:
+        if any(value.gradient is not None for value in self.results):
+            g = _filled([value.gradient for value in self.results], self.results)
+            for value, gradient in zip(self.inputs, self.slopes(g, *self._data()), strict=True):
+                value.add_gradient(gradient)
+
+    def _slopes_of_results(self) -> Tensors:
+        return _filled([value.slope for value in self.results], self.results)
 
 
-class _NormSlopes(torch.autograd.Function):
-    """g v/|v| for a cotangent g of the norm."""
+class Norms(Product):
+    """`norms` of mixed vectors."""
 
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, mixed: Tensor, norm: Tensor) -> Tensor:
-        ctx.save_for_backward(g, mixed, norm)
+    def __init__(self, mixed: Value, epsilon: float) -> None:
+        self.epsilon = epsilon
+        super().__init__(mixed)
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        (mixed,) = inputs
+        self.norm = mixed.new_empty((len(mixed), mixed.shape[2] // 2))
+        norm_loop(_halves(mixed), self.norm.numpy(), self.epsilon)
+        return (self.norm,)
+
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        (mixed,) = inputs
         slopes = torch.empty_like(mixed)
-        _norm_slopes(*_arrays(g, mixed, norm, slopes))
-        return slopes
+        norm_slopes_loop(_array(g[0]), _halves(mixed), self.norm.numpy(), _halves(slopes))
+        return (slopes,)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        g, mixed, norm = ctx.saved_tensors
-        slopes = torch.empty_like(g), torch.empty_like(mixed)
-        _norm_curvature(*_arrays(g, mixed, norm, cotangents[0].contiguous(), *slopes))
-        return *slopes, None  # the norm is a function of the vectors, and counted there
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        (mixed,) = inputs
+        change, slopes = torch.empty_like(self.norm), torch.empty_like(mixed)
+        norm_curvature_loop(
+            _array(g[0]), _halves(mixed), self.norm.numpy(), _halves(d[0]),
+            change.numpy(), _halves(slopes),
+        )  # fmt: skip
+        return (change,), (slopes,)
 
 
-class _Updates(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, factors: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(factors, mixed)
-        n, _, features = factors.shape
-        scalar, vector = factors.new_empty((n, features)), torch.empty_like(factors)
-        _updates(*_arrays(factors, mixed, scalar, vector))
+class Updates(Product):
+    """`updates` by factors `(n, 3f)` and mixed vectors: results `(n, f)` and `(n, 3, f)`."""
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        factors, mixed = inputs
+        features = mixed.shape[2] // 2
+        scalar = mixed.new_empty((len(mixed), features))
+        vector = mixed.new_empty((len(mixed), 3, features))
+        update_loop(_three(factors), _halves(mixed), scalar.numpy(), vector.numpy())
         return scalar, vector
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        s, m = (cotangent.contiguous() for cotangent in cotangents)
-        return _UpdateSlopes.apply(s, m, *ctx.saved_tensors)
-
-
-class _UpdateSlopes(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, s: Tensor, m: Tensor, factors: Tensor, mixed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(s, m, factors, mixed)
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        factors, mixed = inputs
         slopes = torch.empty_like(factors), torch.empty_like(mixed)
-        _update_slopes(*_arrays(s, m, factors, mixed, *slopes))
+        update_slopes_loop(
+            *map(_array, g), _three(factors), _halves(mixed), _three(slopes[0]), _halves(slopes[1])
+        )
         return slopes
 
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        factors, mixed = inputs
+        changes = torch.empty_like(g[0]), torch.empty_like(g[1])
+        slopes = torch.empty_like(factors), torch.empty_like(mixed)
+        update_curvature_loop(
+            *map(_array, g), _three(factors), _halves(mixed), _three(d[0]), _halves(d[1]),
+            *map(_array, changes), _three(slopes[0]), _halves(slopes[1]),
+        )  # fmt: skip
+        return changes, slopes
+
+
+class Send(Product):
+    """a⁰ and a² mu, `(n, 4, f)`, of factors a `(n, 3f)` and vectors mu `(n, 3, f)`."""
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        factors, mu = inputs
+        return (self._sent(factors, (factors, mu)),)
+
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        factors, mu = inputs
+        of_factors, of_mu = self._slopes(g[0], factors, mu)
+        of_factors[:, : mu.shape[2]] = g[0][:, 0]
+        return of_factors, of_mu
+
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        factors, mu = inputs
+        dfactors, dmu = d
+        return (self._sent(dfactors, (dfactors, mu), (factors, dmu)),), self._slopes(g[0], *d)
+
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        arguments = ctx.saved_tensors
-        tangents = [cotangent.contiguous() for cotangent in cotangents]
-        slopes = [torch.empty_like(argument) for argument in arguments]
-        _update_curvature(*_arrays(*arguments, *tangents, *slopes))
-        return tuple(slopes)
+    def _sent(first: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
+        n, _, features = products[0][1].shape
+        sent = first.new_zeros((n, 4, features))
+        sent[:, 0] = first[:, :features]
+        for factors, mu in products:
+            send_loop(_three(factors), _array(mu), sent.numpy())
+        return sent
+
+    @staticmethod
+    def _slopes(g: Tensor, factors: Tensor, mu: Tensor) -> Tensors:
+        slopes = torch.zeros_like(factors), torch.zeros_like(mu)
+        send_slopes_loop(
+            _array(g), _three(factors), _array(mu), _three(slopes[0]), slopes[1].numpy()
+        )
+        return slopes
 
 
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().numpy() for tensor in tensors]
+class Receive:
+    """What was received `(n, 4, f)`, added to scalars `(n, f)` and vectors `(n, 3, f)`."""
+
+    def __init__(self, scalars: Value, vectors: Value, received: Value) -> None:
+        self.inputs = scalars, vectors, received
+        self.results = tuple(map(Value, self._sums([value.data for value in self.inputs])))
+
+    @staticmethod
+    def _sums(terms: Sequence[Tensor]) -> Tensors:
+        scalars, vectors, received = terms
+        return scalars + received[:, 0], vectors + received[:, 1:]
+
+    def reverse(self) -> None:
+        slopes = _filled([value.slope for value in self.results], self.results)
+        for value, slope in zip(self.inputs, (*slopes, self._joined(slopes)), strict=True):
+            if value.moves:
+                value.add_slope(slope)
+
+    @staticmethod
+    def _joined(parts: Tensors) -> Tensor:
+        return torch.cat([parts[0].unsqueeze(1), parts[1]], dim=1)
+
+    def tangent(self) -> None:
+        if any(value.tangent is not None for value in self.inputs):
+            moved = _filled([value.tangent for value in self.inputs], self.inputs)
+            for value, tangent in zip(self.results, self._sums(moved), strict=True):
+                value.tangent = tangent
+
+    def learn(self) -> None:
+        if any(value.gradient is not None for value in self.results):
+            g = _filled([value.gradient for value in self.results], self.results)
+            for value, gradient in zip(self.inputs, (*g, self._joined(g)), strict=True):
+                value.add_gradient(gradient)
 
 
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
+def _filled(tensors: Sequence[Tensor | None], values: Sequence[Value]) -> Tensors:
+    """Zeros for None."""
+    return tuple(
+        torch.zeros_like(value.data) if tensor is None else tensor
+        for tensor, value in zip(tensors, values, strict=True)
+    )
 
 
-@_loop
-def _norms(mixed, norm, epsilon):  # type: ignore[no-untyped-def]
-    added = norm.dtype.type(epsilon)
-    for n in range(norm.shape[0]):
-        for f in range(norm.shape[1]):
-            square = mixed[n, 0, f] ** 2 + mixed[n, 1, f] ** 2 + mixed[n, 2, f] ** 2
-            norm[n, f] = np.sqrt(square + added)
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy()
 
 
-@_loop
-def _norm_slopes(g, mixed, norm, slopes):  # type: ignore[no-untyped-def]
-    features = norm.shape[1]
-    for n in range(norm.shape[0]):
-        for c in range(3):
-            for f in range(features):
-                slopes[n, c, f] = g[n, f] / norm[n, f] * mixed[n, c, f]
-            slopes[n, c, features:] = 0
+def _three(factors: Tensor) -> np.ndarray:
+    """`(n, 3f)` as `(n, 3, f)`."""
+    return _array(factors).reshape(len(factors), 3, -1)
 
 
-@_loop
-def _norm_curvature(g, mixed, norm, tangent, of_g, of_mixed):  # type: ignore[no-untyped-def]
-    features = norm.shape[1]
-    for n in range(norm.shape[0]):
-        v, dv = mixed[n], tangent[n]
-        for f in range(features):
-            along = v[0, f] * dv[0, f] + v[1, f] * dv[1, f] + v[2, f] * dv[2, f]
-            of_g[n, f] = along / norm[n, f]
-        for c in range(3):
-            for f in range(features):
-                change = dv[c, f] - of_g[n, f] / norm[n, f] * v[c, f]
-                of_mixed[n, c, f] = g[n, f] / norm[n, f] * change
-            of_mixed[n, c, features:] = 0
-
-
-@_loop
-def _updates(factors, mixed, scalar, vector):  # type: ignore[no-untyped-def]
-    features = scalar.shape[1]
-    for n in range(len(scalar)):
-        a, v, w = factors[n], mixed[n, :, :features], mixed[n, :, features:]
-        for f in range(features):
-            dot = v[0, f] * w[0, f] + v[1, f] * w[1, f] + v[2, f] * w[2, f]
-            scalar[n, f] = a[0, f] + a[2, f] * dot
-        for c in range(3):
-            for f in range(features):
-                vector[n, c, f] = a[1, f] * w[c, f]
-
-
-@_loop
-def _update_slopes(s, m, factors, mixed, of_factors, of_mixed):  # type: ignore[no-untyped-def]
-    features = s.shape[1]
-    for n in range(len(s)):
-        a, v, w = factors[n], mixed[n, :, :features], mixed[n, :, features:]
-        for f in range(features):
-            dot = v[0, f] * w[0, f] + v[1, f] * w[1, f] + v[2, f] * w[2, f]
-            of_factors[n, 0, f] = s[n, f]
-            of_factors[n, 1, f] = m[n, 0, f] * w[0, f] + m[n, 1, f] * w[1, f] + m[n, 2, f] * w[2, f]
-            of_factors[n, 2, f] = s[n, f] * dot
-        for c in range(3):
-            for f in range(features):
-                both = s[n, f] * a[2, f]
-                of_mixed[n, c, f] = both * w[c, f]
-                of_mixed[n, c, features + f] = both * v[c, f] + a[1, f] * m[n, c, f]
-
-
-@_loop
-def _update_curvature(  # type: ignore[no-untyped-def]
-    s, m, factors, mixed, dfactors, dmixed, of_s, of_m, of_factors, of_mixed
-):
-    features = s.shape[1]
-    for n in range(len(s)):
-        a, v, w = factors[n], mixed[n, :, :features], mixed[n, :, features:]
-        da, dv, dw = dfactors[n], dmixed[n, :, :features], dmixed[n, :, features:]
-        for f in range(features):
-            dot = v[0, f] * w[0, f] + v[1, f] * w[1, f] + v[2, f] * w[2, f]
-            ddot = (
-                dv[0, f] * w[0, f] + dv[1, f] * w[1, f] + dv[2, f] * w[2, f]
-                + v[0, f] * dw[0, f] + v[1, f] * dw[1, f] + v[2, f] * dw[2, f]
-            )  # fmt: skip
-            of_s[n, f] = da[0, f] + da[2, f] * dot + a[2, f] * ddot
-            of_factors[n, 0, f] = 0
-            of_factors[n, 1, f] = (
-                m[n, 0, f] * dw[0, f] + m[n, 1, f] * dw[1, f] + m[n, 2, f] * dw[2, f]
-            )
-            of_factors[n, 2, f] = s[n, f] * ddot
-        for c in range(3):
-            for f in range(features):
-                both, change = s[n, f] * a[2, f], s[n, f] * da[2, f]
-                of_m[n, c, f] = da[1, f] * w[c, f] + a[1, f] * dw[c, f]
-                of_mixed[n, c, f] = change * w[c, f] + both * dw[c, f]
-                of_mixed[n, c, features + f] = (
-                    change * v[c, f] + both * dv[c, f] + da[1, f] * m[n, c, f]
-                )
+def _halves(mixed: Tensor) -> np.ndarray:
+    """`(n, 3, 2f)` as `(n, 3, 2, f)`."""
+    return _array(mixed).reshape(len(mixed), 3, 2, -1)

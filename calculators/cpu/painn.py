@@ -21,7 +21,6 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from ase_biasgrad.calculators.cpu.activations import silu
 from ase_biasgrad.calculators.cpu.matrix_product import product
 from ase_biasgrad.calculators.cpu.rows import (
     CHUNK,
@@ -32,7 +31,6 @@ from ase_biasgrad.calculators.cpu.rows import (
     multiply_rows,
     read_out,
 )
-from ase_biasgrad.simd import WIDTH, load, splat, square_root, store, total
 from ase_biasgrad.calculators.cpu.taps import (
     no_sums,
     sample,
@@ -41,6 +39,8 @@ from ase_biasgrad.calculators.cpu.taps import (
     total_slope,
     value_taps,
 )
+from ase_biasgrad.simd import WIDTH, load, splat, square_root, store, total
+from ase_biasgrad.simd_activations import silu
 
 ZERO = np.float32(0)
 

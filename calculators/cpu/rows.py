@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ase_biasgrad.calculators.cpu.activations import silu
 from ase_biasgrad.calculators.cpu.matrix_product import product
 from ase_biasgrad.simd import WIDTH, load, splat, store, total
+from ase_biasgrad.simd_activations import silu
 
 # rows that pass through the dense layers together: their intermediates stay in the cache
 CHUNK = 192

@@ -16,7 +16,6 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from ase_biasgrad.calculators.cpu.activations import shifted_softplus
 from ase_biasgrad.calculators.cpu.matrix_product import product
 from ase_biasgrad.calculators.cpu.rows import (
     CHUNK,
@@ -27,7 +26,6 @@ from ase_biasgrad.calculators.cpu.rows import (
     multiply_rows,
     read_out,
 )
-from ase_biasgrad.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.calculators.cpu.taps import (
     no_sums,
     sample,
@@ -36,6 +34,8 @@ from ase_biasgrad.calculators.cpu.taps import (
     total_slope,
     value_taps,
 )
+from ase_biasgrad.simd import WIDTH, load, splat, store, total
+from ase_biasgrad.simd_activations import shifted_softplus
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ase_biasgrad.calculators.cpu.activations import shifted_softplus, silu
+from ase_biasgrad.simd_activations import shifted_softplus, silu
 
 
 def logistic(x):

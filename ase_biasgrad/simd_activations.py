@@ -96,3 +96,39 @@ def silu(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
             s = logistic(x)
             store(rows, i * width + f, x * s)
             store(slopes, i * width + f, s + x * s * (splat(ONE) - s))
+
+
+@njit(cache=True, nogil=True)
+def softplus_jets(x, value, first, second):  # type: ignore[no-untyped-def]
+    """log(½ + ½ eˣ) with its first and second derivative, all of one size.
+
+    Numbers that do not fill a vector are the last of x, taken twice: there must be eight or more.
+    """
+    for k in _starts(x.size):
+        v = load(x, k)
+        e = exp_negative(splat(ZERO) - absolute(v))
+        s = logistic(v)
+        store(value, k, larger(v, splat(ZERO)) + log1p(e) - splat(LOG2))
+        store(first, k, s)
+        store(second, k, s * (splat(ONE) - s))
+
+
+@njit(cache=True, nogil=True)
+def silu_jets(x, value, first, second):  # type: ignore[no-untyped-def]
+    """x σ(x) with its first and second derivative, as `softplus_jets`."""
+    for k in _starts(x.size):
+        v = load(x, k)
+        s = logistic(v)
+        y, rest = v * s, splat(ONE) - s
+        store(value, k, y)
+        store(first, k, s + y * rest)
+        store(second, k, (s + s + y * (splat(ONE) - s - s)) * rest)
+
+
+@njit(cache=True, nogil=True)
+def _starts(size):  # type: ignore[no-untyped-def]
+    """Where vectors begin that cover so many numbers; the last two may overlap."""
+    starts = np.arange(0, size, WIDTH)
+    if size % WIDTH:
+        starts[-1] = size - WIDTH
+    return starts

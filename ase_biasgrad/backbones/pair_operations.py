@@ -1,0 +1,181 @@
+"""What networks see of pairs, and messages along them, in four passes (`passes`), on the CPU.
+
+The sums of `pair_messages`, by its loops.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_biasgrad.backbones.pair_loops import (
+    convolve_curvature_loop,
+    convolve_loop,
+    convolve_slopes_loop,
+    lift_curvature_loop,
+    lift_loop,
+    lift_slopes_loop,
+)
+from ase_biasgrad.backbones.pair_messages import Components
+from ase_biasgrad.backbones.passes import Value
+from ase_biasgrad.splines import Knots
+
+
+class SampledPairs:
+    """Pairs of `n` atoms, each once: where they fall among the knots of splines, and directions.
+
+    Parameters
+    ----------
+    i, j
+        The atoms, `(p,)` int64.
+    n
+        Number of atoms.
+    vectors
+        From i to j, `(p, 3)` float64 in Å, all shorter than the cutoff of `knots`.
+    knots
+        Of the splines.
+    dtype
+        Of the network.
+    """
+
+    def __init__(
+        self, i: Tensor, j: Tensor, n: int, vectors: Tensor, knots: Knots, dtype: torch.dtype
+    ) -> None:
+        self.n, self._dtype = n, dtype
+        self._distances = vectors.square().sum(dim=1, keepdim=True).sqrt_()  # (p, 1)
+        self._unit = vectors / self._distances
+        first, weights, self._of_distance = knots.weights_and_slopes(self._distances[:, 0])
+        self.weights, self.tensors = weights.to(dtype), self._unit.to(dtype)
+        self.indices = i.numpy(), j.numpy(), first.numpy()
+        self.forget()
+
+    def forget(self) -> None:
+        """See `Geometry`."""
+        self.of_weights = torch.zeros_like(self.weights)
+        self.of_tensors = torch.zeros_like(self.tensors)
+
+    def slopes(self) -> Tensor:
+        """See `Geometry`."""
+        along = (self.of_weights * self._of_distance).sum(dim=1, keepdim=True)  # (p, 1) float64
+        across = self.of_tensors.to(torch.float64) / self._distances
+        along -= (across * self._unit).sum(dim=1, keepdim=True)
+        return across.addcmul_(along, self._unit)
+
+    def move(self, along: Tensor) -> None:
+        """See `Geometry`."""
+        of_distance = (along * self._unit).sum(dim=1, keepdim=True)  # (p, 1)
+        self.weights_tangent = (self._of_distance * of_distance).to(self._dtype)
+        across = torch.addcmul(along, of_distance, self._unit, value=-1.0)
+        self.tensors_tangent = (across / self._distances).to(self._dtype)
+
+
+class Convolve:
+    """Σ_j W_ij x_j for each atom i; see `pair_messages.convolve`.
+
+    x is `(n, c, f)`, or `(n, f)` for one component; rows `(rows, g, f)`.
+    """
+
+    def __init__(self, pairs: SampledPairs, x: Value, rows: Value, components: Components) -> None:
+        self.pairs, self.x, self.rows = pairs, x, rows
+        self._shape = len(x.data), len(components.filters), x.data.shape[-1]
+        self._indices = *pairs.indices, *components.arrays
+        self._given = self._split(x.data), _array(rows.data), pairs.weights.numpy()
+        received = torch.zeros_like(x.data)
+        convolve_loop(*self._indices, *self._given, self._split(received))
+        self.y = Value(received)
+        self.results = (self.y,)
+
+    def _split(self, tensor: Tensor) -> np.ndarray:
+        return _array(tensor).reshape(self._shape)
+
+    def reverse(self) -> None:
+        assert self.y.slope is not None
+        of_x, nothing = torch.zeros_like(self.x.data), self._given[1][:0]
+        convolve_slopes_loop(
+            *self._indices, self._split(self.y.slope), *self._given,
+            self._split(of_x), nothing, self.pairs.of_weights.numpy(), False, True,
+        )  # fmt: skip
+        if self.x.moves:
+            self.x.add_slope(of_x)
+
+    def tangent(self) -> None:
+        if self.y.slope is None:
+            return
+        x, rows, _ = self._given
+        dx = np.zeros_like(x) if self.x.tangent is None else self._split(self.x.tangent)
+        moved = self.pairs.weights_tangent.numpy()
+        of_y, of_x = torch.zeros_like(self.x.data), self.x.own_gradient()
+        of_rows = self.rows.own_gradient()
+        convolve_curvature_loop(
+            *self._indices, self._split(self.y.slope), *self._given, dx, rows[:0], moved,
+            self._split(of_y), self._split(of_x), of_rows.numpy(), moved[:0], False, False,
+        )  # fmt: skip
+        self.y.tangent = of_y
+
+    def learn(self) -> None:
+        if self.y.gradient is not None:
+            of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
+            convolve_slopes_loop(
+                *self._indices, self._split(self.y.gradient), *self._given,
+                self._split(of_x), of_rows.numpy(), self._given[2][:0], True, False,
+            )  # fmt: skip
+
+
+class Lift:
+    """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`; see `pair_messages.lift`.
+
+    x is `(n, f)`, rows `(rows, g, f)`; T are the `tensors` of `pairs`.
+    """
+
+    def __init__(self, pairs: SampledPairs, x: Value, rows: Value, components: Components) -> None:
+        self.pairs, self.x, self.rows = pairs, x, rows
+        self._indices = *pairs.indices, *components.arrays
+        self._given = _arrays(x.data, rows.data, pairs.weights, pairs.tensors)
+        n, features = x.data.shape
+        received = x.data.new_zeros((n, len(components.filters), features))
+        lift_loop(*self._indices, *self._given, received.numpy())
+        self.y = Value(received)
+        self.results = (self.y,)
+
+    def reverse(self) -> None:
+        assert self.y.slope is not None
+        of_x, nothing = torch.zeros_like(self.x.data), self._given[1][:0]
+        of_pairs = self.pairs.of_weights.numpy(), self.pairs.of_tensors.numpy()
+        lift_slopes_loop(
+            *self._indices, _array(self.y.slope), *self._given,
+            of_x.numpy(), nothing, *of_pairs, False, True,
+        )  # fmt: skip
+        if self.x.moves:
+            self.x.add_slope(of_x)
+
+    def tangent(self) -> None:
+        if self.y.slope is None:
+            return
+        x, rows, _, _ = self._given
+        dx = np.zeros_like(x) if self.x.tangent is None else _array(self.x.tangent)
+        moved = _arrays(self.pairs.weights_tangent, self.pairs.tensors_tangent)
+        of_y, of_x = torch.zeros_like(self.y.data), self.x.own_gradient()
+        of_rows, unused = self.rows.own_gradient(), [array[:0] for array in moved]
+        lift_curvature_loop(
+            *self._indices, _array(self.y.slope), *self._given, dx, rows[:0], *moved,
+            *_arrays(of_y, of_x, of_rows), *unused, False, False,
+        )  # fmt: skip
+        self.y.tangent = of_y
+
+    def learn(self) -> None:
+        if self.y.gradient is not None:
+            of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
+            unused = [array[:0] for array in self._given[2:]]
+            lift_slopes_loop(
+                *self._indices, _array(self.y.gradient), *self._given,
+                of_x.numpy(), of_rows.numpy(), *unused, True, False,
+            )  # fmt: skip
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy()
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [_array(tensor) for tensor in tensors]
