@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.backbones import TensorNet
-from ase_biasgrad.backbones.lean_forward import TENSOR
+from ase_biasgrad.backbones.lean_tensornet import tensors_of_layer
 from ase_biasgrad.backbones.pair_loops import (
     convolve_loop,
     convolve_slopes_loop,
@@ -50,7 +50,7 @@ class Neighbours:
 
     @property
     def indices(self) -> tuple[np.ndarray, ...]:
-        return self.i, self.j, self.first, *TENSOR.arrays
+        return self.i, self.j, self.first, *tensors_of_layer(0).arrays
 
 
 class SampledTensorNet:
@@ -117,13 +117,8 @@ class SampledEmbedding:
     def forward(self, numbers: np.ndarray, near: Neighbours) -> tuple[np.ndarray, Any]:
         """Tensors `(n, 9, f)`, and what the derivative needs."""
         centre, neighbour = self.centre[numbers], self.neighbour[numbers]
-        x, counted = (
-            np.zeros((len(numbers), sum(PARTS), len(self.own)), self.own.dtype) for _ in "12"
-        )
-        lift_loop(*near.indices, neighbour, self.rows, near.weights, near.tensors, x)
-        ones = np.ones_like(centre)
-        lift_loop(*near.indices, ones, self.rows, near.weights, near.tensors, counted)
-        x += centre[:, None] * counted
+        x = np.zeros((len(numbers), sum(PARTS), len(self.own)), self.own.dtype)
+        lift_loop(*near.indices, neighbour, centre, self.rows, near.weights, near.tensors, x)
         x[:, 0] += self.own * (centre + neighbour)
         squares = np.einsum("ncf,ncf->nf", x, x)
         scalars, through = self.scalars.forward(squares)
@@ -143,13 +138,11 @@ class SampledEmbedding:
         of_squares = self.scalars.backward(dot_by_part(g, mix), through)
         of_x = mixed_slopes(by_part(g, scalars), self.mix)
         of_x += 2 * of_squares[:, None] * x
-        of_counted = centre[:, None] * of_x
-        unused, no_rows = np.zeros_like(centre), self.rows[:0]
-        for of, sent in ((of_x, neighbour), (of_counted, np.ones_like(centre))):
-            lift_slopes_loop(
-                *near.indices, of, sent, self.rows, near.weights, near.tensors,
-                unused, no_rows, of_weights, of_tensors, False, True,
-            )  # fmt: skip
+        unused = np.zeros_like(centre)
+        lift_slopes_loop(
+            *near.indices, of_x, neighbour, centre, self.rows, near.weights, near.tensors,
+            unused, unused[:0], self.rows[:0], of_weights, of_tensors, False, True,
+        )  # fmt: skip
 
 
 class SampledInteraction:

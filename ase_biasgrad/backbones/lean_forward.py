@@ -9,7 +9,7 @@ calculators the same splines once more (`calculators/`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
 from functools import cache
 from typing import Any
 
@@ -19,23 +19,16 @@ from torch.nn.functional import linear
 
 from ase_biasgrad.backbones import operations
 from ase_biasgrad.backbones.base import Backbone
-from ase_biasgrad.backbones.half_pairs import near_pair_vectors, pairs_of, pairs_within
+from ase_biasgrad.backbones.dense_chain import dense_chain
+from ase_biasgrad.backbones.half_pairs import near_pair_vectors, pairs_of
+from ase_biasgrad.backbones.lean_tensornet import LeanTensorNet
 from ase_biasgrad.backbones.operations import Activation, Columns, Energies, Joined, Sum
 from ase_biasgrad.backbones.pair_messages import Components, Pairs, convolve, lift
 from ase_biasgrad.backbones.pair_operations import Convolve, Lift, SampledPairs
 from ase_biasgrad.backbones.passes import Network, Value
-from ase_biasgrad.backbones.sampled_filters import sampled_filters
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet, SchNetPackBackbone
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
-from ase_biasgrad.backbones.tensor_products import mixed, normalised, symmetric_product
-from ase_biasgrad.backbones.tensornet import (
-    PARITIES,
-    PART_OF,
-    PARTS,
-    Filters,
-    TensorNet,
-    pair_tensors,
-)
+from ase_biasgrad.backbones.tensornet import TensorNet
 from ase_biasgrad.backbones.two_layers import two_layers
 from ase_biasgrad.backbones.vector_products import Norms, Receive, Send, Updates, norms, updates
 from ase_biasgrad.graph import AtomGraph
@@ -57,7 +50,6 @@ def lean(backbone: Backbone) -> Backbone:
 SCALAR = Components((0,))
 SCALAR_AND_VECTOR = Components((0, 2, 2, 2))
 DIRECTION = Components((1, 1, 1), (-1, -1, -1))
-TENSOR = Components(PART_OF, PARITIES)
 
 
 @cache
@@ -86,6 +78,18 @@ class LeanBackbone(Backbone):
         self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
         self._constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Per-atom energies `(n,)` in eV."""
+        return self.in_passes(graph) if graph.device.type == "cpu" else self.by_autograd(graph)
+
+    @abstractmethod
+    def in_passes(self, graph: AtomGraph) -> Tensor:
+        """`forward` on the CPU, in four passes."""
+
+    @abstractmethod
+    def by_autograd(self, graph: AtomGraph) -> Tensor:
+        """`forward` anywhere, in torch operations of shapes that do not depend on distances."""
+
     def constants(self) -> tuple[Tensor, ...]:
         """See `prepared`; made once for each device and precision."""
         weight = self.of.readout[-1].weight
@@ -109,6 +113,12 @@ class LeanBackbone(Backbone):
     def pairs(self, graph: AtomGraph) -> tuple[Pairs, Tensor]:
         """See `sampled_pairs`."""
         return sampled_pairs(graph, self.knots, self.of.readout[-1].weight.dtype)
+
+    def embedded(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
+        """Features of the elements in the graph `(elements, f)`, and which of them each atom is:
+        until the first messages atoms of one element are the same."""
+        elements, which = torch.unique(graph.numbers, return_inverse=True)
+        return self.of.representation.embedding(elements), which  # type: ignore[operator]
 
     def network(self, graph: AtomGraph) -> tuple[Network, SampledPairs, Tensor]:
         """A network on the pairs of the graph, and the vectors of these."""
@@ -138,10 +148,8 @@ class LeanSchNet(LeanBackbone):
 
     name = "lean-schnet"
 
-    def forward(self, graph: AtomGraph) -> Tensor:
-        """Per-atom energies `(n,)` in eV."""
-        if graph.device.type == "cpu":
-            return self.in_passes(graph)
+    def by_autograd(self, graph: AtomGraph) -> Tensor:
+        """See `LeanBackbone`."""
         pairs, _ = self.pairs(graph)
         modules: Any = self.of.representation
         basis, envelope = self.constants()
@@ -155,15 +163,21 @@ class LeanSchNet(LeanBackbone):
         return self.read_out(x)
 
     def in_passes(self, graph: AtomGraph) -> Tensor:
-        """`forward` on the CPU."""
+        """See `LeanBackbone`."""
         modules: Any = self.of.representation
         blocks = modules.interactions
         network, pairs, vectors = self.network(graph)
-        filters = [block.filter_network for block in blocks]
-        rows = network.learns(sampled_filters(self.knots, *self.constants(), filters))
-        x = network.learns(modules.embedding(graph.numbers))  # (n, f)
+        basis, envelope = self.constants()
+        jets = softplus_jet, None
+        filters = [dense_chain(basis, block.filter_network, jets) for block in blocks]
+        values = torch.stack(filters, dim=1) * envelope.unsqueeze(2)  # (rows, l, f)
+        rows = network.learns(spline_coefficients(self.knots, values))
+        embedded, which = self.embedded(graph)  # (elements, f)
+        x = network.learns(embedded[which])  # (n, f)
+        sent = network.learns(linear(embedded, blocks[0].in2f.weight)[which])
         for k, block in enumerate(blocks):
-            sent = operations.linear(network, x, block.in2f)
+            if k > 0:
+                sent = operations.linear(network, x, block.in2f)
             received = network.add(Convolve(pairs, sent, rows, scalar_of_layer(k)))
             change = operations.two_layers(network, received, block.f2out, softplus_jet)
             x = network.add(Sum(x, change))
@@ -181,10 +195,8 @@ class LeanPaiNN(LeanBackbone):
         inputs = torch.cat([envelope * basis, envelope], dim=1)
         return (spline_coefficients(self.knots, inputs),)
 
-    def forward(self, graph: AtomGraph) -> Tensor:
-        """Per-atom energies `(n,)` in eV."""
-        if graph.device.type == "cpu":
-            return self.in_passes(graph)
+    def by_autograd(self, graph: AtomGraph) -> Tensor:
+        """See `LeanBackbone`."""
         pairs, unit = self.pairs(graph)
         modules: Any = self.of.representation
         (inputs,) = self.constants()
@@ -215,7 +227,7 @@ class LeanPaiNN(LeanBackbone):
         return self.read_out(q)
 
     def in_passes(self, graph: AtomGraph) -> Tensor:
-        """`forward` on the CPU."""
+        """See `LeanBackbone`."""
         modules: Any = self.of.representation
         (inputs,) = self.constants()
         net, features = modules.filter_net, self.of.arguments["features"]
@@ -223,14 +235,18 @@ class LeanPaiNN(LeanBackbone):
         rows_of_all = linear(inputs, layers).unflatten(1, (-1, features))  # (rows, 3 l, f)
         network, pairs, vectors = self.network(graph)
         rows = network.learns(rows_of_all)
-        q = network.learns(modules.embedding(graph.numbers))  # (n, f)
+        embedded, which = self.embedded(graph)  # (elements, f)
+        q = network.learns(embedded[which])  # (n, f)
         mu: Value | None = None  # (n, 3, f); zero before the first layer
         for k, (interaction, mixing) in enumerate(
             zip(modules.interactions, modules.mixing, strict=True)
         ):
             scalar, direction, both = vectors_of_layer(k)
             context = interaction.interatomic_context_net
-            sent = operations.two_layers(network, q, context, silu_jet)  # (n, 3f)
+            if mu is None:
+                sent = network.learns(two_layers(embedded, context, silu_jet)[which])  # (n, 3f)
+            else:
+                sent = operations.two_layers(network, q, context, silu_jet)
             radial = network.add(Columns(sent, features, 2 * features))
             dmu = network.add(Lift(pairs, radial, rows, direction))
             if mu is None:
@@ -256,82 +272,11 @@ class LeanPaiNN(LeanBackbone):
         return self.energies(network, q, vectors)
 
 
-class LeanTensorNet(Backbone):
-    """`TensorNet` for training."""
-
-    name = "lean-tensornet"
-
-    def __init__(self, of: TensorNet) -> None:
-        super().__init__()
-        self.of = of
-        self.arguments, self.cutoff = of.arguments, of.cutoff
-        self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
-
-    def forward(self, graph: AtomGraph) -> Tensor:
-        """Per-atom energies `(n,)` in eV."""
-        if graph.device.type != "cpu":
-            return self.of(graph)
-        return self.of.energies(graph.numbers, KnotMessenger(graph, self.knots, self.of.dtype))
-
-
-class KnotMessenger:
-    """Filters are splines with networks that run at the knots; messages and products are loops."""
-
-    def __init__(self, graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> None:
-        self.knots = knots
-        self.pairs, unit = sampled_pairs(graph, knots, dtype)
-        self.tensors = pair_tensors(unit)  # (p, 9)
-
-    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
-        """See `Messenger`."""
-        distances = self.knots.distances()
-        distances[0] = 0.0
-        sampled = layers(distances)
-        rows = spline_coefficients(self.knots, torch.cat(sampled, dim=1))
-        return [
-            Filters(values[:1], of_pairs)
-            for values, of_pairs in zip(sampled, rows.split(len(PARTS), dim=1), strict=True)
-        ]
-
-    def lift(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`; filters are spline coefficients `(rows, 3, f)`."""
-        return lift(self.pairs, x, filters, self.tensors, TENSOR)
-
-    def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`; filters as in `lift`."""
-        return convolve(self.pairs, x, filters, TENSOR)
-
-    def product(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Messenger`."""
-        return symmetric_product(x, y)
-
-    def normalised(self, x: Tensor) -> Tensor:
-        """See `Messenger`."""
-        return normalised(x)
-
-    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """See `Messenger`."""
-        return mixed(x, weights)
-
-
 def sampled_pairs(graph: AtomGraph, knots: Knots, dtype: torch.dtype) -> tuple[Pairs, Tensor]:
-    """Every pair within the cutoff once, and unit vectors `(p, 3)` from i to j.
+    """Every pair once, and unit vectors `(p, 3)` from i to j.
 
-    Both are differentiable in the positions and the cell.
-    """
-    if graph.device.type != "cpu":
-        return sampled_pairs_of_fixed_shape(graph, knots, dtype)
-    i, j, distances, unit = pairs_within(graph, knots.cutoff)
-    first, weights = knots.weights(distances)
-    return Pairs(i, j, len(graph.numbers), first, weights.to(dtype)), unit.to(dtype)
-
-
-def sampled_pairs_of_fixed_shape(
-    graph: AtomGraph, knots: Knots, dtype: torch.dtype
-) -> tuple[Pairs, Tensor]:
-    """As `sampled_pairs`, with pairs beyond the cutoff, whose weights are 0.
-
-    Shapes do not depend on distances, so that a device is never waited for.
+    Both are differentiable in the positions and the cell. Weights of pairs beyond the cutoff are 0:
+    shapes do not depend on distances, so that a device is never waited for.
     """
     i, j, distances, unit = pairs_of(graph)
     near = distances.detach() < knots.cutoff

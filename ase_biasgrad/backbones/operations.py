@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones.passes import Network, Value
+from ase_biasgrad.backbones.smooth_activations import Jet
 
-# value, first and second derivative of an activation
-Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Tensors = tuple[Tensor, ...]
 
 
 class Linear:
@@ -39,13 +41,12 @@ class Linear:
         gradient, slope, tangent = self.y.gradient, self.y.slope, self.x.tangent
         if gradient is not None:
             rows = _rows(gradient)
-            self.x.add_gradient(_like(rows @ self.weight.data, gradient))
-            of_weight = self.weight.own_gradient()
-            of_weight.addmm_(rows.t(), _rows(self.x.data))
+            self.x.give_gradient(_like(rows @ self.weight.data, gradient))
+            self.weight.add_product(rows, _rows(self.x.data))
             if self.bias is not None:
-                self.bias.add_gradient(rows.sum(0))
+                self.bias.give_gradient(rows.sum(0))
         if slope is not None and tangent is not None:
-            self.weight.own_gradient().addmm_(_rows(slope).t(), _rows(tangent))
+            self.weight.add_product(_rows(slope), _rows(tangent))
 
 
 class Activation:
@@ -68,9 +69,9 @@ class Activation:
     def learn(self) -> None:
         gradient, slope, tangent = self.y.gradient, self.y.slope, self.x.tangent
         if gradient is not None:
-            self.x.add_gradient(gradient * self.first)
+            self.x.give_gradient(gradient * self.first)
         if slope is not None and tangent is not None:
-            self.x.add_gradient((slope * self.second).mul_(tangent))
+            self.x.give_gradient((slope * self.second).mul_(tangent))
 
 
 class Sum:
@@ -102,6 +103,57 @@ class Sum:
         if self.y.gradient is not None:
             for term in self.terms:
                 term.add_gradient(self.y.gradient)
+
+
+class WrittenOut(ABC):
+    """An operation by three functions of its inputs' data."""
+
+    def __init__(self, *inputs: Value) -> None:
+        self.inputs = inputs
+        moves = any(value.moves for value in inputs)
+        self.results = tuple(Value(y, moves) for y in self.forward(*self._data()))
+
+    def _data(self) -> Tensors:
+        return tuple(value.data for value in self.inputs)
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> Tensors:
+        """The results."""
+
+    @abstractmethod
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        """Of Σ g · results in the inputs; new tensors, as below."""
+
+    @abstractmethod
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        """How results change with inputs that change by d, and slopes of the sum of that times
+        g in the inputs."""
+
+    def reverse(self) -> None:
+        slopes = self.slopes(self._slopes_of_results(), *self._data())
+        for value, slope in zip(self.inputs, slopes, strict=True):
+            if value.moves:
+                value.add_slope(slope)
+
+    def tangent(self) -> None:
+        unused = all(value.slope is None for value in self.results)
+        if unused or all(value.tangent is None for value in self.inputs):
+            return
+        moved = filled([value.tangent for value in self.inputs], self.inputs)
+        changes, bent = self.curvature(self._slopes_of_results(), moved, *self._data())
+        for value, change in zip(self.results, changes, strict=True):
+            value.tangent = change
+        for value, gradient in zip(self.inputs, bent, strict=True):
+            value.give_gradient(gradient)
+
+    def learn(self) -> None:
+        if any(value.gradient is not None for value in self.results):
+            g = filled([value.gradient for value in self.results], self.results)
+            for value, gradient in zip(self.inputs, self.slopes(g, *self._data()), strict=True):
+                value.give_gradient(gradient)
+
+    def _slopes_of_results(self) -> Tensors:
+        return filled([value.slope for value in self.results], self.results)
 
 
 class Columns:
@@ -160,6 +212,76 @@ class Joined:
                 part.add_gradient(gradient)
 
 
+class Scaled:
+    """`factor` times x."""
+
+    def __init__(self, x: Value, factor: float) -> None:
+        self.x, self.factor = x, factor
+        self.y = Value(factor * x.data, x.moves)
+        self.results = (self.y,)
+
+    def reverse(self) -> None:
+        if self.x.moves and self.y.slope is not None:
+            self.x.add_slope(self.factor * self.y.slope)
+
+    def tangent(self) -> None:
+        if self.x.tangent is not None:
+            self.y.tangent = self.factor * self.x.tangent
+
+    def learn(self) -> None:
+        if self.y.gradient is not None:
+            self.x.add_gradient(self.factor * self.y.gradient)
+
+
+class LayerNorm:
+    """x̂ w + b with x̂ = (x − mean)/√(variance + ε), over the features of x `(n, f)`."""
+
+    def __init__(self, x: Value, weight: Value, bias: Value, epsilon: float) -> None:
+        self.x, self.weight, self.bias = x, weight, bias
+        centred = x.data - x.data.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1, keepdim=True)
+        self.inverse = (variance + epsilon).rsqrt_()  # (n, 1), 1/σ
+        self.unit = centred * self.inverse  # x̂
+        self.y = Value(torch.addcmul(bias.data, self.unit, weight.data), x.moves)
+        self.results = (self.y,)
+
+    def _along(self, v: Tensor) -> Tensor:
+        """⟨v x̂⟩, `(n, 1)`."""
+        return (v * self.unit).mean(dim=1, keepdim=True)
+
+    def _across(self, v: Tensor) -> Tensor:
+        """v without its mean and without what it has of x̂: σ times the derivative of x̂."""
+        across = v - v.mean(dim=1, keepdim=True)
+        return across.addcmul_(self.unit, self._along(v), value=-1)
+
+    def reverse(self) -> None:
+        if self.x.moves and self.y.slope is not None:
+            self.x.add_slope(self._across(self.y.slope * self.weight.data).mul_(self.inverse))
+
+    def tangent(self) -> None:
+        if self.x.tangent is not None:
+            self.moved = self._across(self.x.tangent).mul_(self.inverse)  # of x̂
+            self.y.tangent = self.moved * self.weight.data
+
+    def learn(self) -> None:
+        gradient, slope, tangent = self.y.gradient, self.y.slope, self.x.tangent
+        if gradient is not None:
+            self.weight.add_gradient((gradient * self.unit).sum(0))
+            self.bias.add_gradient(gradient.sum(0))
+            self.x.add_gradient(self._across(gradient * self.weight.data).mul_(self.inverse))
+        if slope is not None and tangent is not None:
+            self.weight.add_gradient((slope * self.moved).sum(0))
+            self.x.add_gradient(self._bent(slope * self.weight.data, tangent))
+
+    def _bent(self, g: Tensor, d: Tensor) -> Tensor:
+        """Slope in x of Σ g times the change of x̂ along d."""
+        across_g, across_d = self._across(g), self._across(d)
+        change = (g * across_d).mean(dim=1, keepdim=True)
+        bent = self.unit * change
+        bent.addcmul_(across_g, self._along(d)).addcmul_(across_d, self._along(g))
+        return bent.mul_(-self.inverse.square())
+
+
 class Energies:
     """`scale` times x `(n, 1)` in eV, `(n,)` float64."""
 
@@ -200,9 +322,27 @@ def linear(network: Network, x: Value, layer: torch.nn.Module) -> Value:
     return network.add(Linear(x, weight, None if bias is None else network.learns(bias)))
 
 
+def layer_norm(network: Network, x: Value, layer: torch.nn.LayerNorm) -> Value:
+    """A `torch.nn.LayerNorm` over the last dimension of x `(n, f)`."""
+    weight, bias = network.learns(layer.weight), network.learns(layer.bias)
+    return network.add(LayerNorm(x, weight, bias, layer.eps))
+
+
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:
     return rows if x.dim() == 2 else rows.view(*x.shape[:-1], -1)
+
+
+def filled(tensors: Sequence[Tensor | None], values: Sequence[Value]) -> Tensors:
+    """Zeros for None."""
+    return tuple(
+        torch.zeros_like(value.data) if tensor is None else tensor
+        for tensor, value in zip(tensors, values, strict=True)
+    )
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy()

@@ -68,13 +68,12 @@ def convolve_slopes_loop(  # type: ignore[no-untyped-def]
                 _spread(products, w, grows, at, step)
 
 
-@for_any_width("s x rows dx drows", "gs gx grows")
+@for_any_width("s x rows dx", "gs gx grows")
 @_loop
 def convolve_curvature_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, ends, order, parities, s, x, rows, weights, dx, drows, dweights,
-    gs, gx, grows, gweights, has_drows, wants_weights,
-):  # fmt: skip
-    """Derivatives in (s, x, C, w) of the change of P along (dx, dC, dw)."""
+    i, j, first, used, ends, order, parities, s, x, rows, weights, dx, dweights, gs, gx, grows
+):
+    """Derivatives in (s, x, C) of the change of P along (dx, dw)."""
     _, components, features = x.shape
     step, zero = rows.shape[1] * features, splat(x.dtype.type(0))
     products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
@@ -85,8 +84,6 @@ def convolve_curvature_loop(  # type: ignore[no-untyped-def]
             at = first[p] * step + used[k] * features
             for f in range(0, features, WIDTH):
                 value, dvalue = _both_sampled(rows, at + f, step, w, dw)
-                if has_drows:
-                    dvalue = dvalue + _sampled(drows, at + f, step, w)
                 product, dproduct = zero, zero
                 for c in order[ends[k] : ends[k + 1]]:
                     one, two = (a + c) * features + f, (b + c) * features + f
@@ -101,16 +98,12 @@ def convolve_curvature_loop(  # type: ignore[no-untyped-def]
                 store(products, f, product)
                 store(dproducts, f, dproduct)
             _spread_both(dproducts, w, products, dw, grows, at, step)
-            if wants_weights:
-                _add_dots(rows, at, step, dproducts, gweights, p)
-                if has_drows:
-                    _add_dots(drows, at, step, products, gweights, p)
 
 
-@for_any_width("x rows", "received")
+@for_any_width("x centre rows", "received")
 @_loop
 def lift_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, ends, order, parities, x, rows, weights, tensors, received
+    i, j, first, used, ends, order, parities, x, centre, rows, weights, tensors, received
 ):
     _, components, features = received.shape
     step = rows.shape[1] * features
@@ -120,18 +113,19 @@ def lift_loop(  # type: ignore[no-untyped-def]
             at = first[p] * step + used[k] * features
             for f in range(0, features, WIDTH):
                 value = _sampled(rows, at + f, step, w)
-                x1, x2 = value * load(x, a * features + f), value * load(x, b * features + f)
+                x1, x2 = _sent(x, centre, a * features + f, b * features + f)
+                x1, x2 = value * x1, value * x2
                 for c in order[ends[k] : ends[k + 1]]:
                     t = tensors[p, c]
                     _add(received, (a * components + c) * features + f, t * x2)
                     _add(received, (b * components + c) * features + f, parities[c] * t * x1)
 
 
-@for_any_width("v x rows", "gx grows")
+@for_any_width("v x centre rows", "gx gcentre grows")
 @_loop
 def lift_slopes_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, ends, order, parities, v, x, rows, weights, tensors,
-    gx, grows, gweights, gtensors, wants_rows, wants_geometry,
+    i, j, first, used, ends, order, parities, v, x, centre, rows, weights, tensors,
+    gx, gcentre, grows, gweights, gtensors, wants_rows, wants_geometry,
 ):  # fmt: skip
     _, components, features = v.shape
     step, zero = rows.shape[1] * features, splat(x.dtype.type(0))
@@ -148,9 +142,8 @@ def lift_slopes_loop(  # type: ignore[no-untyped-def]
                     t = tensors[p, c]
                     v1 = v1 + t * load(v, (a * components + c) * features + f)
                     v2 = v2 + parities[c] * t * load(v, (b * components + c) * features + f)
-                x1, x2 = load(x, a * features + f), load(x, b * features + f)
-                _add(gx, b * features + f, value * v1)
-                _add(gx, a * features + f, value * v2)
+                x1, x2 = _sent(x, centre, a * features + f, b * features + f)
+                _add_sent(gx, gcentre, a * features + f, b * features + f, value * v2, value * v1)
                 store(products, f, v1 * x2 + v2 * x1)
                 store(sent1, f, value * x1)
                 store(sent2, f, value * x2)
@@ -164,17 +157,16 @@ def lift_slopes_loop(  # type: ignore[no-untyped-def]
                     gtensors[p, c] += of_one + parities[c] * of_two
 
 
-@for_any_width("v x rows dx drows", "gv gx grows")
+@for_any_width("v x centre rows dx", "gv gx gcentre grows")
 @_loop
 def lift_curvature_loop(  # type: ignore[no-untyped-def]
-    i, j, first, used, ends, order, parities, v, x, rows, weights, tensors,
-    dx, drows, dweights, dtensors, gv, gx, grows, gweights, gtensors, has_drows, wants_geometry,
+    i, j, first, used, ends, order, parities, v, x, centre, rows, weights, tensors,
+    dx, dweights, dtensors, gv, gx, gcentre, grows,
 ):  # fmt: skip
-    """Derivatives in (v, x, C, w, T) of the change of Q along (dx, dC, dw, dT)."""
+    """Derivatives in (v, x, C) of the change of Q along (dx, dw, dT)."""
     _, components, features = v.shape
     step, zero = rows.shape[1] * features, splat(x.dtype.type(0))
     products, dproducts = np.empty(features, x.dtype), np.empty(features, x.dtype)
-    dsent1, dsent2 = np.empty(features, x.dtype), np.empty(features, x.dtype)
     for p in range(len(i)):
         a, b, w, dw = i[p], j[p], _splats(weights, p), _splats(dweights, p)
         for k in range(len(used)):
@@ -182,14 +174,10 @@ def lift_curvature_loop(  # type: ignore[no-untyped-def]
             chosen = order[ends[k] : ends[k + 1]]
             for f in range(0, features, WIDTH):
                 value, dvalue = _both_sampled(rows, at + f, step, w, dw)
-                if has_drows:
-                    dvalue = dvalue + _sampled(drows, at + f, step, w)
-                x1, x2 = load(x, a * features + f), load(x, b * features + f)
+                x1, x2 = _sent(x, centre, a * features + f, b * features + f)
                 dx1, dx2 = load(dx, a * features + f), load(dx, b * features + f)
                 sent_1, sent_2 = value * x1, value * x2
                 dsent_1, dsent_2 = dvalue * x1 + value * dx1, dvalue * x2 + value * dx2
-                store(dsent1, f, dsent_1)
-                store(dsent2, f, dsent_2)
                 v1, v2, dv1, dv2 = zero, zero, zero, zero
                 for c in chosen:
                     t, dt = tensors[p, c], dtensors[p, c]
@@ -199,19 +187,11 @@ def lift_curvature_loop(  # type: ignore[no-untyped-def]
                     v2, dv2 = v2 + t * of_two, dv2 + dt * of_two
                     _add(gv, one + f, t * dsent_2 + dt * sent_2)
                     _add(gv, two + f, parities[c] * (t * dsent_1 + dt * sent_1))
-                _add(gx, b * features + f, dvalue * v1 + value * dv1)
-                _add(gx, a * features + f, dvalue * v2 + value * dv2)
+                v1s, v2s = dvalue * v1 + value * dv1, dvalue * v2 + value * dv2
+                _add_sent(gx, gcentre, a * features + f, b * features + f, v2s, v1s)
                 store(products, f, v1 * x2 + v2 * x1)
                 store(dproducts, f, v1 * dx2 + v2 * dx1 + dv1 * x2 + dv2 * x1)
             _spread_both(dproducts, w, products, dw, grows, at, step)
-            if wants_geometry:
-                _add_dots(rows, at, step, dproducts, gweights, p)
-                if has_drows:
-                    _add_dots(drows, at, step, products, gweights, p)
-                for c in chosen:
-                    one, two = (a * components + c) * features, (b * components + c) * features
-                    of_one, of_two = _two_dots(dsent2, v, one, dsent1, v, two)
-                    gtensors[p, c] += of_one + parities[c] * of_two
 
 
 @_loop
@@ -225,6 +205,25 @@ def _splats(weights, p):  # type: ignore[no-untyped-def]
 @_loop
 def _add(array, at, vector):  # type: ignore[no-untyped-def]
     store(array, at, load(array, at) + vector)
+
+
+@_loop
+def _sent(x, centre, one, two):  # type: ignore[no-untyped-def]
+    """What goes from the atom at `one` to that at `two`, and back; `centre` may be empty."""
+    x1, x2 = load(x, one), load(x, two)
+    if len(centre):
+        x1, x2 = x1 + load(centre, two), x2 + load(centre, one)
+    return x1, x2
+
+
+@_loop
+def _add_sent(gx, gcentre, one, two, g1, g2):  # type: ignore[no-untyped-def]
+    """Slopes g of what `_sent` returns."""
+    _add(gx, one, g1)
+    _add(gx, two, g2)
+    if len(gcentre):
+        _add(gcentre, two, g1)
+        _add(gcentre, one, g2)
 
 
 @_loop

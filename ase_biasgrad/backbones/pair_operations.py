@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ase_biasgrad.backbones.operations import array
 from ase_biasgrad.backbones.pair_loops import (
     convolve_curvature_loop,
     convolve_loop,
@@ -19,6 +20,7 @@ from ase_biasgrad.backbones.pair_loops import (
 )
 from ase_biasgrad.backbones.pair_messages import Components
 from ase_biasgrad.backbones.passes import Value
+from ase_biasgrad.backbones.tensornet import pair_tensors, tensor_polynomials
 from ase_biasgrad.splines import Knots
 
 
@@ -46,9 +48,16 @@ class SampledPairs:
         self._distances = vectors.square().sum(dim=1, keepdim=True).sqrt_()  # (p, 1)
         self._unit = vectors / self._distances
         first, weights, self._of_distance = knots.weights_and_slopes(self._distances[:, 0])
-        self.weights, self.tensors = weights.to(dtype), self._unit.to(dtype)
+        self.weights = weights.to(dtype)
+        tensors, self._of_direction = self.directional(self._unit)
+        self.tensors = tensors.to(dtype)
         self.indices = i.numpy(), j.numpy(), first.numpy()
         self.forget()
+
+    def directional(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Functions of the direction `(p, c)` and their derivatives in it `(p, c, 3)`, or `(c, 3)`
+        for all; here the direction itself."""
+        return unit, torch.eye(3, dtype=unit.dtype)
 
     def forget(self) -> None:
         """See `Geometry`."""
@@ -58,7 +67,8 @@ class SampledPairs:
     def slopes(self) -> Tensor:
         """See `Geometry`."""
         along = (self.of_weights * self._of_distance).sum(dim=1, keepdim=True)  # (p, 1) float64
-        across = self.of_tensors.to(torch.float64) / self._distances
+        of_tensors = self.of_tensors.to(torch.float64).unsqueeze(1)  # (p, 1, c)
+        across = (of_tensors @ self._of_direction).squeeze(1) / self._distances  # (p, 3)
         along -= (across * self._unit).sum(dim=1, keepdim=True)
         return across.addcmul_(along, self._unit)
 
@@ -67,7 +77,19 @@ class SampledPairs:
         of_distance = (along * self._unit).sum(dim=1, keepdim=True)  # (p, 1)
         self.weights_tangent = (self._of_distance * of_distance).to(self._dtype)
         across = torch.addcmul(along, of_distance, self._unit, value=-1.0)
-        self.tensors_tangent = (across / self._distances).to(self._dtype)
+        across /= self._distances
+        changes = self._of_direction @ across.unsqueeze(2)  # (p, c, 1)
+        self.tensors_tangent = changes.squeeze(2).to(self._dtype)
+
+
+class TensorPairs(SampledPairs):
+    """With `pair_tensors` of the directions."""
+
+    def directional(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SampledPairs`; `(p, 9)` and `(p, 9, 3)`."""
+        linear, quadratic = tensor_polynomials()
+        derivatives = linear + torch.einsum("kab,pb->pka", 2 * quadratic, unit)
+        return pair_tensors(unit), derivatives
 
 
 class Convolve:
@@ -80,14 +102,14 @@ class Convolve:
         self.pairs, self.x, self.rows = pairs, x, rows
         self._shape = len(x.data), len(components.filters), x.data.shape[-1]
         self._indices = *pairs.indices, *components.arrays
-        self._given = self._split(x.data), _array(rows.data), pairs.weights.numpy()
+        self._given = self._split(x.data), array(rows.data), pairs.weights.numpy()
         received = torch.zeros_like(x.data)
         convolve_loop(*self._indices, *self._given, self._split(received))
         self.y = Value(received)
         self.results = (self.y,)
 
     def _split(self, tensor: Tensor) -> np.ndarray:
-        return _array(tensor).reshape(self._shape)
+        return array(tensor).reshape(self._shape)
 
     def reverse(self) -> None:
         assert self.y.slope is not None
@@ -102,14 +124,14 @@ class Convolve:
     def tangent(self) -> None:
         if self.y.slope is None:
             return
-        x, rows, _ = self._given
+        x = self._given[0]
         dx = np.zeros_like(x) if self.x.tangent is None else self._split(self.x.tangent)
         moved = self.pairs.weights_tangent.numpy()
         of_y, of_x = torch.zeros_like(self.x.data), self.x.own_gradient()
         of_rows = self.rows.own_gradient()
         convolve_curvature_loop(
-            *self._indices, self._split(self.y.slope), *self._given, dx, rows[:0], moved,
-            self._split(of_y), self._split(of_x), of_rows.numpy(), moved[:0], False, False,
+            *self._indices, self._split(self.y.slope), *self._given, dx, moved,
+            self._split(of_y), self._split(of_x), of_rows.numpy(),
         )  # fmt: skip
         self.y.tangent = of_y
 
@@ -125,13 +147,22 @@ class Convolve:
 class Lift:
     """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`; see `pair_messages.lift`.
 
-    x is `(n, f)`, rows `(rows, g, f)`; T are the `tensors` of `pairs`.
+    x is `(n, f)`, rows `(rows, g, f)`; T are the `tensors` of `pairs`. With `centre` `(n, f)`,
+    which must not move, x_j + centre_i is in place of x_j.
     """
 
-    def __init__(self, pairs: SampledPairs, x: Value, rows: Value, components: Components) -> None:
-        self.pairs, self.x, self.rows = pairs, x, rows
+    def __init__(
+        self,
+        pairs: SampledPairs,
+        x: Value,
+        rows: Value,
+        components: Components,
+        centre: Value | None = None,
+    ) -> None:
+        self.pairs, self.x, self.rows, self.centre = pairs, x, rows, centre
         self._indices = *pairs.indices, *components.arrays
-        self._given = _arrays(x.data, rows.data, pairs.weights, pairs.tensors)
+        of_centre = x.data[:0] if centre is None else centre.data
+        self._given = arrays(x.data, of_centre, rows.data, pairs.weights, pairs.tensors)
         n, features = x.data.shape
         received = x.data.new_zeros((n, len(components.filters), features))
         lift_loop(*self._indices, *self._given, received.numpy())
@@ -140,11 +171,11 @@ class Lift:
 
     def reverse(self) -> None:
         assert self.y.slope is not None
-        of_x, nothing = torch.zeros_like(self.x.data), self._given[1][:0]
+        of_x, nothing = torch.zeros_like(self.x.data), (self._given[0][:0], self._given[2][:0])
         of_pairs = self.pairs.of_weights.numpy(), self.pairs.of_tensors.numpy()
         lift_slopes_loop(
-            *self._indices, _array(self.y.slope), *self._given,
-            of_x.numpy(), nothing, *of_pairs, False, True,
+            *self._indices, array(self.y.slope), *self._given,
+            of_x.numpy(), *nothing, *of_pairs, False, True,
         )  # fmt: skip
         if self.x.moves:
             self.x.add_slope(of_x)
@@ -152,30 +183,29 @@ class Lift:
     def tangent(self) -> None:
         if self.y.slope is None:
             return
-        x, rows, _, _ = self._given
-        dx = np.zeros_like(x) if self.x.tangent is None else _array(self.x.tangent)
-        moved = _arrays(self.pairs.weights_tangent, self.pairs.tensors_tangent)
-        of_y, of_x = torch.zeros_like(self.y.data), self.x.own_gradient()
-        of_rows, unused = self.rows.own_gradient(), [array[:0] for array in moved]
+        x = self._given[0]
+        dx = np.zeros_like(x) if self.x.tangent is None else array(self.x.tangent)
+        moved = arrays(self.pairs.weights_tangent, self.pairs.tensors_tangent)
+        self.y.tangent = torch.zeros_like(self.y.data)
         lift_curvature_loop(
-            *self._indices, _array(self.y.slope), *self._given, dx, rows[:0], *moved,
-            *_arrays(of_y, of_x, of_rows), *unused, False, False,
+            *self._indices, array(self.y.slope), *self._given, dx, *moved,
+            self.y.tangent.numpy(), *self._gradients(),
         )  # fmt: skip
-        self.y.tangent = of_y
 
     def learn(self) -> None:
         if self.y.gradient is not None:
-            of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
-            unused = [array[:0] for array in self._given[2:]]
+            unused = [of_pairs[:0] for of_pairs in self._given[3:]]
             lift_slopes_loop(
-                *self._indices, _array(self.y.gradient), *self._given,
-                of_x.numpy(), of_rows.numpy(), *unused, True, False,
+                *self._indices, array(self.y.gradient), *self._given,
+                *self._gradients(), *unused, True, False,
             )  # fmt: skip
 
+    def _gradients(self) -> list[np.ndarray]:
+        """Of x, centre and rows, to be added to."""
+        of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
+        of_centre = of_x[:0] if self.centre is None else self.centre.own_gradient()
+        return arrays(of_x, of_centre, of_rows)
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.contiguous().numpy()
 
-
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [_array(tensor) for tensor in tensors]
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [array(tensor) for tensor in tensors]

@@ -59,11 +59,27 @@ class Value:
         else:
             self.own_gradient().add_(gradient)
 
+    def give_gradient(self, gradient: Tensor) -> None:
+        """As `add_gradient`, of a contiguous tensor that nobody else has."""
+        if self.gradient is None:
+            self.gradient = self._owned = gradient
+        else:
+            self.own_gradient().add_(gradient)
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Add aᵀb of two matrices to the gradient."""
+        if self.gradient is None:
+            self.give_gradient(a.t() @ b)
+        else:
+            self.own_gradient().addmm_(a.t(), b)
+
     def own_gradient(self) -> Tensor:
-        """The gradient, to be added to in place."""
+        """The gradient, contiguous, to be added to in place."""
         if self._owned is None:
-            missing = self.gradient is None
-            self._owned = torch.zeros_like(self.data) if missing else self.gradient.clone()  # type: ignore[union-attr]
+            if self.gradient is None:
+                self._owned = self.data.new_zeros(self.data.shape)
+            else:
+                self._owned = self.gradient.clone(memory_format=torch.contiguous_format)
             self.gradient = self._owned
         return self._owned
 
@@ -71,7 +87,8 @@ class Value:
 class Operation(Protocol):
     """One step of a network. Its forward pass is its construction, which makes `results`."""
 
-    results: tuple[Value, ...]
+    @property
+    def results(self) -> tuple[Value, ...]: ...
 
     def reverse(self) -> None:
         """Add to the slopes of inputs that move, from those of the results."""

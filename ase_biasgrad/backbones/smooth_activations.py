@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 from ase_biasgrad.simd import WIDTH
 from ase_biasgrad.simd_activations import silu_jets, softplus_jets
 
+# value, first and second derivative of an activation
+Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
 
 def silu(x: Tensor) -> Tensor:
     """x / (1 + e⁻ˣ), twice differentiable."""

@@ -1,8 +1,10 @@
-"""What TensorNet does with tensors of one atom, on the CPU, with both derivatives written out.
+"""What TensorNet does with tensors of one atom, in four passes (`passes`), on the CPU.
 
-    symmetric_product:  XY + YX,               P(z, x, y) = tr Zᵀ(XY + YX),
-    normalised:         X / (|X|² + 1),        N(g, x) = tr Gᵀ X / (|X|² + 1),
-    mixed:              one matrix over features for each irreducible part.
+    SymmetricProduct:  XY + YX,               P(z, x, y) = tr Zᵀ(XY + YX),
+    Normalised:        X / (|X|² + 1),        N(g, x) = tr Gᵀ X / (|X|² + 1),
+    Mixed:             one matrix over features for each irreducible part,
+    ByPart:            one factor for each feature and irreducible part,
+    Squares:           |X|², of each irreducible part or of all.
 
 Tensors are components `(n, 9, f)` in the basis of `tensornet.matrix_basis`. Derivatives of P are
 products once more, with transposed matrices. Loops run over features with all of an atom's
@@ -14,135 +16,150 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TypeVar
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ase_biasgrad.backbones.wanted import is_wanted
+from ase_biasgrad.backbones.operations import Tensors, WrittenOut
+from ase_biasgrad.backbones.passes import Value
 
+Part = TypeVar("Part")
 ENDS = ((0, 1), (1, 4), (4, 9))  # of the irreducible parts among the components
 
 
-def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
-    """XY + YX of components `(n, 9, f)`; twice differentiable."""
-    return _Product.apply(x.contiguous(), y.contiguous())
+class SymmetricProduct(WrittenOut):
+    """XY + YX of components `(n, 9, f)`."""
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        return _filled(product_loops, inputs, 1)
+
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        return _filled(product_slope_loops, [*g, *inputs], 2)
+
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        of_g, *slopes = _filled(_product_curvature_loops, [*g, *inputs, *d], 3)
+        return (of_g,), tuple(slopes)
 
 
-def normalised(x: Tensor) -> Tensor:
-    """X / (|X|² + 1) of components `(n, 9, f)`, with the Frobenius norm; twice differentiable."""
-    return _Normalised.apply(x.contiguous())
+class Normalised(WrittenOut):
+    """X / (|X|² + 1) of components `(n, 9, f)`, with the Frobenius norm."""
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        return _filled(normalised_loops, inputs, 1)
+
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        return _filled(normalised_slope_loops, [*g, *inputs], 1)
+
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        of_g, of_x = _filled(_normalised_curvature_loops, [*g, *inputs, *d], 2)
+        return (of_g,), (of_x,)
 
 
-def mixed(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x_p Wᵀ_p of the three irreducible parts of components `(n, 9, f)`, with W_p `(f, f)`.
+class ByPart(WrittenOut):
+    """Components x `(n, 9, f)` times factors `(n, 3f)`, or `(1, 3, f)` for all atoms."""
 
-    Differentiable twice, of that once in the weights.
-    """
-    # the engine says for views, but not for leaves, whether a backward pass leads there
-    return _Mixed.apply(x.contiguous(), *(weight.view_as(weight) for weight in weights))
+    def forward(self, *inputs: Tensor) -> Tensors:
+        return (self._by_part([inputs]),)
 
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        x, factors = inputs
+        return self._by_part([(g[0], factors)]), self._dot(g[0], x)
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        return _filled(product_loops, [x, y], 1)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return _ProductSlopes.apply(cotangents[0].contiguous(), *ctx.saved_tensors)
-
-
-class _ProductSlopes(torch.autograd.Function):
-    """∂P/∂x and ∂P/∂y."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(z, x, y)
-        return _filled(product_slope_loops, [z, x, y], 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        tangents = [cotangent.contiguous() for cotangent in cotangents]
-        return _filled(_product_curvature_loops, [*ctx.saved_tensors, *tangents], 3)
-
-
-class _Normalised(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _filled(normalised_loops, [x], 1)[0]
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        (x, factors), (dx, dfactors) = inputs, d
+        change = self._by_part([(dx, factors), (x, dfactors)])
+        return (change,), (self._by_part([(g[0], dfactors)]), self._dot(g[0], dx))
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return _NormalisedSlopes.apply(cotangents[0].contiguous(), *ctx.saved_tensors)
+    def _by_part(products: Sequence[Sequence[Tensor]]) -> Tensor:
+        out = torch.zeros_like(products[0][0])
+        for x, factors in products:
+            loop = by_part_loops(x.shape[2])
+            loop(*(_flat(tensor) for tensor in (x, factors, out)))
+        return out
+
+    def _dot(self, g: Tensor, x: Tensor) -> Tensor:
+        dot = x.new_empty((len(x), 3 * x.shape[2]))
+        dot_by_part_loops(x.shape[2])(_flat(g), _flat(x), _flat(dot))
+        factors = self.inputs[1].data
+        return dot if factors.dim() == 2 else dot.sum(0).view_as(factors)
 
 
-class _NormalisedSlopes(torch.autograd.Function):
-    """∂N/∂x."""
+class Squares(WrittenOut):
+    """Σ x² over all components, `(n, f)`, or over those of each irreducible part, `(n, 3f)`."""
 
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(g, x)
-        return _filled(normalised_slope_loops, [g, x], 1)[0]
+    def __init__(self, x: Value, parts: bool) -> None:
+        self.parts = parts
+        super().__init__(x)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        arguments = [*ctx.saved_tensors, cotangents[0].contiguous()]
-        return _filled(_normalised_curvature_loops, arguments, 2)
+    def forward(self, *inputs: Tensor) -> Tensors:
+        return (self._dot(inputs[0], inputs[0]),)
 
+    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        return (self._times(2 * g[0], inputs[0]),)
 
-class _Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
-        return _by_parts(x, [weight.t() for weight in weights])
+    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        return (2 * self._dot(inputs[0], d[0]),), (self._times(2 * g[0], d[0]),)
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        g = cotangents[0].contiguous()
-        x, *weights = ctx.saved_tensors
-        of_x = _MixedSlopes.apply(g, *weights)
-        if not is_wanted(ctx, 1):
-            return of_x, None, None, None
-        if torch.is_grad_enabled():
-            raise RuntimeError("mixed has no second derivatives in its weights")
-        return of_x, *_outer_products(g, x)
+    def _dot(self, x: Tensor, y: Tensor) -> Tensor:
+        dot = x.new_empty((len(x), 3, x.shape[2]))
+        dot_by_part_loops(x.shape[2])(_flat(x), _flat(y), _flat(dot))
+        return dot.flatten(1) if self.parts else dot.sum(1)
+
+    def _times(self, g: Tensor, x: Tensor) -> Tensor:
+        return ByPart._by_part([(x, g)]) if self.parts else g.unsqueeze(1) * x
 
 
-class _MixedSlopes(torch.autograd.Function):
-    """The cotangent of x from that of what it was mixed to."""
+class Mixed:
+    """x_p Wᵀ_p of the three irreducible parts of components `(n, 9, f)`, with W_p `(f, f)`."""
 
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(g, *weights)
-        return _by_parts(g, weights)
+    def __init__(self, x: Value, weights: Sequence[Value]) -> None:
+        self.x, self.weights = x, weights
+        self.y = Value(_by_parts(x.data, self._transposed()), x.moves)
+        self.results = (self.y,)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        g, *weights = ctx.saved_tensors
-        outer = cotangents[0].contiguous()
-        return _by_parts(outer, [weight.t() for weight in weights]), *_outer_products(g, outer)
+    def _transposed(self) -> list[Tensor]:
+        return [weight.data.t() for weight in self.weights]
+
+    def _back(self, g: Tensor) -> Tensor:
+        return _by_parts(g, [weight.data for weight in self.weights])
+
+    def reverse(self) -> None:
+        if self.x.moves and self.y.slope is not None:
+            self.x.add_slope(self._back(self.y.slope))
+
+    def tangent(self) -> None:
+        if self.x.tangent is not None:
+            self.y.tangent = _by_parts(self.x.tangent, self._transposed())
+
+    def learn(self) -> None:
+        if self.y.gradient is not None:
+            self.x.give_gradient(self._back(self.y.gradient))
+            self._add_products(self.y.gradient, self.x.data)
+        if self.y.slope is not None and self.x.tangent is not None:
+            self._add_products(self.y.slope, self.x.tangent)
+
+    def _add_products(self, g: Tensor, x: Tensor) -> None:
+        weights = _of_components(self.weights)
+        for weight, of_g, of_x in zip(weights, g.unbind(1), x.unbind(1), strict=True):
+            weight.add_product(of_g, of_x)
 
 
 def _by_parts(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     out = torch.empty_like(x)
-    for (start, end), matrix in zip(ENDS, matrices, strict=True):
-        part = x[:, start:end]  # (n, c, f)
-        # rows of one matrix, because torch sums others differently with and without gradients
-        out[:, start:end] = (part.flatten(0, 1) @ matrix).view_as(part)
+    # component by component: parts would have to be copied to be rows of one matrix
+    for matrix, of_x, of_out in zip(
+        _of_components(matrices), x.unbind(1), out.unbind(1), strict=True
+    ):
+        torch.mm(of_x, matrix, out=of_out)
     return out
 
 
-def _outer_products(g: Tensor, x: Tensor) -> list[Tensor]:
-    return [g[:, a:b].flatten(0, 1).t() @ x[:, a:b].flatten(0, 1) for a, b in ENDS]
+def _of_components(parts: Sequence[Part]) -> list[Part]:
+    return [part for part, (a, b) in zip(parts, ENDS, strict=True) for _ in range(a, b)]
 
 
 def filled(
@@ -157,8 +174,12 @@ def filled(
 def _filled(
     loops: Callable[[int], Callable[..., None]], arguments: Sequence[Tensor], results: int
 ) -> tuple[Tensor, ...]:
-    arrays = [argument.detach().numpy() for argument in arguments]
+    arrays = [argument.contiguous().numpy() for argument in arguments]
     return tuple(torch.from_numpy(array) for array in filled(loops, arrays, results))
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy().reshape(-1)
 
 
 _loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False, error_model="numpy")

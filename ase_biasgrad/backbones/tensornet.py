@@ -139,14 +139,17 @@ class TensorNet(ReadoutBackbone):
 
     def filters(self, distances: Tensor) -> list[Tensor]:
         """Of the embedding and each interaction, `(m, 3, f)`, at distances `(m,)` in Å."""
-        envelope = cosine_cutoff(distances, self.cutoff)[:, None]  # (m, 1)
-        basis = self.radial_basis(distances) * envelope  # (m, radial functions)
-        basis, envelope = basis.to(self.dtype), envelope.to(self.dtype)
+        basis, envelope = (part.to(self.dtype) for part in self.basis_and_cutoff(distances))
         layers = (self.embedding, *self.layers)
         return [
             (layer.filters(basis) * envelope).unflatten(1, (3, -1))  # type: ignore[operator]
             for layer in layers
         ]
+
+    def basis_and_cutoff(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Radial basis times cutoff function `(m, functions)`, and cutoff function `(m, 1)`."""
+        envelope = cosine_cutoff(distances, self.cutoff)[:, None]
+        return self.radial_basis(distances) * envelope, envelope
 
     def radial_basis(self, distances: Tensor) -> Tensor:
         """exp(−β (exp(−α r) − μ)²), μ evenly spaced from exp(−cutoff) to 1, `(m, functions)`."""
@@ -286,6 +289,16 @@ def pair_tensors(unit: Tensor) -> Tensor:
     components = torch.einsum("kab,pab->pk", basis, matrices)
     isotropic = torch.full_like(components[:, :1], 3**0.5)  # that of the unit matrix
     return torch.cat([isotropic, components[:, 1:]], dim=1)
+
+
+@cache
+def tensor_polynomials() -> tuple[Tensor, Tensor]:
+    """`pair_tensors` of u but for a constant: A u + uᵀ B u with A `(9, 3)`, B `(9, 3, 3)`."""
+    basis = torch.from_numpy(matrix_basis())
+    linear = torch.einsum("kab,cab->kc", basis, -torch.from_numpy(_levi_civita()).permute(2, 0, 1))
+    quadratic = 0.5 * (basis + basis.transpose(1, 2))
+    quadratic[0] = 0  # |u| is 1
+    return linear, quadratic
 
 
 def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:

@@ -6,17 +6,14 @@ of layers; here they are four functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ase_biasgrad.backbones.smooth_activations import Jet
 from ase_biasgrad.backbones.wanted import is_wanted
-
-# value, first and second derivative of an activation
-Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def two_layers(x: Tensor, layers: nn.Sequential, jet: Jet) -> Tensor:

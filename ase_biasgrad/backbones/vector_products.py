@@ -6,13 +6,13 @@ the three directions, and what they add to the features of an atom.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ase_biasgrad.backbones.operations import Tensors, WrittenOut, array, filled
 from ase_biasgrad.backbones.passes import Value
 from ase_biasgrad.backbones.vector_loops import (
     norm_curvature_loop,
@@ -24,8 +24,6 @@ from ase_biasgrad.backbones.vector_loops import (
     update_loop,
     update_slopes_loop,
 )
-
-Tensors = tuple[Tensor, ...]
 
 
 def norms(mixed: Tensor, epsilon: float) -> Tensor:
@@ -40,57 +38,7 @@ def updates(factors: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
     return factors[:, 0] + factors[:, 2] * (v * w).sum(dim=1), factors[:, 1:2] * w
 
 
-class Product(ABC):
-    """An operation without parameters, by three functions of its inputs' data."""
-
-    def __init__(self, *inputs: Value) -> None:
-        self.inputs = inputs
-        moves = any(value.moves for value in inputs)
-        self.results = tuple(Value(y, moves) for y in self.forward(*self._data()))
-
-    def _data(self) -> Tensors:
-        return tuple(value.data for value in self.inputs)
-
-    @abstractmethod
-    def forward(self, *inputs: Tensor) -> Tensors:
-        """The results."""
-
-    @abstractmethod
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
-        """Of Σ g · results in the inputs."""
-
-    @abstractmethod
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
-        """How results change with inputs that change by d, and slopes of that, times g."""
-
-    def reverse(self) -> None:
-        slopes = self.slopes(self._slopes_of_results(), *self._data())
-        for value, slope in zip(self.inputs, slopes, strict=True):
-            if value.moves:
-                value.add_slope(slope)
-
-    def tangent(self) -> None:
-        unused = all(value.slope is None for value in self.results)
-        if unused or all(value.tangent is None for value in self.inputs):
-            return
-        moved = _filled([value.tangent for value in self.inputs], self.inputs)
-        changes, bent = self.curvature(self._slopes_of_results(), moved, *self._data())
-        for value, change in zip(self.results, changes, strict=True):
-            value.tangent = change
-        for value, gradient in zip(self.inputs, bent, strict=True):
-            value.add_gradient(gradient)
-
-    def learn(self) -> None:
-        if any(value.gradient is not None for value in self.results):
-            g = _filled([value.gradient for value in self.results], self.results)
-            for value, gradient in zip(self.inputs, self.slopes(g, *self._data()), strict=True):
-                value.add_gradient(gradient)
-
-    def _slopes_of_results(self) -> Tensors:
-        return _filled([value.slope for value in self.results], self.results)
-
-
-class Norms(Product):
+class Norms(WrittenOut):
     """`norms` of mixed vectors."""
 
     def __init__(self, mixed: Value, epsilon: float) -> None:
@@ -106,20 +54,20 @@ class Norms(Product):
     def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
         (mixed,) = inputs
         slopes = torch.empty_like(mixed)
-        norm_slopes_loop(_array(g[0]), _halves(mixed), self.norm.numpy(), _halves(slopes))
+        norm_slopes_loop(array(g[0]), _halves(mixed), self.norm.numpy(), _halves(slopes))
         return (slopes,)
 
     def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         (mixed,) = inputs
         change, slopes = torch.empty_like(self.norm), torch.empty_like(mixed)
         norm_curvature_loop(
-            _array(g[0]), _halves(mixed), self.norm.numpy(), _halves(d[0]),
+            array(g[0]), _halves(mixed), self.norm.numpy(), _halves(d[0]),
             change.numpy(), _halves(slopes),
         )  # fmt: skip
         return (change,), (slopes,)
 
 
-class Updates(Product):
+class Updates(WrittenOut):
     """`updates` by factors `(n, 3f)` and mixed vectors: results `(n, f)` and `(n, 3, f)`."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
@@ -134,7 +82,7 @@ class Updates(Product):
         factors, mixed = inputs
         slopes = torch.empty_like(factors), torch.empty_like(mixed)
         update_slopes_loop(
-            *map(_array, g), _three(factors), _halves(mixed), _three(slopes[0]), _halves(slopes[1])
+            *map(array, g), _three(factors), _halves(mixed), _three(slopes[0]), _halves(slopes[1])
         )
         return slopes
 
@@ -143,13 +91,13 @@ class Updates(Product):
         changes = torch.empty_like(g[0]), torch.empty_like(g[1])
         slopes = torch.empty_like(factors), torch.empty_like(mixed)
         update_curvature_loop(
-            *map(_array, g), _three(factors), _halves(mixed), _three(d[0]), _halves(d[1]),
-            *map(_array, changes), _three(slopes[0]), _halves(slopes[1]),
+            *map(array, g), _three(factors), _halves(mixed), _three(d[0]), _halves(d[1]),
+            *map(array, changes), _three(slopes[0]), _halves(slopes[1]),
         )  # fmt: skip
         return changes, slopes
 
 
-class Send(Product):
+class Send(WrittenOut):
     """a⁰ and a² mu, `(n, 4, f)`, of factors a `(n, 3f)` and vectors mu `(n, 3, f)`."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
@@ -173,15 +121,13 @@ class Send(Product):
         sent = first.new_zeros((n, 4, features))
         sent[:, 0] = first[:, :features]
         for factors, mu in products:
-            send_loop(_three(factors), _array(mu), sent.numpy())
+            send_loop(_three(factors), array(mu), sent.numpy())
         return sent
 
     @staticmethod
     def _slopes(g: Tensor, factors: Tensor, mu: Tensor) -> Tensors:
         slopes = torch.zeros_like(factors), torch.zeros_like(mu)
-        send_slopes_loop(
-            _array(g), _three(factors), _array(mu), _three(slopes[0]), slopes[1].numpy()
-        )
+        send_slopes_loop(array(g), _three(factors), array(mu), _three(slopes[0]), slopes[1].numpy())
         return slopes
 
 
@@ -198,7 +144,7 @@ class Receive:
         return scalars + received[:, 0], vectors + received[:, 1:]
 
     def reverse(self) -> None:
-        slopes = _filled([value.slope for value in self.results], self.results)
+        slopes = filled([value.slope for value in self.results], self.results)
         for value, slope in zip(self.inputs, (*slopes, self._joined(slopes)), strict=True):
             if value.moves:
                 value.add_slope(slope)
@@ -209,34 +155,22 @@ class Receive:
 
     def tangent(self) -> None:
         if any(value.tangent is not None for value in self.inputs):
-            moved = _filled([value.tangent for value in self.inputs], self.inputs)
+            moved = filled([value.tangent for value in self.inputs], self.inputs)
             for value, tangent in zip(self.results, self._sums(moved), strict=True):
                 value.tangent = tangent
 
     def learn(self) -> None:
         if any(value.gradient is not None for value in self.results):
-            g = _filled([value.gradient for value in self.results], self.results)
+            g = filled([value.gradient for value in self.results], self.results)
             for value, gradient in zip(self.inputs, (*g, self._joined(g)), strict=True):
                 value.add_gradient(gradient)
 
 
-def _filled(tensors: Sequence[Tensor | None], values: Sequence[Value]) -> Tensors:
-    """Zeros for None."""
-    return tuple(
-        torch.zeros_like(value.data) if tensor is None else tensor
-        for tensor, value in zip(tensors, values, strict=True)
-    )
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.contiguous().numpy()
-
-
 def _three(factors: Tensor) -> np.ndarray:
     """`(n, 3f)` as `(n, 3, f)`."""
-    return _array(factors).reshape(len(factors), 3, -1)
+    return array(factors).reshape(len(factors), 3, -1)
 
 
 def _halves(mixed: Tensor) -> np.ndarray:
     """`(n, 3, 2f)` as `(n, 3, 2, f)`."""
-    return _array(mixed).reshape(len(mixed), 3, 2, -1)
+    return array(mixed).reshape(len(mixed), 3, 2, -1)

@@ -8,21 +8,11 @@ import torch
 from ase import Atoms
 from conftest import copper, ethanol, small_potential
 
+from ase_biasgrad.backbones.dense_chain import dense_chain
 from ase_biasgrad.backbones.half_pairs import forward_edges, pairs_of
 from ase_biasgrad.backbones.lean_forward import lean
-from ase_biasgrad.backbones.pair_messages import (
-    Components,
-    Pairs,
-    convolve,
-    convolve_by_torch,
-    lift,
-    lift_by_torch,
-)
 from ase_biasgrad.backbones.smooth_activations import silu, silu_jet, softplus_jet
-from ase_biasgrad.backbones.tensor_products import mixed, normalised, symmetric_product
-from ase_biasgrad.backbones.tensornet import ExactMessenger
 from ase_biasgrad.backbones.two_layers import two_layers
-from ase_biasgrad.backbones.vector_products import norms, updates
 from ase_biasgrad.graph import collate, graph_from_atoms
 from ase_biasgrad.potential import Potential
 
@@ -61,6 +51,17 @@ def test_energies_forces_and_their_gradients_are_those_of_the_backbone(name):
     potential = small_potential(name).double()
     structures = [ethanol(), copper(), Atoms("O"), copper(2)]
     graph = collate([graph_from_atoms(atoms, potential.cutoff) for atoms in structures])
+    assert_the_same(potential, graph, ["energy", "forces"], 2e-6)
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_as_on_other_devices(name, monkeypatch):
+    potential = small_potential(name).double()
+    structures = [ethanol(), copper(), Atoms("O"), copper(2)]
+    graph = collate([graph_from_atoms(atoms, potential.cutoff) for atoms in structures])
+    kind = type(lean(potential.backbone))
+    monkeypatch.setattr(kind, "forward", kind.by_autograd)
+    monkeypatch.delattr(kind, "in_passes")
     assert_the_same(potential, graph, ["energy", "forces"], 2e-6)
 
 
@@ -109,18 +110,6 @@ def test_every_edge_needs_its_reverse():
         pairs_of(broken)
 
 
-def random_pairs(features: int = 5) -> tuple[Pairs, list[torch.Tensor]]:
-    """Pairs with an image of an atom itself; scalars, components, rows, tensors."""
-    random = torch.Generator().manual_seed(0)
-    shapes = [(4, features), (4, 4, features), (9, 3, features), (5, 4), (5, 6)]
-    *tensors, weights = (
-        torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
-        for shape in shapes
-    )
-    i, j = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 2, 2, 2, 3])
-    return Pairs(i, j, 4, torch.tensor([0, 3, 1, 2, 2]), weights), tensors
-
-
 def with_derivatives(function, tensors: list[torch.Tensor]):
     """Outputs, first and second derivatives along fixed directions, of every input."""
     random = torch.Generator().manual_seed(0)
@@ -136,81 +125,6 @@ def with_derivatives(function, tensors: list[torch.Tensor]):
     first = torch.autograd.grad(along(outputs), tensors, create_graph=True, materialize_grads=True)
     second = torch.autograd.grad(along(first), tensors, materialize_grads=True)
     return [*(o for o in outputs if o is not None), *first, *second]
-
-
-@pytest.mark.parametrize("is_lift", [False, True])
-def test_messages_and_their_derivatives_are_those_of_torch(is_lift):
-    pairs, (scalars, vectors, rows, tensors) = random_pairs()
-    components = Components((0, 2, 2, 0), (1, -1, -1, 1))  # and a filter that none takes
-    inputs = (scalars, rows, tensors) if is_lift else (vectors, rows)
-    one, two = (lift, lift_by_torch) if is_lift else (convolve, convolve_by_torch)
-    wanted = [*inputs, pairs.weights]
-    found = with_derivatives(lambda: (one(pairs, *inputs, components),), wanted)
-    expected = with_derivatives(lambda: (two(pairs, *inputs, components),), wanted)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
-        assert float(b.abs().max()) > 0.1
-
-
-@pytest.mark.parametrize("features", [1, 4, 9])
-def test_products_of_tensors_and_their_derivatives_are_those_of_torch(features):
-    random = torch.Generator().manual_seed(0)
-
-    def some(*shape):
-        return torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
-
-    x, y = some(3, 9, features), some(3, 9, features)
-    weights = [some(features, features) for _ in range(3)]
-    exact = ExactMessenger(graph_from_atoms(Atoms("O"), 4.0), 4.0, torch.float64)
-    for ours, theirs, inputs in (
-        (lambda: symmetric_product(x, y), lambda: exact.product(x, y), [x, y]),
-        (lambda: symmetric_product(x, x), lambda: exact.product(x, x), [x]),
-        (lambda: normalised(x), lambda: exact.normalised(x), [x]),
-        (lambda: mixed(x, weights), lambda: exact.mixed(x, weights), [x]),
-    ):
-        found = with_derivatives(lambda f=ours: (f(),), inputs)
-        expected = with_derivatives(lambda f=theirs: (f(),), inputs)
-        for one, two in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
-
-
-def test_matrices_that_mix_tensors_learn_from_forces():
-    random = torch.Generator().manual_seed(0)
-    x, *weights = (
-        torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True)
-        for shape in ((4, 9, 5), (5, 5), (5, 5), (5, 5))
-    )
-    exact = ExactMessenger(graph_from_atoms(Atoms("O"), 4.0), 4.0, torch.float64)
-    gradients = []
-    for function in (mixed, exact.mixed):
-        mix = function(x, weights)
-        (force,) = torch.autograd.grad(mix.sin().sum(), x, create_graph=True)
-        gradients.append(torch.autograd.grad(force.square().sum() + mix.sum(), weights))
-    for one, two in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-    with pytest.raises(RuntimeError, match="no second derivatives in its weights"):
-        torch.autograd.grad(mixed(x, weights).sum(), weights, create_graph=True)
-
-
-def test_vector_products_and_their_derivatives_are_those_of_torch():
-    random = torch.Generator().manual_seed(0)
-    halves = torch.randn(4, 3, 10, generator=random, dtype=torch.float64, requires_grad=True)
-    factors = torch.randn(4, 3, 5, generator=random, dtype=torch.float64, requires_grad=True)
-    v, w = halves.chunk(2, dim=2)
-
-    def plain():
-        dot = (v * w).sum(dim=1)
-        return (
-            (v.square().sum(dim=1) + 0.1).sqrt(),
-            factors[:, 0] + factors[:, 2] * dot,
-            factors[:, 1:2] * w,
-        )
-
-    found = with_derivatives(
-        lambda: (norms(halves, 0.1), *updates(factors, halves)), [factors, halves]
-    )
-    for one, two in zip(found, with_derivatives(plain, [factors, halves]), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
 def test_activations():
@@ -245,3 +159,30 @@ def test_two_layers_and_their_derivatives_are_those_of_torch(jet):
     with pytest.raises(RuntimeError, match="no second derivatives in its parameters"):
         y = two_layers(x, layers, jet)
         torch.autograd.grad(y.sum(), first.weight, create_graph=True)
+
+
+def test_dense_chain():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 5), torch.nn.Linear(5, 6), torch.nn.Linear(6, 3)]
+    layers = [layer.double() for layer in layers]
+    first, second, third = layers
+    x = torch.randn(7, 4, dtype=torch.float64)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    gradients = []
+    for y in (
+        dense_chain(x, layers, [silu_jet, None, softplus_jet]),
+        torch.nn.functional.softplus(third(second(torch.nn.functional.silu(first(x))))) - np.log(2),
+    ):
+        gradients.append([y.detach(), *torch.autograd.grad(y.square().sum(), parameters)])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("jet", [softplus_jet, silu_jet])
+@pytest.mark.parametrize("shape", [(3,), (8,), (4, 5), (145, 128)])
+def test_jets_in_float32_are_those_in_float64(jet, shape):
+    random = torch.Generator().manual_seed(0)
+    x = 5 * torch.randn(shape, generator=random)
+    for one, two in zip(jet(x), jet(x.double()), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), two, rtol=2e-6, atol=1e-6)

@@ -7,12 +7,14 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.data import covalent_radii
 from conftest import small_potential
+from test_training import write_clusters
 
+from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_atoms
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import FLOOR, Springs, springs_of
 from ase_biasgrad.training.force_stage import ForceStage
-from ase_biasgrad.training.resident import Batch
+from ase_biasgrad.training.resident import Batch, ResidentFrames
 
 STRUCTURES = {
     "ethanol": molecule("CH3CH2OH"),
@@ -176,3 +178,19 @@ def test_true_forces_have_no_loss_and_finite_gradients(loss):
     assert found.item() == 0
     (gradient,) = torch.autograd.grad(found, truth)
     assert torch.isfinite(gradient).all()
+
+
+def test_frames_keep_the_springs_of_all_epochs(tmp_path):
+    path = write_clusters(tmp_path / "x.h5", sizes=(5, 4))
+    frames = ResidentFrames(Dataset(path), range(24), 4.0)
+    places = [3, 7, 8, 20]
+    anew = frames.batch(places)
+    assert anew.springs is None
+    frames.keep_springs(most=24 * 15**2 * 8 - 1)  # too much for this
+    assert frames.batch(places).springs is None
+    frames.keep_springs()
+    kept = frames.batch(places).springs
+    expected = springs_of(anew.graph, anew.counts, 5)
+    assert kept is not None
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(kept, name), value), name

@@ -7,7 +7,7 @@ import torch
 from conftest import small_potential
 from test_training import options, rows, write_clusters
 
-from ase_biasgrad.backbones import lean_forward
+from ase_biasgrad.backbones.lean_forward import lean
 from ase_biasgrad.cuda_graphs import bucket
 from ase_biasgrad.dataset import Dataset
 from ase_biasgrad.training import run
@@ -61,8 +61,8 @@ def test_what_fills_a_batch_changes_no_gradient(name, frames, monkeypatch):
     assert graph.edge_index.shape[1] == 2 * bucket(batch.graph.edge_index.shape[1] // 2, 256)
     assert_the_same(loss_and_gradients(stage, filled.batch, filled.share), expected)
     # as on a GPU
-    fixed = lean_forward.sampled_pairs_of_fixed_shape
-    monkeypatch.setattr(lean_forward, "sampled_pairs", fixed)
+    kind = type(lean(stage.potential.backbone))
+    monkeypatch.setattr(kind, "forward", kind.by_autograd)
     assert_the_same(loss_and_gradients(stage, filled.batch, filled.share), expected)
 
 
