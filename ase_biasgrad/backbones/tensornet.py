@@ -8,14 +8,13 @@ on 1, 3 and 5 components instead of on 9 each. Energies are invariant under O(3)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import pad, silu
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.backbones.half_pairs import pairs_within
@@ -28,32 +27,10 @@ LARGEST_NUMBER = 118
 
 
 class Filters(NamedTuple):
-    """Of one layer, for each irreducible part: at distance 0, and as a messenger wants them."""
+    """Of one layer, for each irreducible part: at distance 0, and of every pair."""
 
     own: Tensor  # (1, 3, f)
-    of_pairs: Tensor  # (m, 3, f)
-
-
-class Messenger(Protocol):
-    """How filters are evaluated and messages sent; reference, training and engine differ in it."""
-
-    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
-        """Filters of all layers, from their functions of distances `(m,)`: `(m, 3, f)` each."""
-
-    def lift(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Σ_j f_ij T_ij x_j, `(n, 9, f)`: x `(n, f)`, T the pair's tensors."""
-
-    def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Σ_j f_ij x_j, `(n, 9, f)`: x `(n, 9, f)`."""
-
-    def product(self, x: Tensor, y: Tensor) -> Tensor:
-        """XY + YX as matrices, all `(n, 9, f)`."""
-
-    def normalised(self, x: Tensor) -> Tensor:
-        """X / (|X|² + 1), `(n, 9, f)`."""
-
-    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """One matrix over features `(f, f)` for each irreducible part of x `(n, 9, f)`."""
+    of_pairs: Tensor  # (p, 3, f)
 
 
 class TensorNet(ReadoutBackbone):
@@ -118,14 +95,13 @@ class TensorNet(ReadoutBackbone):
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
-        return self.energies(graph.numbers, ExactMessenger(graph, self.cutoff, self.dtype))
-
-    def energies(self, numbers: Tensor, messenger: Messenger) -> Tensor:
-        """Per-atom energies `(n,)` in eV, with messages by `messenger`."""
-        first, *others = messenger.filters(self.filters)
-        x = self.embedding(numbers, first, messenger)  # (n, 9, f)
+        pairs = TensorMessages(graph, self.cutoff, self.dtype)
+        at_zero = pairs.distances.new_zeros(1)
+        sampled = self.filters(torch.cat([at_zero, pairs.distances]))
+        first, *others = (Filters(values[:1], values[1:]) for values in sampled)
+        x = self.embedding(graph.numbers, first, pairs)  # (n, 9, f)
         for layer, filters in zip(self.layers, others, strict=True):
-            x = layer(x, filters, messenger)
+            x = layer(x, filters, pairs)
         hidden = self.norm(sum_by_part(x.square()).flatten(1))
         for layer in self.readout[:-1]:
             hidden = silu(layer(hidden))
@@ -179,20 +155,20 @@ class TensorEmbedding(nn.Module):
         """`(m, 3 f)` from the radial basis `(m, functions)`, without cutoff function."""
         return self.radial(basis)
 
-    def forward(self, numbers: Tensor, filters: Filters, messenger: Messenger) -> Tensor:
+    def forward(self, numbers: Tensor, filters: Filters, pairs: TensorMessages) -> Tensor:
         """`(n, 9, f)`."""
         element = self.element(numbers)  # (n, f)
         # a linear layer of both elements is one of the centre's plus one of the neighbour's
         centre, neighbour = self.centre(element), self.neighbour(element)
-        lifted = messenger.lift(torch.ones_like(centre), filters.of_pairs)
-        x = centre[:, None] * lifted + messenger.lift(neighbour, filters.of_pairs)
+        lifted = pairs.lift(torch.ones_like(centre), filters.of_pairs)
+        x = centre[:, None] * lifted + pairs.lift(neighbour, filters.of_pairs)
         # an atom counts as its own neighbour at distance 0, where only the isotropic part is left
         own = 3**0.5 * filters.own[:, 0] * (centre + neighbour)
         x = x + pad(own[:, None], (0, 0, 0, sum(PARTS[1:])))
         scalars = self.norm(x.square().sum(dim=1))
         for layer in self.scalars:
             scalars = silu(layer(scalars))
-        return by_part(self.mix(x, messenger), scalars.reshape(len(x), 3, -1))
+        return by_part(self.mix(x), scalars.reshape(len(x), 3, -1))
 
 
 class Interaction(nn.Module):
@@ -215,14 +191,13 @@ class Interaction(nn.Module):
             basis = silu(layer(basis))
         return basis
 
-    def forward(self, x: Tensor, filters: Filters, messenger: Messenger) -> Tensor:
+    def forward(self, x: Tensor, filters: Filters, pairs: TensorMessages) -> Tensor:
         """`(n, 9, f)` to `(n, 9, f)`."""
-        x = messenger.normalised(x)
-        y = self.before(x, messenger)
-        message = messenger.convolve(y, filters.of_pairs) + by_part(y, filters.own)
-        product = messenger.product(y, message)
-        change = self.after(messenger.normalised(product), messenger)
-        return x + change + 0.5 * messenger.product(change, change)
+        x = normalised(x)
+        y = self.before(x)
+        message = pairs.convolve(y, filters.of_pairs) + by_part(y, filters.own)
+        change = self.after(normalised(symmetric_product(y, message)))
+        return x + change + 0.5 * symmetric_product(change, change)
 
 
 class PartwiseLinear(nn.Module):
@@ -232,53 +207,45 @@ class PartwiseLinear(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(nn.Linear(features, features, bias=False) for _ in PARTS)
 
-    def forward(self, x: Tensor, messenger: Messenger) -> Tensor:
-        return messenger.mixed(x, [part.weight for part in self.parts])  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(x.split(PARTS, dim=1), self.parts, strict=True)
+        # rows of one matrix, because torch sums others differently with and without gradients
+        return torch.cat([part(x.flatten(0, 1)).view_as(x) for x, part in parts], dim=1)
 
 
-class ExactMessenger:
-    """Filters evaluated at the distance of every pair."""
+class TensorMessages:
+    """Pairs within the cutoff, and sums of messages along them."""
 
     def __init__(self, graph: AtomGraph, cutoff: float, dtype: torch.dtype) -> None:
-        self.i, self.j, distances, unit = pairs_within(graph, cutoff)
-        self.distances = torch.cat([distances.new_zeros(1), distances])
+        self.i, self.j, self.distances, unit = pairs_within(graph, cutoff)
         self.tensors = pair_tensors(unit).to(dtype)[:, :, None]  # (p, 9, 1)
         self.parities = torch.tensor(PARITIES, dtype=dtype, device=graph.device)[:, None]
         self.n = len(graph.numbers)
 
-    def filters(self, layers: Callable[[Tensor], list[Tensor]]) -> list[Filters]:
-        """See `Messenger`."""
-        return [Filters(values[:1], values[1:]) for values in layers(self.distances)]
-
     def lift(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`."""
+        """Σ_j f_ij T_ij x_j, `(n, 9, f)`: x `(n, f)`, filters `(p, 3, f)`, T the pair's tensors."""
         sent = filters[:, PART_OF] * self.tensors  # (p, 9, f)
         received = x.new_zeros((self.n, 9, x.shape[1]))
         received = received.index_add(0, self.i, sent * x[self.j][:, None])
         return received.index_add(0, self.j, self.parities * sent * x[self.i][:, None])
 
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
-        """See `Messenger`."""
+        """Σ_j f_ij x_j, `(n, 9, f)`: x `(n, 9, f)`, filters `(p, 3, f)`."""
         chosen = filters[:, PART_OF]  # (p, 9, f)
         received = torch.zeros_like(x).index_add(0, self.i, chosen * x[self.j])
         return received.index_add(0, self.j, chosen * x[self.i])
 
-    def product(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Messenger`."""
-        basis = torch.from_numpy(matrix_basis()).to(x)  # (9, 3, 3)
-        one, two = (torch.einsum("kab,nkf->nfab", basis, z) for z in (x, y))  # (n, f, 3, 3)
-        return torch.einsum("kab,nfab->nkf", basis, one @ two + two @ one)
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """See `Messenger`."""
-        return x / (x.square().sum(dim=1) + 1)[:, None]
+def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
+    """XY + YX as matrices, all `(n, 9, f)`."""
+    basis = torch.from_numpy(matrix_basis()).to(x)  # (9, 3, 3)
+    one, two = (torch.einsum("kab,nkf->nfab", basis, z) for z in (x, y))  # (n, f, 3, 3)
+    return torch.einsum("kab,nfab->nkf", basis, one @ two + two @ one)
 
-    def mixed(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """See `Messenger`."""
-        parts = zip(x.split(PARTS, dim=1), weights, strict=True)
-        # rows of one matrix, because torch sums others differently with and without gradients
-        mixed = [linear(part.flatten(0, 1), weight).view_as(part) for part, weight in parts]
-        return torch.cat(mixed, dim=1)
+
+def normalised(x: Tensor) -> Tensor:
+    """X / (|X|² + 1), `(n, 9, f)`."""
+    return x / (x.square().sum(dim=1) + 1)[:, None]
 
 
 def pair_tensors(unit: Tensor) -> Tensor:

@@ -19,9 +19,15 @@ from ase_biasgrad.backbones.tensor_products import (
     Squares,
     SymmetricProduct,
 )
-from ase_biasgrad.backbones.tensornet import ExactMessenger, by_part, pair_tensors, sum_by_part
+from ase_biasgrad.backbones.tensornet import (
+    PartwiseLinear,
+    by_part,
+    normalised,
+    pair_tensors,
+    sum_by_part,
+    symmetric_product,
+)
 from ase_biasgrad.backbones.vector_products import Norms, Receive, Send, Updates, norms, updates
-from ase_biasgrad.graph import graph_from_arrays
 from ase_biasgrad.splines import Knots
 
 FUNCTIONS = torch.nn.functional
@@ -151,14 +157,19 @@ def test_vector_products(features):
 
 @pytest.mark.parametrize("features", [8, 5])
 def test_tensor_products(features):
-    exact = ExactMessenger(graph_from_arrays([8], [[0.0, 0.0, 0.0]], 4.0), 4.0, torch.float64)
     x, y, own = random((4, 9, features), (4, 9, features), (1, 3, features))
     (factors,) = random((4, 3 * features), seed=5)
     weights = random(*[(features, features)] * 3, seed=6)
-    assert_passes(SymmetricProduct, exact.product, [x, y])
-    assert_passes(lambda x: SymmetricProduct(x, x), lambda x: exact.product(x, x), [x])
-    assert_passes(Normalised, exact.normalised, [x])
-    assert_passes(lambda x, *w: Mixed(x, w), lambda x, *w: exact.mixed(x, w), [x], weights)
+    mix = PartwiseLinear(features)
+
+    def mixed(x, *weights):
+        named = {f"parts.{k}.weight": weight for k, weight in enumerate(weights)}
+        return torch.func.functional_call(mix, named, (x,))
+
+    assert_passes(SymmetricProduct, symmetric_product, [x, y])
+    assert_passes(lambda x: SymmetricProduct(x, x), lambda x: symmetric_product(x, x), [x])
+    assert_passes(Normalised, normalised, [x])
+    assert_passes(lambda x, *w: Mixed(x, w), mixed, [x], weights)
     assert_passes(ByPart, lambda x, f: by_part(x, f.unflatten(1, (3, -1))), [x, factors])
     assert_passes(ByPart, by_part, [x], [own])
     assert_passes(lambda x: Squares(x, parts=False), lambda x: x.square().sum(1), [x])
