@@ -11,10 +11,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ase_biasgrad import simd, simd_activations, splines
 from ase_biasgrad.files import whole_file
 
-EVERYWHERE = tuple(Path(str(module.__file__)) for module in (splines, simd, simd_activations))
+CORE = Path(__file__).parent
+# whose functions are compiled into kernels of other folders
+EVERYWHERE = tuple(CORE / name for name in ("splines.py", "simd.py", "simd_activations.py"))
 
 
 def forget_stale_kernels(folder: Path, others: Sequence[Path] = EVERYWHERE) -> None:

@@ -6,9 +6,12 @@ hyperbolic tangent, log(1 + u) = 2 artanh(u / (2 + u)), within 2 ulp for 0 ≤ u
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numba import njit
 
+from ase_biasgrad.kernel_cache import forget_stale_kernels
 from ase_biasgrad.simd import (
     WIDTH,
     absolute,
@@ -20,6 +23,8 @@ from ase_biasgrad.simd import (
     splat,
     store,
 )
+
+forget_stale_kernels(Path(__file__).parent)
 
 F = np.float32
 LOG2E, LOG2 = F(1.44269504088896341), F(np.log(2.0))

@@ -30,13 +30,6 @@ def spline_coefficients(knots: Knots, values: Tensor) -> Tensor:
     return (inverse @ columns).view_as(values)
 
 
-def solve_in_place(knots: Knots, values: Tensor, transposed: bool = False) -> None:
-    """Values `(n_rows, m)` on the CPU become coefficients, or slopes in coefficients those in
-    values; nothing is recorded for autograd."""
-    array = values.detach().numpy()
-    _solve(*_factors(knots.count, transposed, array.dtype), array)
-
-
 class _Solution(torch.autograd.Function):
     """x of Ax = b or Aᵀx = b, where A takes coefficients to values."""
 

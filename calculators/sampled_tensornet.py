@@ -256,7 +256,7 @@ def matrices_of(mix: PartwiseLinear) -> Matrices:
 
 
 def mixed(x: np.ndarray, matrices: Matrices) -> np.ndarray:
-    """See `tensor_products.mixed`."""
+    """See `tensor_products.Mixed`."""
     return mixed_slopes(x, tuple(matrix.T for matrix in matrices))
 
 

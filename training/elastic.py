@@ -43,6 +43,11 @@ class Springs:
     row: Tensor  # (n,) int64, place of each atom among b · m
     counts: Tensor  # (b,) int64, atoms of each structure
 
+    @property
+    def size(self) -> int:
+        """m, the number of atoms that no structure exceeds."""
+        return self.factor.shape[1] // 3
+
     def lengths(self, errors: Tensor) -> Tensor:
         """√(δFᵀ (K/FLOOR)⁻¹ δF / 3N) of each structure, `(b,)`, in the unit of `errors` `(n, 3)`.
 

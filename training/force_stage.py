@@ -115,7 +115,8 @@ class ForceStage(pl.LightningModule):
 
         def filled(batch: Batch) -> Filled:
             """With springs of one size, whose factors are no work for a recording."""
-            if self.options.elastic_weight > 0 and batch.springs is None:
+            has_size = batch.springs is not None and batch.springs.size == largest
+            if self.options.elastic_weight > 0 and not has_size:
                 springs = springs_of(batch.graph, batch.counts, largest)
                 batch = replace(batch, springs=springs)
             return fill(batch)
@@ -168,7 +169,11 @@ class ForceStage(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """By norm, as Lightning does, but of all parameters at once."""
-        if gradient_clip_val:
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self._learning(), gradient_clip_val, foreach=True)
 
     def on_train_epoch_start(self) -> None:

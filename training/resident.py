@@ -180,7 +180,8 @@ class ResidentFrames(TorchDataset[Batch]):
         counts = _to(count, self.device)
         springs = None
         if self._factors is not None:
-            springs = springs_from(self._factors[index], owner, counts)
+            rows = 3 * int(count.max(initial=0))
+            springs = springs_from(self._factors[index, :rows, :rows], owner, counts)
         return Batch(
             graph,
             energy=None if self.energy is None else self.energy[index],

@@ -1,10 +1,10 @@
 """Backbones for training: the same parameters, but pairs counted once and filters sampled.
 
-SchNet, PaiNN and TensorNet: the same functions up to rounding, from the same parameters, and
-twice differentiable, at a fraction of the cost. Filters are splines through their values at knots
-(`splines`), messages and products have both derivatives written out (`pair_messages`,
-`vector_products`), pairs beyond the cutoff are left out. Validation uses the backbone itself,
-calculators the same splines once more (`calculators/`).
+SchNet, PaiNN and TensorNet: the same functions up to rounding, from the same parameters, at a
+fraction of the cost. Filters are splines through their values at knots (`splines`), pairs beyond
+the cutoff are left out, and on the CPU forces and gradients of losses of forces come from passes
+that are written out (`passes`), which have no derivatives beyond these. Validation uses the
+backbone itself, calculators the same splines once more (`calculators/`).
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ class LeanBackbone(Backbone):
         key = (weight.device, weight.dtype)
         if key not in self._constants:
             modules = self.of.representation
-            distances = self.knots.distances().to(weight.device)
-            with torch.no_grad():
+            # what is made in inference mode could not be trained with afterwards
+            with torch.inference_mode(False), torch.no_grad():
+                distances = self.knots.distances().to(weight.device)
                 basis = modules.radial_basis(distances)
                 envelope = modules.cutoff_fn(distances)[:, None]
                 self._constants[key] = self.prepared(

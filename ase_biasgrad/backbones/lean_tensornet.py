@@ -94,10 +94,12 @@ class LeanTensorNet(Backbone):
     def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Radial basis times cutoff function `(rows, functions)`, cutoff function `(rows, 1)`."""
         if dtype not in self._made:
-            distances = self.knots.distances()
-            distances[0] = 0.0
-            basis, envelope = self.of.basis_and_cutoff(distances)
-            self._made[dtype] = basis.to(dtype), envelope.to(dtype)
+            # what is made in inference mode could not be trained with afterwards
+            with torch.inference_mode(False), torch.no_grad():
+                distances = self.knots.distances()
+                distances[0] = 0.0
+                basis, envelope = self.of.basis_and_cutoff(distances)
+                self._made[dtype] = basis.to(dtype), envelope.to(dtype)
         return self._made[dtype]
 
 

@@ -329,11 +329,11 @@ def layer_norm(network: Network, x: Value, layer: torch.nn.LayerNorm) -> Value:
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.flatten(0, -2)
 
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:
-    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], -1)
+    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], rows.shape[1])
 
 
 def filled(tensors: Sequence[Tensor | None], values: Sequence[Value]) -> Tensors:

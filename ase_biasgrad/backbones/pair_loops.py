@@ -8,15 +8,10 @@ the results hold; results that are not wanted may be empty.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numba
 import numpy as np
 
-from ase_biasgrad.kernel_cache import forget_stale_kernels
 from ase_biasgrad.simd import WIDTH, for_any_width, load, splat, store, total
-
-forget_stale_kernels(Path(__file__).parent)
 
 _loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
 

@@ -48,7 +48,7 @@ class SampledPairs:
         self._distances = vectors.square().sum(dim=1, keepdim=True).sqrt_()  # (p, 1)
         self._unit = vectors / self._distances
         first, weights, self._of_distance = knots.weights_and_slopes(self._distances[:, 0])
-        self.weights = weights.to(dtype)
+        self.weights = weights.to(dtype).contiguous()
         tensors, self._of_direction = self.directional(self._unit)
         self.tensors = tensors.to(dtype)
         self.indices = i.numpy(), j.numpy(), first.numpy()

@@ -129,6 +129,7 @@ class Network:
         self._operations: list[Operation] = []
         self._tensors: list[Tensor] = []
         self._learning: list[Value] = []
+        self.reverse_passes = 0  # so far; values hold the slopes of the last one
 
     def learns(self, tensor: Tensor) -> Value:
         """A parameter, or anything made from parameters alone, as an input of operations."""
@@ -144,7 +145,12 @@ class Network:
 
     def energies(self, vectors: Tensor) -> Tensor:
         """What the last operation made, as a function of the `vectors` of the geometry `(p, 3)`
-        and of all that learns; differentiable twice, of that once in what learns."""
+        and of all that learns.
+
+        Differentiable once in the vectors, and what comes of that once in what learns, but not
+        again in the vectors: there is no Hessian. The network stays until the last tensor that
+        was made of it has gone.
+        """
         # the engine says for views, but not for leaves, whether a backward pass leads there
         learning = [tensor.view_as(tensor) for tensor in self._tensors]
         return _Energies.apply(self, vectors, *learning)
@@ -155,6 +161,7 @@ class Network:
 
     def slopes(self, of_energies: Tensor) -> Tensor:
         """Reverse pass: slopes `(p, 3)` in the vectors, from those in the energies `(n,)`."""
+        self.reverse_passes += 1
         self.geometry.forget()
         for operation in self._operations:
             for value in operation.results:
@@ -207,7 +214,9 @@ class _Energies(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("a network has no second derivatives in its parameters")
         ctx.network.rest()
-        return None, slopes, *ctx.network.learn(g)
+        gradients = ctx.network.learn(g)
+        ctx.network.rest()
+        return None, slopes, *gradients
 
 
 class _Slopes(torch.autograd.Function):
@@ -216,10 +225,20 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: Network, g: Tensor, *learning: Tensor) -> Tensor:
         ctx.network = network
-        return network.slopes(g)
+        ctx.save_for_backward(g, *learning)
+        slopes = network.slopes(g)
+        ctx.reverse_pass = network.reverse_passes
+        return slopes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        moved = ctx.network.move(cotangents[0])
-        return None, moved, *ctx.network.learn(None)
+        g, *_ = ctx.saved_tensors  # autograd refuses if any has been changed since
+        network = ctx.network
+        if network.reverse_passes != ctx.reverse_pass:  # that of other energies came after it
+            network.slopes(g)
+            ctx.reverse_pass = network.reverse_passes
+        moved = network.move(cotangents[0])
+        gradients = network.learn(None)
+        network.rest()
+        return None, moved, *gradients

@@ -41,7 +41,7 @@ class _TwoLayers(torch.autograd.Function):
         (g,) = cotangents
         x, w1, b1, w2, hidden, slope, curvature = ctx.saved_tensors
         of_x, of_hidden = _Slopes.apply(g, x, w1, b1, w2, slope, curvature)
-        if not is_wanted(ctx, 1):
+        if not any(is_wanted(ctx, k) for k in range(1, 5)):
             return None, of_x, None, None, None, None
         if torch.is_grad_enabled():
             raise RuntimeError("two_layers has no second derivatives in its parameters")

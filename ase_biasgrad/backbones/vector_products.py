@@ -168,9 +168,9 @@ class Receive:
 
 def _three(factors: Tensor) -> np.ndarray:
     """`(n, 3f)` as `(n, 3, f)`."""
-    return array(factors).reshape(len(factors), 3, -1)
+    return array(factors).reshape(len(factors), 3, factors.shape[1] // 3)
 
 
 def _halves(mixed: Tensor) -> np.ndarray:
     """`(n, 3, 2f)` as `(n, 3, 2, f)`."""
-    return array(mixed).reshape(len(mixed), 3, 2, -1)
+    return array(mixed).reshape(len(mixed), 3, 2, mixed.shape[2] // 2)

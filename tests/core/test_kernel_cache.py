@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ase_biasgrad.backbones.pair_loops
+import ase_biasgrad.backbones
 import ase_biasgrad.calculators.cpu
 from ase_biasgrad.kernel_cache import forget_stale_kernels
 
@@ -39,6 +39,6 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_kernels_of_training_and_of_the_engine_are_looked_after():
-    for package in (ase_biasgrad.backbones, ase_biasgrad.calculators.cpu):
-        (folder,) = map(Path, package.__path__)
+    packages = ase_biasgrad, ase_biasgrad.backbones, ase_biasgrad.calculators.cpu
+    for folder in (Path(package.__path__[0]) for package in packages):
         assert (folder / "__pycache__" / "kernels.sha256").exists()

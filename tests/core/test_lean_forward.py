@@ -186,3 +186,29 @@ def test_jets_in_float32_are_those_in_float64(jet, shape):
     for one, two in zip(jet(x), jet(x.double()), strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), two, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_from_inference_can_be_trained_with(name):
+    potential = small_potential(name)
+    graph = graph_from_atoms(ethanol(), potential.cutoff)
+    form = lean(potential.backbone)
+    with torch.inference_mode():
+        form(graph)
+    values = Potential(form).evaluate(graph, ["forces"], create_graph=True)
+    values["forces"].square().sum().backward()
+    assert any(parameter.grad is not None for parameter in potential.backbone.parameters())
+
+
+def test_layers_learn_where_one_weight_does_not():
+    potential = small_potential("painn").double()
+    context = potential.backbone.representation.interactions[0].interatomic_context_net
+    context[0].weight.requires_grad_(False)
+    graph = graph_from_atoms(ethanol(), potential.cutoff)
+    learning = [context[0].bias, context[1].weight, context[1].bias]
+    gradients = []
+    for form in (potential.backbone, lean(potential.backbone)):
+        forces = Potential(form).evaluate(graph, ["forces"], create_graph=True)["forces"]
+        gradients.append(torch.autograd.grad(forces.square().sum(), learning))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-8)

@@ -331,3 +331,34 @@ def test_passes_in_any_order_give_the_same():
     ]
     assert torch.equal(forces_first[0], forces_first[2])
     assert not torch.equal(forces_first[0], forces_first[1])
+
+
+def test_slopes_of_several_energies_from_one_graph():
+    (vectors,) = random((5, 3))
+    vectors.requires_grad_()
+    parameter = torch.full((1, 1), 0.7, dtype=torch.float64, requires_grad=True)
+
+    def gradient(k: int, others: bool) -> Tensor:
+        energies = small_network(parameter, vectors)
+        slopes = [
+            torch.autograd.grad(energies[i], vectors, create_graph=True)[0]
+            for i in (range(4) if others else [k])
+        ]
+        one = slopes[k] if others else slopes[0]
+        return torch.autograd.grad(one.square().sum(), parameter)[0]
+
+    for k in range(4):
+        torch.testing.assert_close(gradient(k, others=True), gradient(k, others=False))
+    assert gradient(0, others=False) != gradient(1, others=False)
+
+
+def test_parameters_that_have_changed_since_are_refused():
+    (vectors,) = random((5, 3))
+    vectors.requires_grad_()
+    parameter = torch.full((1, 1), 0.7, dtype=torch.float64, requires_grad=True)
+    energies = small_network(parameter, vectors)
+    (slopes,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+    with torch.no_grad():
+        parameter += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        slopes.sum().backward()
