@@ -7,8 +7,9 @@ KEY := $(shell (echo "$(CURDIR)"; cat setup.cfg pyproject.toml) | cksum | cut -d
 
 .PHONY: demo test lint types docs benchmark clean
 
+# nine atoms are no work for several threads, which wait for each other on a busy machine
 demo: $(VENV)/.installed-xtb-$(KEY)
-	$(BIN)/python examples/demo.py --output demo-output
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python examples/demo.py --output demo-output
 
 test: $(VENV)/.installed-test-$(KEY) lint types
 	$(BIN)/python -m pytest
