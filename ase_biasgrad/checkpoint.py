@@ -6,7 +6,6 @@ metadata is JSON under the key `ase_biasgrad`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.bias import Bias
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import file_hash, whole_file
 from ase_biasgrad.potential import Potential
 
 FORMAT = "ase-biasgrad checkpoint"
@@ -97,12 +96,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of ase-biasgrad")
     metadata = _upgraded(_parsed(stored, path), path)
     return Checkpoint(_rebuilt(metadata, tensors, path), metadata, path, file_hash(path))
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parsed(stored: str, path: Path) -> dict[str, Any]:

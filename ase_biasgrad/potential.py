@@ -125,18 +125,13 @@ def voigt_stress(strain_gradient: Tensor, cell: Tensor) -> Tensor:
     """
     a, b, c = cell.unbind(dim=1)
     volume = (a * torch.linalg.cross(b, c)).sum(dim=1).abs()  # (b,)
-    if not _is_recorded(volume) and bool((volume < 1e-12).any()):
+    if bool((volume < 1e-12).any()):
         raise ValueError(
             f"stress needs cells with volume; structure {int(volume.argmin())} has none"
         )
     stress = strain_gradient / volume[:, None, None]
     rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
     return 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
-
-
-def _is_recorded(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, in which values are not known."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def freeze_energy_shifts(potential: Potential) -> None:

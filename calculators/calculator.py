@@ -21,15 +21,15 @@ from ase.calculators.calculator import (
 from ase.outputs import Properties, all_outputs
 
 from ase_biasgrad.bias import N_ELEMENTS, Bias
-from ase_biasgrad.calculators.engine import Evaluation, Structure
-from ase_biasgrad.calculators.select_engine import select_engine
-from ase_biasgrad.calculators.system_state import (
+from ase_biasgrad.calculators.checks import (
     changes_between,
     check_neutral,
     check_numbers_and_positions,
     info_values,
     kept_copy,
 )
+from ase_biasgrad.calculators.engines.base import Evaluation, Structure
+from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.neighbours import complete_cell
 from ase_biasgrad.potential import Potential

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, InputError, all_changes
 
-from ase_biasgrad.nbody import System, forces
+from ase_biasgrad.charged_particles import System, forces
 
 
 class ChargedParticles(Calculator):

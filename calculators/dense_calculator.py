@@ -16,7 +16,7 @@ from ase.calculators.calculator import (
     all_changes,
 )
 
-from ase_biasgrad.calculators.system_state import (
+from ase_biasgrad.calculators.checks import (
     changes_between,
     check_neutral,
     check_numbers_and_positions,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from ase_biasgrad.sampling import sample
+from ase_biasgrad.data.sampling import sample
 from ase_biasgrad.training.config import config_from
 from ase_biasgrad.training.run import train
 

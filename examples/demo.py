@@ -19,12 +19,12 @@ from ase.optimize import LBFGS
 
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.dataset import Dataset
-from ase_biasgrad.sampling import labelling_calculator, relaxed, sample
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.sampling import labelling_calculator, relaxed, sample
 from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluate import Report, evaluate, table
-from ase_biasgrad.training.report import write_report
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
+from ase_biasgrad.training.evaluation.report import write_report
+from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.run import train
 
 

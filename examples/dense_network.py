@@ -9,11 +9,15 @@ from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 
 from ase_biasgrad.calculators import DenseCalculator
-from ase_biasgrad.coulomb_matrix import padded
+from ase_biasgrad.dense.coulomb_matrix import padded
 from ase_biasgrad.dense.inputs import Centre, Input
 from ase_biasgrad.dense.modules import Linear, Output, Sequential, Standardise, Tanh
 from ase_biasgrad.dense.potential import DensePotential, save_dense
-from ase_biasgrad.training.dense_stage import DenseOptions, predict_dense, train_dense
+from ase_biasgrad.training.benchmarks.qm7.dense_stage import (
+    DenseOptions,
+    predict_dense,
+    train_dense,
+)
 
 random = np.random.default_rng(0)
 structures = [molecule(name) for name in ("CH3OH", "H2O") for _ in range(150)]

@@ -18,9 +18,14 @@ from ase import Atoms
 from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.calculators.charged_particles import ChargedParticles
-from ase_biasgrad.nbody import System, simulate
-from ase_biasgrad.se3_transformer.nbody import NBodyOptions, load_network, save_network
-from ase_biasgrad.training.nbody import Task, TrainingOptions, samples, train_network
+from ase_biasgrad.charged_particles import System, simulate
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyOptions, load_network, save_network
+from ase_biasgrad.training.benchmarks.nbody.training import (
+    Task,
+    TrainingOptions,
+    samples,
+    train_network,
+)
 
 TASK = Task(ahead=5, start=None, interval=0.1)  # half a unit of time
 STEPS = 6

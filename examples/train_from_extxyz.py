@@ -9,9 +9,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.importers import import_files
+from ase_biasgrad.data.importers import import_files
 from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluate import table
+from ase_biasgrad.training.evaluation.evaluate import table
 from ase_biasgrad.training.run import train
 
 # your own file takes the place of this one

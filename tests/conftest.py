@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.calculators.engine import Structure
+from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

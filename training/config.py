@@ -147,9 +147,6 @@ class TrainerOptions(_Options):
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest", description="of float32 matrix products; high is TF32 on GPUs that have it"
     )
-    cuda_graphs: bool = Field(
-        False, description="replay steps of SchNet or PaiNN as CUDA graphs, on one device"
-    )
 
 
 class TrainConfig(_Options):

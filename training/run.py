@@ -8,7 +8,6 @@ The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per e
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -28,22 +27,20 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.checkpoint import save_checkpoint
-from ase_biasgrad.cuda_graphs import captured
-from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
-from ase_biasgrad.splits import random_split
-from ase_biasgrad.training.batches import EpochBatches, batch_loader
-from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
 from ase_biasgrad.training.elastic import memory_of_springs
-from ase_biasgrad.training.evaluate import Report, evaluate, save_json
-from ase_biasgrad.training.force_stage import ForceStage, JointStage, check_labels, rms
-from ase_biasgrad.training.loggers import EpochTable, extra_loggers
-from ase_biasgrad.training.recorded_steps import as_it_is, filled_up
-from ase_biasgrad.training.resident import ResidentFrames
-from ase_biasgrad.training.state_files import WholeStateFiles
-from ase_biasgrad.training.weight_averaging import WeightAverage
+from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
+from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
+from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.lightning.loggers import EpochTable, extra_loggers
+from ase_biasgrad.training.lightning.state_files import WholeStateFiles
+from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
+from ase_biasgrad.training.stages.bias import fit_bias
+from ase_biasgrad.training.stages.force import ForceStage, JointStage, check_labels, rms
 
 CHECKPOINT_NAME = "potential.safetensors"
 LARGER_IN_VALIDATION = 4  # batches
@@ -149,8 +146,6 @@ def _prepare(
     if config.force_stage.elastic_weight > 0:
         _check_memory_of_springs(config, training, validation)
         training.keep_springs()
-    if config.trainer.cuda_graphs:
-        _record_steps(stage, config, training, trainer.world_size)
     batch_size = config.force_stage.batch_size
     return _Prepared(
         stage,
@@ -220,7 +215,7 @@ def _finish(
         return TrainingResult(checkpoint, before, after)
     save_json(after, folder / "evaluation.json")
     save_checkpoint(checkpoint, potential, _provenance(config, dataset, training, after))
-    from ase_biasgrad.training.report import write_report
+    from ase_biasgrad.training.evaluation.report import write_report
 
     write_report(folder / "report", after, metrics=folder / "metrics.csv")
     return TrainingResult(checkpoint, before, after)
@@ -283,25 +278,6 @@ def _check_memory_of_springs(
                 f"{largest} atoms needs {needed / 2**30:.1f} GiB for it; lower "
                 "force_stage.batch_size, or set force_stage.elastic_weight to 0"
             )
-
-
-def _record_steps(
-    stage: ForceStage, config: TrainConfig, training: ResidentFrames, world_size: int
-) -> None:
-    obstacles = {
-        f"it needs a CUDA device, and this runs on {training.device}": training.device.type
-        != "cuda",
-        f"it works on one device, not {world_size}": world_size > 1,
-        "a joint loss cannot be recorded": config.force_stage.joint is not None,
-        f"it knows SchNet and PaiNN, not {config.backbone.name}": config.backbone.name
-        not in ("schnet", "painn"),
-    }
-    for reason, stands in obstacles.items():
-        if stands:
-            raise ConfigError(f"trainer.cuda_graphs: {reason}; set it to false")
-    fill = as_it_is if training.have_one_shape else filled_up
-    capture = functools.partial(captured, device=training.device)
-    stage.record_steps(fill, capture, int(training.atom_counts.max()))
 
 
 def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:

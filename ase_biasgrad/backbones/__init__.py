@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from ase_biasgrad.backbones.atomgraph import AtomGraphNet
@@ -12,9 +11,6 @@ from ase_biasgrad.backbones.graph_convolution import GraphConvolution
 from ase_biasgrad.backbones.schnetpack import PaiNN, SchNet
 from ase_biasgrad.backbones.se3_transformer import SE3TransformerBackbone
 from ase_biasgrad.backbones.tensornet import TensorNet
-from ase_biasgrad.kernel_cache import forget_stale_kernels
-
-forget_stale_kernels(Path(__file__).parent)
 
 __all__ = [
     "AtomGraphNet",

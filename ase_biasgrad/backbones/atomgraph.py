@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, pad, softplus
 
 from ase_biasgrad.backbones.base import Backbone, require_positive
+from ase_biasgrad.backbones.element_features import FEATURES, element_table
 from ase_biasgrad.differentiable_graph import (
     Adjacency,
     cutoff_adjacency,
@@ -26,7 +27,6 @@ from ase_biasgrad.differentiable_graph import (
     voronoi_adjacency,
 )
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
-from ase_biasgrad.element_features import FEATURES, element_table
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
 
 WEIGHTS = ("cutoff", "voronoi")
@@ -59,7 +59,7 @@ class AtomGraphNet(Backbone):
     decay
         `inverse_square` or `exp_decay`.
     element_features, bins
-        What describes an element, see `ase_biasgrad.element_features.element_table`.
+        What describes an element, see `ase_biasgrad.backbones.element_features.element_table`.
     scale
         The output is multiplied by it; in eV.
     """

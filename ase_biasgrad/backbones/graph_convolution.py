@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ase_biasgrad.backbones.atomgraph import check_arguments
 from ase_biasgrad.backbones.base import ReadoutBackbone
+from ase_biasgrad.backbones.element_features import FEATURES, element_table
 from ase_biasgrad.differentiable_graph import smooth_envelope, voronoi_faces
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
-from ase_biasgrad.element_features import FEATURES, element_table
 from ase_biasgrad.graph import AtomGraph
 
 # λ: what an atom counts beside its neighbours, whose inverse squares add up to about 1 Å⁻²
@@ -63,7 +63,7 @@ class GraphConvolution(ReadoutBackbone):
     decay
         `inverse_square` or `exp_decay`.
     element_features, bins
-        What describes an element, see `ase_biasgrad.element_features.element_table`.
+        What describes an element, see `ase_biasgrad.backbones.element_features.element_table`.
     scale
         Energy unit of the readout in eV: the network's output is multiplied by it. The force
         stage sets it to the root mean square force × 1 Å, so that outputs are of order one.

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
-from ase_biasgrad.backbones.half_pairs import pairs_within
-from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.graph import AtomGraph, pairs_within
 
 PARTS = (1, 3, 5)  # components of I, A, S
 PART_OF = (0, 1, 1, 1, 2, 2, 2, 2, 2)

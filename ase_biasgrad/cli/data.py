@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ase_biasgrad.importers import ImportReport
+    from ase_biasgrad.data.importers import ImportReport
 
 
 class Label(StrEnum):
@@ -49,7 +49,7 @@ def import_(
     ] = False,
 ) -> None:
     """Bring reference data into one dataset file, in eV and Å."""
-    from ase_biasgrad.importers import ImportOptions, import_files
+    from ase_biasgrad.data.importers import ImportOptions, import_files
 
     options = ImportOptions(
         labels,
@@ -80,7 +80,7 @@ def md17(
     labels: Labels = "revised",
 ) -> None:
     """A molecule of MD17 or revised MD17 (kcal/mol)."""
-    from ase_biasgrad.md17 import import_md17
+    from ase_biasgrad.data.sets.md17 import import_md17
 
     _say(import_md17(molecule, output, revised, source, labels), output)
 
@@ -100,7 +100,7 @@ def qm7(
     length_unit: Annotated[str | None, typer.Option(help="of other .mat and .npz files")] = None,
 ) -> None:
     """QM7: atomization energies of small molecules (kcal/mol, Bohr), with folds."""
-    from ase_biasgrad.qm7 import import_qm7
+    from ase_biasgrad.data.sets.qm7 import import_qm7
 
     _say(import_qm7(output, source, energy_unit, length_unit), output)
 
@@ -126,7 +126,7 @@ def sample(
     import json
     import sys
 
-    from ase_biasgrad import sampling
+    from ase_biasgrad.data import sampling
 
     try:
         keywords = json.loads(arguments)
@@ -168,7 +168,7 @@ def qm9(
     ] = None,
 ) -> None:
     """QM9: six properties in the units that they are reported in, energies in eV."""
-    from ase_biasgrad.qm9 import import_qm9
+    from ase_biasgrad.data.sets.qm9 import import_qm9
 
     _say(import_qm9(output, source, uncharacterized), output)
 
@@ -186,7 +186,7 @@ def nbody(
     ] = None,
 ) -> None:
     """Simulate the charged particles of the N-body benchmark."""
-    from ase_biasgrad.nbody import SPLITS, open_dataset, write_dataset
+    from ase_biasgrad.data.sets.nbody import SPLITS, open_dataset, write_dataset
 
     sizes: dict[str, int] = {}
     for text in size or []:
@@ -209,8 +209,8 @@ def info(
 
     import numpy as np
 
-    from ase_biasgrad.dataset import LABELS, Dataset, formula
-    from ase_biasgrad.label_statistics import label_statistics
+    from ase_biasgrad.data.dataset import LABELS, Dataset, formula
+    from ase_biasgrad.data.statistics import label_statistics
 
     units = {"energy": " eV", "forces": " eV/Å", "stress": " eV/Å³"}
     with Dataset(path) as dataset:

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from ase_biasgrad.checkpoint import Checkpoint
-    from ase_biasgrad.training.resident import ResidentFrames
+    from ase_biasgrad.training.frames.resident import ResidentFrames
 
 CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
@@ -34,9 +34,10 @@ def fit_bias(
     device: Device = "auto",
 ) -> None:
     """Run the bias stage alone; forces and stress stay the same, bit for bit."""
-    from ase_biasgrad.checkpoint import file_hash, save_checkpoint
+    from ase_biasgrad.checkpoint import save_checkpoint
+    from ase_biasgrad.files import file_hash
     from ase_biasgrad.metrics import error_norms
-    from ase_biasgrad.training import bias_stage
+    from ase_biasgrad.training.stages import bias as bias_stage
 
     loaded, resident = _loaded(checkpoint, data, frames, device)
     left = bias_stage.fit_bias(loaded.potential, resident, method)
@@ -70,8 +71,8 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Errors of a potential on labelled frames."""
-    from ase_biasgrad.training.evaluate import evaluate as measured
-    from ase_biasgrad.training.evaluate import save_json, table
+    from ase_biasgrad.training.evaluation.evaluate import evaluate as measured
+    from ase_biasgrad.training.evaluation.evaluate import save_json, table
 
     loaded, resident = _loaded(checkpoint, data, frames, device)
     result = measured(loaded.potential, resident, progress=True)
@@ -79,7 +80,7 @@ def evaluate(
     if json is not None:
         save_json(result, json)
     if report is not None:
-        from ase_biasgrad.training.report import write_report
+        from ase_biasgrad.training.evaluation.report import write_report
 
         metrics = checkpoint.parent / "metrics.csv"
         pictures = write_report(report, result, metrics if metrics.exists() else None)
@@ -101,8 +102,9 @@ def convert(
     ] = False,
 ) -> None:
     """Bring in a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
-    from ase_biasgrad.checkpoint import file_hash, save_checkpoint
+    from ase_biasgrad.checkpoint import save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
+    from ase_biasgrad.files import file_hash
 
     if not trust:
         raise typer.BadParameter(
@@ -111,9 +113,9 @@ def convert(
         )
     potential = convert_schnetpack(model, energy_unit, length_unit)
     if data is not None:
-        from ase_biasgrad.dataset import Dataset
-        from ase_biasgrad.training.bias_stage import fit_bias
-        from ase_biasgrad.training.resident import ResidentFrames
+        from ase_biasgrad.data.dataset import Dataset
+        from ase_biasgrad.training.frames.resident import ResidentFrames
+        from ase_biasgrad.training.stages.bias import fit_bias
 
         dataset = Dataset(data)
         fit_bias(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff), method)
@@ -143,8 +145,8 @@ def _loaded(
     import torch
 
     from ase_biasgrad.checkpoint import load_checkpoint
-    from ase_biasgrad.dataset import Dataset
-    from ase_biasgrad.training.resident import ResidentFrames
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.training.frames.resident import ResidentFrames
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

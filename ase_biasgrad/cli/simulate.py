@@ -215,7 +215,7 @@ def _dynamics(
 
 def _with_calculator(structure: str, checkpoint: list[Path], device: str, dtype: str) -> Atoms:
     from ase_biasgrad.calculators import BiasGradCalculator
-    from ase_biasgrad.sampling import starting_structure
+    from ase_biasgrad.data.sampling import starting_structure
 
     atoms = starting_structure(structure)
     atoms.calc = BiasGradCalculator(list(checkpoint), device=device, dtype=dtype)

@@ -32,7 +32,7 @@ def train(
     if (config is None) == (resume is None):
         raise typer.BadParameter("name either a configuration or --resume RUN")
     from ase_biasgrad.training import run
-    from ase_biasgrad.training.evaluate import table
+    from ase_biasgrad.training.evaluation.evaluate import table
 
     try:
         if resume is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ase_biasgrad.coulomb_matrix import (
+from ase_biasgrad.dense.coulomb_matrix import (
     PaddedMolecules,
     coulomb_matrices,
     coulomb_position_gradient,

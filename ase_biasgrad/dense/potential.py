@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ase_biasgrad.coulomb_matrix import PaddedMolecules, padded
+from ase_biasgrad.dense.coulomb_matrix import PaddedMolecules, padded
 from ase_biasgrad.dense.inputs import Centre, CoulombMatrix, Input, NormOrder, TanhExpansion
 from ase_biasgrad.dense.modules import Linear, Module, Output, Sequential, Standardise, Tanh
 from ase_biasgrad.files import whole_file

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from ase_biasgrad.se3_transformer.convolution import Convolution, KernelOptions
 from ase_biasgrad.se3_transformer.edges import EdgeContext, edge_softmax
-from ase_biasgrad.se3_transformer.fibers import (
-    Features,
-    Fiber,
-    Group,
-    concatenated,
-    features_of,
-)
+from ase_biasgrad.se3_transformer.fibers import Features, Fiber, Group, concatenated, features_of
 from ase_biasgrad.se3_transformer.self_interaction import (
     AttentiveSelfInteraction,
     LinearSelfInteraction,

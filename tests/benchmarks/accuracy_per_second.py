@@ -20,15 +20,15 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.dataset import Dataset
-from ase_biasgrad.importers import ImportOptions, import_files
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.importers import ImportOptions, import_files
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
-from ase_biasgrad.training.batches import EpochBatches
-from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ForceStageOptions
-from ase_biasgrad.training.evaluate import evaluate
-from ase_biasgrad.training.force_stage import ForceStage, rms
-from ase_biasgrad.training.resident import Batch, ResidentFrames
+from ase_biasgrad.training.evaluation.evaluate import evaluate
+from ase_biasgrad.training.frames.batches import EpochBatches
+from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+from ase_biasgrad.training.stages.bias import fit_bias
+from ase_biasgrad.training.stages.force import ForceStage, rms
 
 CUTOFF = 5.0
 FRAMES = 950

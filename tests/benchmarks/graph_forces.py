@@ -17,15 +17,15 @@ import torch
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.dataset import Dataset
-from ase_biasgrad.importers import import_files
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.importers import import_files
+from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.potential import Potential
-from ase_biasgrad.splits import random_split
 from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.energy_stage import EnergyStageOptions, fit_energies
-from ase_biasgrad.training.evaluate import Report, evaluate
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
+from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.run import train
+from ase_biasgrad.training.stages.energy import EnergyStageOptions, fit_energies
 
 VALIDATION = 20
 SIZES = {

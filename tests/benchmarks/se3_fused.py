@@ -19,8 +19,12 @@ from torch import Tensor
 
 from ase_biasgrad.machine import hardware, versions
 from ase_biasgrad.se3_transformer.bases import spherical_harmonics
-from ase_biasgrad.se3_transformer.nbody import NBodyNetwork, NBodyOptions, vectors_and_index
 from ase_biasgrad.se3_transformer.plain import PlainSE3Transformer
+from ase_biasgrad.training.benchmarks.nbody.network import (
+    NBodyNetwork,
+    NBodyOptions,
+    vectors_and_index,
+)
 
 Run = Callable[[], None]
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.dataset import Dataset
-from ase_biasgrad.importers import ImportOptions, import_files
-from ase_biasgrad.training.bias_stage import fit_bias
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.importers import ImportOptions, import_files
 from ase_biasgrad.training.config import TrainConfig, config_from
-from ase_biasgrad.training.evaluate import Report, evaluate
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
+from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.run import train
+from ase_biasgrad.training.stages.bias import fit_bias
 
 BIAS_FITS = ("mean", "median", "efwt")
 FIGURES = ("energy MAE, meV", "force MAE, meV/Å", "EFwT", "energy half", "force half", "s")

@@ -15,9 +15,9 @@ from ase.io import read
 from conftest import copper, ethanol, small_potential
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.calculators.registration import register
+from ase_biasgrad.calculators.ase_plugin import register
 from ase_biasgrad.checkpoint import save_checkpoint
-from ase_biasgrad.dataset import DatasetWriter
+from ase_biasgrad.data.writer import DatasetWriter
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ase_biasgrad.calculators.calculator.EnergyZeroWarning"
@@ -174,8 +174,8 @@ def test_sockets(tmp_path):
 
 def test_imports_are_light(tmp_path):
     code = (
-        "import sys, ase_biasgrad, ase_biasgrad.calculators, ase_biasgrad.io\n"
-        "import ase_biasgrad.calculators.registration, ase_biasgrad.cli\n"
+        "import sys, ase_biasgrad, ase_biasgrad.calculators, ase_biasgrad.data.ase_format\n"
+        "import ase_biasgrad.calculators.ase_plugin, ase_biasgrad.cli\n"
         "print([m for m in ('torch', 'schnetpack', 'pytorch_lightning') if m in sys.modules])"
     )
     assert run_python(code, tmp_path).strip() == "[]"

@@ -8,7 +8,7 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.calculators.charged_particles import ChargedParticles
-from ase_biasgrad.nbody import System, forces, integrate
+from ase_biasgrad.charged_particles import System, forces, integrate
 
 
 def particles(seed: int = 0) -> Atoms:

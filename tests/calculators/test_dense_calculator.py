@@ -30,7 +30,7 @@ from conftest import ethanol
 from scipy.spatial.transform import Rotation
 
 from ase_biasgrad.calculators.dense_calculator import DenseCalculator
-from ase_biasgrad.coulomb_matrix import padded
+from ase_biasgrad.dense.coulomb_matrix import padded
 from ase_biasgrad.dense.inputs import Centre, CoulombMatrix, Input, NormOrder, TanhExpansion
 from ase_biasgrad.dense.modules import Linear, Output, Sequential, Standardise, Tanh
 from ase_biasgrad.dense.potential import DensePotential, save_dense

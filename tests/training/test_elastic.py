@@ -7,14 +7,14 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.data import covalent_radii
 from conftest import small_potential
-from test_training import write_clusters
+from helpers import write_clusters
 
-from ase_biasgrad.dataset import Dataset
+from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_atoms
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import FLOOR, Springs, springs_of
-from ase_biasgrad.training.force_stage import ForceStage
-from ase_biasgrad.training.resident import Batch, ResidentFrames
+from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+from ase_biasgrad.training.stages.force import ForceStage
 
 STRUCTURES = {
     "ethanol": molecule("CH3CH2OH"),

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.cli import app
-from ase_biasgrad.dataset import DatasetWriter
+from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.config import config_from
 from ase_biasgrad.training.run import train
 

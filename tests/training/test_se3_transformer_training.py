@@ -2,7 +2,7 @@
 
 import numpy as np
 from ase import Atoms
-from test_training import options, write_clusters
+from helpers import options, write_clusters
 
 from ase_biasgrad.calculators import BiasGradCalculator
 from ase_biasgrad.training.config import config_from

@@ -12,66 +12,23 @@ import time
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
-from ase.calculators.lj import LennardJones
 from conftest import copper, ethanol, small_potential
+from helpers import options, write_clusters
 
 from ase_biasgrad.bias import N_ELEMENTS
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.dataset import Dataset, DatasetWriter
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.graph import collate, graph_from_atoms
 from ase_biasgrad.training import run
-from ase_biasgrad.training.batches import EpochBatches
-from ase_biasgrad.training.bias_stage import fit_bias
 from ase_biasgrad.training.config import ConfigError, config_from, describe_options, load_config
-from ase_biasgrad.training.evaluate import evaluate, table
-from ase_biasgrad.training.force_stage import ForceStage
-from ase_biasgrad.training.predict import predict
-from ase_biasgrad.training.resident import ResidentFrames
+from ase_biasgrad.training.evaluation.evaluate import evaluate, table
+from ase_biasgrad.training.evaluation.predict import predict
+from ase_biasgrad.training.frames.batches import EpochBatches
+from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.run import resume, train
-
-OFFSET = -12_345.678
-
-
-def write_clusters(
-    path, frames: int = 60, periodic: bool = False, energies: bool = True, sizes=(5, 4, 4)
-):
-    """Argon-like clusters of two sizes (as oxygen and hydrogen), labelled by Lennard-Jones."""
-    random = np.random.default_rng(0)
-    with DatasetWriter(path) as writer:
-        for k in range(frames):
-            n = sizes[k % len(sizes)]
-            grid = np.array([[0, 0, 0], [1.2, 0, 0], [0, 1.2, 0], [0, 0, 1.2], [1.2, 1.2, 0]])[:n]
-            atoms = Atoms("OHHHH"[:n], grid + random.normal(0, 0.06, (n, 3)))
-            if periodic:
-                atoms.set_cell(np.eye(3) * 3.5)
-                atoms.pbc = True
-            atoms.calc = LennardJones(rc=3.0, smooth=True)
-            writer.append(
-                atoms.numbers,
-                atoms.positions,
-                energy=atoms.get_potential_energy() + OFFSET * n if energies else None,
-                forces=atoms.get_forces(),
-                stress=atoms.get_stress() if periodic else None,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-            )
-    return path
-
-
-def options(path, **force_stage) -> dict:
-    return {
-        "data": {"path": str(path), "train": 40, "validation": 10},
-        "backbone": {"name": "schnet", "features": 16, "interactions": 2, "cutoff": 4.0},
-        "force_stage": {
-            "epochs": 4,
-            "batch_size": 8,
-            "learning_rate": 5e-3,
-            "schedule": {"warmup_steps": 2},
-            **force_stage,
-        },
-        "trainer": {"progress_bar": False, "accelerator": "cpu"},
-    }
+from ase_biasgrad.training.stages.bias import fit_bias
+from ase_biasgrad.training.stages.force import ForceStage
 
 
 def rows(folder) -> list[dict[str, str]]:

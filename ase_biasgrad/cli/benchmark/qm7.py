@@ -1,0 +1,73 @@
+"""`biasgrad benchmark qm7`: what each step from a dense network to a potential buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def qm7(
+    data: Annotated[Path, typer.Argument(help="dataset with energies (`biasgrad data qm7`)")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="folder of results; runs add up in it")
+    ] = Path("qm7"),
+    row: Annotated[
+        list[str] | None, typer.Option(help="row of the table; may be repeated (default: all)")
+    ] = None,
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="test on this fold; may be repeated (default: all)"),
+    ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(help="processor time (of all threads) of each network that learns in steps"),
+    ] = 20.0,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="train on so many molecules instead of all; may be repeated"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Cross-validated errors of each row; table and learning curves of all results so far."""
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.machine import hardware
+    from ase_biasgrad.training.benchmarks.qm7 import ladder
+    from ase_biasgrad.training.benchmarks.qm7.task import molecules_of
+
+    chosen = ladder.chosen_rows(row or [])
+    molecules = molecules_of(Dataset(data, in_memory=True))
+    available = range(int(molecules.folds.max()) + 1)
+    if missing := sorted(set(fold or []) - set(available)):
+        raise typer.BadParameter(f"--fold {missing[0]}: {data} has folds 0 to {available[-1]}")
+    sizes: list[int | None] = [*size] if size else [None]
+    for one in chosen:
+        for tested in fold or available:
+            for trained_on in sizes:
+                result = ladder.run(
+                    one, molecules, tested, hardware(), trained_on, minutes, seed, typer.echo
+                )
+                ladder.save(result, output)
+                typer.echo(
+                    f"{one.key}, fold {tested}, {result.trained_on} molecules: MAE "
+                    f"{result.mae:.2f}, RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. "
+                    f"{result.note}"
+                )
+    _summarise(output)
+
+
+def _summarise(folder: Path) -> None:
+    """Table and learning curves of everything in the folder."""
+    from ase_biasgrad.files import whole_file
+    from ase_biasgrad.training.benchmarks.qm7 import ladder
+    from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
+
+    results, rows = ladder.load(folder), ladder.rows()
+    text = table(rows, results)
+    with whole_file(folder / "table.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    write_learning_curves(rows, results, folder / "learning_curves.svg")
+    machines = sorted({result.hardware for result in results})
+    typer.echo(f"errors in kcal/mol, on {'; '.join(machines)}\n{text}")
+    typer.echo(f"{folder / 'table.md'}, {folder / 'learning_curves.svg'}")

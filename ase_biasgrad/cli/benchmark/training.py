@@ -1,0 +1,96 @@
+"""`biasgrad benchmark training`: the force stage beside SchNetPack's own task."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ase_biasgrad.training.benchmarks import throughput
+
+
+def benchmark_training(
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="dataset, or npz file in kcal/mol; may be repeated (default: rMD17's ethanol "
+            "and aspirin, downloaded)"
+        ),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="schnet, painn; may be repeated (default: both)")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="frames per step")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="steps in each round")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each; the best one counts")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of either")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="processes of SchNetPack's loader")] = 0,
+) -> None:
+    """Training frames per second, beside SchNetPack's loader and task."""
+    from ase_biasgrad.machine import hardware, versions
+    from ase_biasgrad.training.benchmarks import throughput
+
+    names = backbone or list(throughput.ARCHITECTURES)
+    if unknown := set(names) - set(throughput.ARCHITECTURES):
+        raise ValueError(
+            f"no comparison for {sorted(unknown)}; choose from {list(throughput.ARCHITECTURES)}"
+        )
+    typer.echo(f"{versions()}\n{hardware(device, threads)}; SchNetPack's loader: {workers} workers")
+    typer.echo(
+        "| backbone | data | batch | SchNetPack, frames/s | ours, frames/s | ratio "
+        "| ratio in processor time | SchNetPack, MB | ours, MB | ΔF, eV/Å |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in _datasets(data, folder):
+            for kind in names:
+                arguments = throughput.ARCHITECTURES[kind]
+                setting = throughput.Setting(
+                    str(path.resolve()),
+                    kind,
+                    arguments,
+                    batch_size=batch_size,
+                    steps=steps,
+                    device=device,
+                    threads=threads,
+                    workers=workers,
+                )
+                result = throughput.compare(setting, folder, rounds)
+                size = f"{kind} {arguments['features']}×{arguments['interactions']}"
+                typer.echo(
+                    f"| {size} | {path.stem} | {batch_size} "
+                    f"| {result.schnetpack.frames_per_second:.0f} "
+                    f"| {result.ours.frames_per_second:.0f} | {result.ratio:.2f} "
+                    f"| {_processor_ratio(result, setting)} "
+                    f"| {result.schnetpack.memory:.0f} | {result.ours.memory:.0f} "
+                    f"| {result.force_difference:.0e} |"
+                )
+
+
+def _processor_ratio(result: throughput.Comparison, setting: throughput.Setting) -> str:
+    """Where the process does all of the work itself."""
+    if setting.device != "cpu" or setting.workers:
+        return "–"
+    return f"{result.processor_ratio:.2f}"
+
+
+def _datasets(data: list[Path] | None, folder: Path) -> list[Path]:
+    """Dataset files; what is none yet is imported into `folder`."""
+    from ase_biasgrad.data.importers import ImportOptions, import_files
+    from ase_biasgrad.data.sets.md17 import import_md17
+
+    if not data:
+        files = [folder / f"{molecule}.h5" for molecule in ("ethanol", "aspirin")]
+        for file in files:
+            import_md17(file.stem, file, revised=True)
+        return files
+    units = ImportOptions(energy_unit="kcal/mol", length_unit="Angstrom")
+    for path in data:
+        if path.suffix == ".npz":
+            import_files([path], folder / f"{path.stem}.h5", units, progress=False)
+    return [folder / f"{path.stem}.h5" if path.suffix == ".npz" else path for path in data]

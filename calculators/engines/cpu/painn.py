@@ -1,0 +1,409 @@
+"""PaiNN's energies and derivatives on a CPU, written out.
+
+Scalars q `(n, F)`, vectors μ `(3 n, F)`, row 3 i + k for component k of atom i. An interaction
+adds messages of x = context(q) `(n, 3 F)` under the filters w1, w2, w3 of the distance and the
+unit vector u from i to j,
+
+    q_i += Σ_j w1 ∘ x1_j,    μ_i += Σ_j (w2 ∘ x2_j) u + w3 ∘ x3_j ∘ μ_j,
+
+and the mixing, with V, W = μ M and a = mixing(q, |V|),
+
+    q += a1 + a2 ∘ Σ_k V_k W_k,    μ += a3 ∘ W.
+
+Formulas: Schütt, Unke, Gastegger 2021. Filters are spline coefficients `(rows, 3 F)`. Blocks as
+in `schnet.py`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from ase_biasgrad.calculators.engines.cpu.matrix_product import product
+from ase_biasgrad.calculators.engines.cpu.rows import (
+    CHUNK,
+    add_bias,
+    add_to,
+    add_up,
+    embed,
+    multiply_rows,
+    read_out,
+)
+from ase_biasgrad.calculators.engines.cpu.splines import (
+    no_sums,
+    sample,
+    sample_and_add,
+    slope_taps,
+    total_slope,
+    value_taps,
+)
+from ase_biasgrad.numerics.simd import WIDTH, load, splat, square_root, store, total
+from ase_biasgrad.numerics.simd_activations import silu
+
+ZERO = np.float32(0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # coincident atoms: NaN, which is reported
+def unit(vectors, p):  # type: ignore[no-untyped-def]
+    """Components of the unit vector of pair p, each in all places of a vector."""
+    d = vectors[p, 3]
+    return (
+        splat(np.float32(vectors[p, 0] / d)),
+        splat(np.float32(vectors[p, 1] / d)),
+        splat(np.float32(vectors[p, 2] / d)),
+    )
+
+
+@njit(cache=True, nogil=True)
+def send(x, mu, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
+    """Messages of pairs first to last and their mirrors: scalars `(n, F)`, out `(3 n, F)`."""
+    width = mu.shape[1]
+    stride = 3 * width
+    scalars[:] = 0
+    out[:] = 0
+    for p in range(first, last):
+        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
+        c = interval[p] * stride
+        ux, uy, uz = unit(vectors, p)
+        for f in range(0, width, WIDTH):
+            w1 = sample(filters, c + f, stride, taps)
+            w2 = sample(filters, c + width + f, stride, taps)
+            w3 = sample(filters, c + 2 * width + f, stride, taps)
+            xi, xj, vi, vj = 3 * i + f, 3 * j + f, 3 * i + f, 3 * j + f
+            store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
+            a, b = w2 * load(x, xj + width), w3 * load(x, xj + 2 * width)
+            _add_vector(out, vi, width, a * ux, a * uy, a * uz, b, mu, vj)
+            store(scalars, j + f, load(scalars, j + f) + w1 * load(x, xi))
+            a, b = splat(ZERO) - w2 * load(x, xi + width), w3 * load(x, xi + 2 * width)
+            _add_vector(out, vj, width, a * ux, a * uy, a * uz, b, mu, vi)
+
+
+@njit(cache=True, nogil=True)
+def _add_vector(out, at, width, ax, ay, az, b, mu, of):  # type: ignore[no-untyped-def]
+    """out += a + b ∘ μ for the three components of one atom."""
+    store(out, at, load(out, at) + ax + b * load(mu, of))
+    store(out, at + width, load(out, at + width) + ay + b * load(mu, of + width))
+    at, of = at + 2 * width, of + 2 * width
+    store(out, at, load(out, at) + az + b * load(mu, of))
+
+
+@njit(cache=True, nogil=True)
+def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
+    """As `send` where all vectors are zero: in the first interaction."""
+    width = out.shape[1]
+    stride = 3 * width
+    scalars[:] = 0
+    out[:] = 0
+    for p in range(first, last):
+        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
+        c = interval[p] * stride
+        ux, uy, uz = unit(vectors, p)
+        for f in range(0, width, WIDTH):
+            w1 = sample(filters, c + f, stride, taps)
+            w2 = sample(filters, c + width + f, stride, taps)
+            xi, xj = 3 * i + f, 3 * j + f
+            store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
+            store(scalars, j + f, load(scalars, j + f) + w1 * load(x, xi))
+            a, b = w2 * load(x, xj + width), w2 * load(x, xi + width)
+            for k in range(3):
+                u = ux if k == 0 else (uy if k == 1 else uz)
+                store(out, xi + k * width, load(out, xi + k * width) + a * u)
+                store(out, xj + k * width, load(out, xj + k * width) - b * u)
+
+
+@njit(cache=True, nogil=True)
+def send_backward(  # type: ignore[no-untyped-def]
+    x, mu, gq, gmu, filters, atoms, interval, place, vectors, first, last, out_x, out_mu, slopes,
+    turns,
+):  # fmt: skip
+    """From ∂E/∂q and ∂E/∂μ: out_x = ∂E/∂x `(n, 3 F)`, out_mu = ∂E/∂μ of the messages' senders
+    `(3 n, F)`; slopes += ∂E/∂d in units of the grid spacing, turns += ∂E/∂u."""
+    width = mu.shape[1]
+    stride = 3 * width
+    out_x[:] = 0
+    out_mu[:] = 0
+    for p in range(first, last):
+        i, j = atoms[p, 0] * width, atoms[p, 1] * width
+        taps, sums = value_taps(place[p]), no_sums()
+        c = interval[p] * stride
+        ux, uy, uz = unit(vectors, p)
+        tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO)
+        for f in range(0, width, WIDTH):
+            wi, wj = 3 * i + f, 3 * j + f  # rows of atoms in x and, component x, in μ
+            gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
+            gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
+            # scalar messages
+            gi, gj = load(gq, i + f), load(gq, j + f)
+            along = load(x, wj) * gi + load(x, wi) * gj
+            w, sums = sample_and_add(filters, c + f, stride, taps, along, sums)
+            store(out_x, wj, load(out_x, wj) + w * gi)
+            store(out_x, wi, load(out_x, wi) + w * gj)
+            # messages along the unit vector
+            ai, aj = wi + width, wj + width
+            si, sj = gix * ux + giy * uy + giz * uz, splat(ZERO) - (gjx * ux + gjy * uy + gjz * uz)
+            xi, xj = load(x, ai), load(x, aj)
+            along = xj * si + xi * sj
+            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
+            store(out_x, aj, load(out_x, aj) + w * si)
+            store(out_x, ai, load(out_x, ai) + w * sj)
+            xi, xj = w * xi, w * xj
+            tx = tx + xj * gix - xi * gjx
+            ty = ty + xj * giy - xi * gjy
+            tz = tz + xj * giz - xi * gjz
+            # messages that carry vectors on
+            ai, aj = wi + 2 * width, wj + 2 * width
+            si = gix * load(mu, wj) + giy * load(mu, wj + width) + giz * load(mu, aj)
+            sj = gjx * load(mu, wi) + gjy * load(mu, wi + width) + gjz * load(mu, ai)
+            xi, xj = load(x, ai), load(x, aj)
+            along = xj * si + xi * sj
+            w, sums = sample_and_add(filters, c + 2 * width + f, stride, taps, along, sums)
+            store(out_x, aj, load(out_x, aj) + w * si)
+            store(out_x, ai, load(out_x, ai) + w * sj)
+            xi, xj = w * xi, w * xj
+            store(out_mu, wj, load(out_mu, wj) + xj * gix)
+            store(out_mu, wj + width, load(out_mu, wj + width) + xj * giy)
+            store(out_mu, aj, load(out_mu, aj) + xj * giz)
+            store(out_mu, wi, load(out_mu, wi) + xi * gjx)
+            store(out_mu, wi + width, load(out_mu, wi + width) + xi * gjy)
+            store(out_mu, ai, load(out_mu, ai) + xi * gjz)
+        slopes[p] += total_slope(sums, place[p])
+        turns[p, 0] += total(tx)
+        turns[p, 1] += total(ty)
+        turns[p, 2] += total(tz)
+
+
+@njit(cache=True, nogil=True)
+def send_first_backward(  # type: ignore[no-untyped-def]
+    x, gq, gmu, filters, atoms, interval, place, vectors, first, last, slopes, turns
+):
+    """As `send_backward` in the first interaction: only slopes and turns."""
+    width = gmu.shape[1]
+    stride = 3 * width
+    for p in range(first, last):
+        i, j = atoms[p, 0] * width, atoms[p, 1] * width
+        taps, of_slope, sums = value_taps(place[p]), slope_taps(place[p]), no_sums()
+        c = interval[p] * stride
+        ux, uy, uz = unit(vectors, p)
+        slope, tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+        for f in range(0, width, WIDTH):
+            wi, wj = 3 * i + f, 3 * j + f
+            gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
+            gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
+            along = load(x, wj) * load(gq, i + f) + load(x, wi) * load(gq, j + f)
+            slope = slope + sample(filters, c + f, stride, of_slope) * along
+            xi, xj = load(x, wi + width), load(x, wj + width)
+            vx, vy, vz = xj * gix - xi * gjx, xj * giy - xi * gjy, xj * giz - xi * gjz
+            along = vx * ux + vy * uy + vz * uz
+            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
+            tx, ty, tz = tx + w * vx, ty + w * vy, tz + w * vz
+        slopes[p] += total(slope) + total_slope(sums, place[p])
+        turns[p, 0] += total(tx)
+        turns[p, 1] += total(ty)
+        turns[p, 2] += total(tz)
+
+
+@njit(cache=True, nogil=True)
+def context(q, weight1, bias1, weight2, bias2, spare, slopes, x, first, last):  # type: ignore[no-untyped-def]
+    """x = silu(q A + a) B + b for rows first to last."""
+    product(q, weight1, spare, first, last)
+    silu(spare, bias1, slopes, first, last)
+    product(spare, weight2, x, first, last)
+    add_bias(x, bias2, first, last)
+
+
+@njit(cache=True, nogil=True)
+def context_backward(gx, weight2_t, slopes, weight1_t, spare, spare2, gq, first, last):  # type: ignore[no-untyped-def]
+    """gq += ∂E/∂q through x."""
+    product(gx, weight2_t, spare, first, last)
+    multiply_rows(spare, slopes, first, last)
+    product(spare, weight1_t, spare2, first, last)
+    add_to(gq, spare2, first, last)
+
+
+@njit(cache=True, nogil=True)
+def norms_and_products(vw, q, joint, norms, products, epsilon, first, last):  # type: ignore[no-untyped-def]
+    """norms |V|, products Σ_k V_k W_k `(n, F)`, joint = (q, |V|) `(n, 2 F)`."""
+    width = q.shape[1]
+    for i in range(first, last):
+        for f in range(0, width, WIDTH):
+            square, dot = splat(epsilon), splat(ZERO)
+            for k in range(3):
+                row = (3 * i + k) * 2 * width + f
+                v, w = load(vw, row), load(vw, row + width)
+                square = square + v * v
+                dot = dot + v * w
+            norm = square_root(square)
+            store(norms, i * width + f, norm)
+            store(products, i * width + f, dot)
+            store(joint, i * 2 * width + f, load(q, i * width + f))
+            store(joint, i * 2 * width + width + f, norm)
+
+
+@njit(cache=True, nogil=True)
+def apply_mixing(a, vw, products, q, mu, mu_out, first, last):  # type: ignore[no-untyped-def]
+    """q += a1 + a2 Σ_k V_k W_k, mu_out = μ + a3 W; a `(n, 3 F)` holds a1, a2, a3."""
+    width = q.shape[1]
+    for i in range(first, last):
+        for f in range(0, width, WIDTH):
+            k, c = i * width + f, 3 * i * width + f
+            change = load(a, c) + load(a, c + width) * load(products, k)
+            store(q, k, load(q, k) + change)
+            a3 = load(a, c + 2 * width)
+            for component in range(3):
+                row = (3 * i + component) * width + f
+                w = load(vw, (3 * i + component) * 2 * width + width + f)
+                store(mu_out, row, load(mu, row) + a3 * w)
+
+
+@njit(cache=True, nogil=True)
+def mixing_gradients(gq, gmu, vw, products, ga, first, last):  # type: ignore[no-untyped-def]
+    """ga = ∂E/∂a `(n, 3 F)` from ∂E/∂q and ∂E/∂μ after the mixing."""
+    width = gq.shape[1]
+    for i in range(first, last):
+        for f in range(0, width, WIDTH):
+            k, c = i * width + f, 3 * i * width + f
+            g, dot = load(gq, k), splat(ZERO)
+            for component in range(3):
+                row = (3 * i + component) * width + f
+                w = load(vw, (3 * i + component) * 2 * width + width + f)
+                dot = dot + load(gmu, row) * w
+            store(ga, c, g)
+            store(ga, c + width, g * load(products, k))
+            store(ga, c + 2 * width, dot)
+
+
+@njit(cache=True, nogil=True)
+def vector_gradients(gq, gmu, gjoint, a, vw, norms, gvw, first, last):  # type: ignore[no-untyped-def]
+    """gvw = ∂E/∂(V, W) `(3 n, 2 F)`, then gq += ∂E/∂q through the mixing."""
+    width = gq.shape[1]
+    for i in range(first, last):
+        for f in range(0, width, WIDTH):
+            k, c = i * width + f, 3 * i * width + f
+            g = load(gq, k)
+            of_dot, a3 = g * load(a, c + width), load(a, c + 2 * width)
+            of_norm = load(gjoint, i * 2 * width + width + f) / load(norms, k)
+            for component in range(3):
+                row = 3 * i + component
+                v, w = load(vw, row * 2 * width + f), load(vw, row * 2 * width + width + f)
+                store(gvw, row * 2 * width + f, of_dot * w + of_norm * v)
+                of_w = of_dot * v + a3 * load(gmu, row * width + f)
+                store(gvw, row * 2 * width + width + f, of_w)
+            store(gq, k, g + load(gjoint, i * 2 * width + f))
+
+
+EMBED, SEND, MIX, READ_OUT, MIX_BACKWARD, SEND_BACKWARD, CONTEXT_BACKWARD = range(7)
+
+
+@cache
+def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
+    """Phases `(kind, member, layer)` in their order."""
+    phases = []
+    for m in range(members):
+        phases += [(EMBED, m, 0)]
+        for layer in range(layers):
+            phases += [(SEND, m, layer), (MIX, m, layer)]
+        phases += [(READ_OUT, m, 0)]
+        for layer in reversed(range(layers if derivatives else 0)):
+            phases += [(MIX_BACKWARD, m, layer), (SEND_BACKWARD, m, layer)]
+            phases += [(CONTEXT_BACKWARD, m, layer)] if layer else []
+    return np.array(phases, np.int64)
+
+
+@njit(cache=True, nogil=True)
+def phase(  # type: ignore[no-untyped-def]
+    kind, m, layer, block, blocks,
+    embedding, context0, context1, context1_t, context1_bias, context2, context2_t,
+    context2_bias, mix, mix_t, mixing1, mixing1_t, mixing1_bias, mixing2, mixing2_t,
+    mixing2_bias, epsilon, panels, readout, readout_t, readout_bias, last_weight, last_bias,
+    filters, numbers, atoms, interval, place, pairs, vectors, turns,
+    q, gq, x, mu, middle, gmu, vw, gvw, a, norms, products, joint, context_slopes, mixing_slopes,
+    readout_slopes, parts_q, parts_x, parts_mu, spare, energies, slopes,
+):  # fmt: skip
+    """One block of one phase; in the end energies `(members, n)`, slopes, ∂E/∂d
+    `(members, pairs)` in units of the spacing, and turns, ∂E/∂u `(members, pairs, 3)`."""
+    n, layers = len(numbers), filters.shape[1]
+    first, last = pairs * block // blocks, pairs * (block + 1) // blocks
+    if kind == SEND:
+        if layer == 0:
+            send_first(
+                x[0], filters[m, 0], atoms, interval, place, vectors, first, last,
+                parts_q[block], parts_mu[block],
+            )  # fmt: skip
+        else:
+            send(
+                x[layer], mu[layer], filters[m, layer], atoms, interval, place, vectors,
+                first, last, parts_q[block], parts_mu[block],
+            )  # fmt: skip
+        return
+    if kind == SEND_BACKWARD:
+        if layer == 0:
+            send_first_backward(
+                x[0], gq, gmu, filters[m, 0], atoms, interval, place, vectors, first, last,
+                slopes[m], turns[m],
+            )  # fmt: skip
+        else:
+            send_backward(
+                x[layer], mu[layer], gq, gmu, filters[m, layer], atoms, interval, place,
+                vectors, first, last, parts_x[block], parts_mu[block], slopes[m], turns[m],
+            )  # fmt: skip
+        return
+    end = n * (block + 1) // blocks
+    for first in range(n * block // blocks, end, CHUNK):
+        last = min(first + CHUNK, end)
+        if kind == EMBED:
+            embed(numbers, embedding[m], q, first, last)
+            embed(numbers, context0[m], x[0], first, last)
+            mu[0, 3 * first : 3 * last] = 0
+        elif kind == MIX:
+            add_up(parts_q, first, last)
+            add_up(parts_mu, 3 * first, 3 * last)
+            add_to(q, parts_q[0], first, last)
+            middle[3 * first : 3 * last] = mu[layer, 3 * first : 3 * last]
+            add_to(middle, parts_mu[0], 3 * first, 3 * last)
+            product(middle, mix[m, layer], vw[layer], 3 * first, 3 * last)
+            norms_and_products(
+                vw[layer], q, joint, norms[layer], products[layer], epsilon, first, last
+            )
+            product(joint, mixing1[m, layer], spare[0], first, last)
+            silu(spare[0], mixing1_bias[m, layer], mixing_slopes[layer], first, last)
+            product(spare[0], mixing2[m, layer], a[layer], first, last)
+            add_bias(a[layer], mixing2_bias[m, layer], first, last)
+            out = mu[layer + 1] if layer + 1 < layers else gmu
+            apply_mixing(a[layer], vw[layer], products[layer], q, middle, out, first, last)
+            if layer + 1 < layers:
+                context(
+                    q, context1[m, layer + 1], context1_bias[m, layer + 1],
+                    context2[m, layer + 1], context2_bias[m, layer + 1], spare[0],
+                    context_slopes[layer + 1], x[layer + 1], first, last,
+                )  # fmt: skip
+        elif kind == READ_OUT:
+            gmu[3 * first : 3 * last] = 0
+            read_out(
+                q, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
+                last_bias[m], spare, readout_slopes, energies[m], gq, first, last,
+            )  # fmt: skip
+        elif kind == MIX_BACKWARD:
+            mixing_gradients(gq, gmu, vw[layer], products[layer], parts_x[0], first, last)
+            product(parts_x[0], mixing2_t[m, layer], spare[0], first, last)
+            multiply_rows(spare[0], mixing_slopes[layer], first, last)
+            product(spare[0], mixing1_t[m, layer], joint, first, last)
+            vector_gradients(gq, gmu, joint, a[layer], vw[layer], norms[layer], gvw, first, last)
+            product(gvw, mix_t[m, layer], middle, 3 * first, 3 * last)
+            add_to(gmu, middle, 3 * first, 3 * last)
+        else:
+            add_up(parts_x, first, last)
+            add_up(parts_mu, 3 * first, 3 * last)
+            add_to(gmu, parts_mu[0], 3 * first, 3 * last)
+            context_backward(
+                parts_x[0], context2_t[m, layer], context_slopes[layer], context1_t[m, layer],
+                spare[0], spare[1], gq, first, last,
+            )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def whole(plan, *arrays):  # type: ignore[no-untyped-def]
+    """All phases on one thread."""
+    for step in range(len(plan)):
+        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, *arrays)

@@ -1,0 +1,65 @@
+"""`biasgrad data qm7` and `biasgrad benchmark qm7` as a user types them."""
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from typer.testing import CliRunner
+
+from ase_biasgrad.cli import app
+from ase_biasgrad.data.dataset import Dataset
+
+
+def biasgrad(*arguments, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qm7")
+    random = np.random.default_rng(0)
+    charges, positions, energies = np.zeros((40, 9)), np.zeros((40, 9, 3)), np.zeros(40)
+    for k in range(40):
+        atoms = molecule(("CH4", "CH3OH", "CH3CH2OH", "H2O")[k % 4])
+        charges[k, : len(atoms)] = atoms.numbers
+        positions[k, : len(atoms)] = atoms.positions
+        energies[k] = -50.0 * atoms.numbers.sum() + random.normal()
+    positions[charges > 0] += random.normal(0, 0.03, positions[charges > 0].shape)
+    np.savez(folder / "x.npz", Z=charges, R=positions, T=energies)
+    said = biasgrad(
+        "data", "qm7", "--from", folder / "x.npz", "-o", folder / "x.h5",
+        "--energy-unit", "kcal/mol", "--length-unit", "Angstrom",
+    )  # fmt: skip
+    assert "5 folds: sorted by energy" in said
+    assert "x.h5: 40 frames" in said
+    assert Dataset(folder / "x.h5").has("fold")
+    return folder / "x.h5"
+
+
+def test_runs_add_up_to_one_table(data, tmp_path):
+    out = tmp_path / "results"
+    biasgrad("benchmark", "qm7", data, "-o", out, "--row", "mean")
+    said = biasgrad(
+        "benchmark", "qm7", data, "-o", out, "--row", "composition", "--row", "dense-standardised",
+        "--fold", 0, "--fold", 1, "--size", 10, "--size", 32, "--minutes", 0.01,
+    )  # fmt: skip
+    assert "composition, fold 1, 10 molecules: MAE" in said
+    lines = (out / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "mean predictor", "composition: the bias, no backbone", "… standardised",
+    ]  # fmt: skip
+    assert [line.split("|")[5].strip() for line in lines[2:]] == ["5", "2", "2"]
+    maes = [float(line.split("|")[3].split("±")[0]) for line in lines[2:]]
+    assert maes[1] < 2 < 100 < maes[0]
+    assert "<svg" in (out / "learning_curves.svg").read_text()
+    assert len(list(out.glob("*.json"))) == 5 + 4 + 4
+
+
+def test_more_folds_than_there_are(data, tmp_path):
+    biasgrad("benchmark", "qm7", data, "-o", tmp_path / "r", "--fold", 5, code=2)
+    with pytest.raises(ValueError, match="there are no rows"):
+        biasgrad("benchmark", "qm7", data, "-o", tmp_path / "r", "--row", "best")
+    assert not (tmp_path / "r").exists()

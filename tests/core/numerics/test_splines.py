@@ -1,0 +1,83 @@
+"""Sampled radial functions: accuracy between the knots, and what cannot be sampled."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ase_biasgrad.numerics.splines import SLOPE_TOLERANCE, Knots, SplineError, evaluate, sampled
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(2.0, 8.0), st.floats(0.3, 1.5), st.integers(0, 1000))
+def test_values_and_slopes_are_within_the_stated_bound(cutoff, width, seed):
+    random = np.random.default_rng(seed)
+    centres = torch.tensor(random.uniform(0, cutoff, 4))
+
+    def function(d):
+        envelope = 0.5 * (torch.cos(d * np.pi / cutoff) + 1) * (d < cutoff)
+        return torch.exp(-(((d[:, None] - centres) / width) ** 2)) * envelope[:, None]
+
+    table = sampled(function, cutoff, functions=8)
+    assert table.slope_error <= SLOPE_TOLERANCE
+    d = random.uniform(0, cutoff, 500)
+    at = torch.tensor(d, requires_grad=True)
+    exact = function(at)
+    slopes = np.stack([torch.autograd.grad(exact[:, k].sum(), at, retain_graph=True)[0].numpy()
+                       for k in range(4)], 1)  # fmt: skip
+    value, slope = evaluate(table, d)
+    assert np.abs(value - exact.detach().numpy()).max() < 1e-6
+    assert np.abs(slope - slopes).max() < 1.2 * SLOPE_TOLERANCE * 2 / width
+
+
+def test_the_slope_is_the_derivative_of_the_value():
+    table = sampled(lambda d: torch.sin(3 * d)[:, None], 4.0, 8)
+    d, step = np.linspace(0.1, 3.9, 200), 1e-6
+    numerical = (evaluate(table, d + step)[0] - evaluate(table, d - step)[0]) / (2 * step)
+    np.testing.assert_allclose(evaluate(table, d)[1], numerical, atol=1e-7)
+
+
+def test_a_knot_lies_at_the_cutoff():
+    table = sampled(lambda d: ((3.7 - d) ** 2 * (d < 3.7))[:, None], 3.7, 8)
+    assert table.intervals * table.knots.spacing == pytest.approx(3.7, abs=1e-12)
+    assert evaluate(table, np.array([3.7]))[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_bases_that_divide_by_the_distance():
+    table = sampled(lambda d: torch.sin(2 * d)[:, None] / d[:, None], 5.0, 8)
+    assert evaluate(table, np.array([0.0]))[0][0, 0] == pytest.approx(2.0, abs=1e-8)
+
+
+def test_the_grid_becomes_finer_where_the_first_is_not_enough():
+    narrow = sampled(lambda d: torch.exp(-(((d - 2) / 0.15) ** 2))[:, None], 5.0, 8)
+    assert narrow.knots.count > Knots.for_functions(5.0, 8).count
+    assert narrow.value_error < 1e-6
+
+
+def test_what_is_not_smooth_is_refused():
+    with pytest.raises(SplineError, match="not smooth"):
+        sampled(lambda d: (d - 1.2345).abs()[:, None], 3.0, 8)
+    with pytest.raises(SplineError, match="finite cutoff"):
+        sampled(lambda d: d[:, None], float("inf"), 8)
+
+
+def test_quintic_polynomials_are_held_exactly_by_numpy_and_by_torch():
+    polynomial = np.polynomial.Polynomial([0.3, -1.0, 0.2, 0.7, -0.4, 0.05])
+
+    def function(d):
+        return sum(c * d[:, None] ** k for k, c in enumerate(polynomial.coef))
+
+    table = sampled(function, 5.0, 8)
+    r = torch.linspace(0.01, 4.999, 200, dtype=torch.float64, requires_grad=True)
+    first, weights = table.knots.weights(r)
+    taps = torch.from_numpy(table.rows)[first[:, None] + torch.arange(6), 0]
+    values = (weights * taps).sum(dim=1)
+    (slopes,) = torch.autograd.grad(values.sum(), r)
+    d = r.detach().numpy()
+    np.testing.assert_allclose(values.detach(), polynomial(d), atol=1e-7)
+    np.testing.assert_allclose(slopes, polynomial.deriv()(d), atol=1e-6)
+    for ours, by_torch in zip(evaluate(table, d), (values.detach(), slopes), strict=True):
+        np.testing.assert_allclose(ours[:, 0], by_torch, atol=1e-11)
+    assert int(first.max()) + 6 <= table.knots.n_rows
+    assert torch.allclose(weights.sum(dim=1), torch.ones(200, dtype=torch.float64))

@@ -1,0 +1,77 @@
+"""Functions that several tests share."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from unittest import mock
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.lj import LennardJones
+
+from ase_biasgrad.cli import main
+from ase_biasgrad.data.writer import DatasetWriter
+
+OFFSET = -12_345.678  # eV for each atom of the clusters
+NAMES = ("H2O", "CH4", "CH3OH", "CH3CH2OH", "C2H4", "C2H6", "H2CO", "CO2")
+
+
+def biasgrad(folder, *arguments, code: int = 0) -> str:
+    """What the command says; run in this process, which has torch loaded already."""
+    said = io.StringIO()
+    line = ["biasgrad", *map(str, arguments)]
+    with (
+        chdir(folder),
+        redirect_stdout(said),
+        redirect_stderr(said),
+        mock.patch.object(sys, "argv", line),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+        sys.exit(0)
+    assert (end.value.code or 0) == code, said.getvalue()
+    return said.getvalue()
+
+
+def write_clusters(
+    path, frames: int = 60, periodic: bool = False, energies: bool = True, sizes=(5, 4, 4)
+):
+    """Argon-like clusters of two sizes (as oxygen and hydrogen), labelled by Lennard-Jones."""
+    random = np.random.default_rng(0)
+    with DatasetWriter(path) as writer:
+        for k in range(frames):
+            n = sizes[k % len(sizes)]
+            grid = np.array([[0, 0, 0], [1.2, 0, 0], [0, 1.2, 0], [0, 0, 1.2], [1.2, 1.2, 0]])[:n]
+            atoms = Atoms("OHHHH"[:n], grid + random.normal(0, 0.06, (n, 3)))
+            if periodic:
+                atoms.set_cell(np.eye(3) * 3.5)
+                atoms.pbc = True
+            atoms.calc = LennardJones(rc=3.0, smooth=True)
+            writer.append(
+                atoms.numbers,
+                atoms.positions,
+                energy=atoms.get_potential_energy() + OFFSET * n if energies else None,
+                forces=atoms.get_forces(),
+                stress=atoms.get_stress() if periodic else None,
+                cell=atoms.cell.array,
+                pbc=atoms.pbc,
+            )
+    return path
+
+
+def options(path, **force_stage) -> dict:
+    return {
+        "data": {"path": str(path), "train": 40, "validation": 10},
+        "backbone": {"name": "schnet", "features": 16, "interactions": 2, "cutoff": 4.0},
+        "force_stage": {
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 5e-3,
+            "schedule": {"warmup_steps": 2},
+            **force_stage,
+        },
+        "trainer": {"progress_bar": False, "accelerator": "cpu"},
+    }

@@ -1,0 +1,144 @@
+"""The ladder on a small set of molecules: every row runs, and the errors are the right ones."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from helpers import NAMES
+
+from ase_biasgrad.bias_fits import least_squares
+from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.dense.coulomb_matrix import coulomb_matrices, norm_order, triangles
+from ase_biasgrad.metrics import EV_TO_KCAL_MOL
+from ase_biasgrad.training.benchmarks.qm7 import kernel_rows, ladder
+from ase_biasgrad.training.benchmarks.qm7.ladder import Result, Row
+from ase_biasgrad.training.benchmarks.qm7.table import table, whole_sets, write_learning_curves
+from ase_biasgrad.training.benchmarks.qm7.task import Answer, molecules_of, task_of_fold
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory):
+    """80 distorted molecules; energies are those of bonds and atoms, in eV."""
+    path, random = tmp_path_factory.mktemp("ladder") / "x.h5", np.random.default_rng(0)
+    with DatasetWriter(path) as writer:
+        for name in NAMES * 10:
+            atoms = molecule(name)
+            atoms.positions += random.normal(0, 0.05, atoms.positions.shape)
+            distances = atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]
+            energy = -3.0 * np.sum(atoms.numbers**0.5) - 5 * np.sum(np.exp(-distances))
+            writer.append(atoms.numbers, atoms.positions, energy=energy)
+    return molecules_of(Dataset(path, in_memory=True))
+
+
+def errors_of(task, answer) -> np.ndarray:
+    return (answer.energies - task.molecules.energies[task.test]) * EV_TO_KCAL_MOL
+
+
+def test_folds_train_on_what_they_do_not_test(molecules):
+    for fold in range(5):
+        task = task_of_fold(molecules, fold)
+        assert not set(task.train) & set(task.test)
+        assert sorted([*task.train, *task.test]) == list(range(80))
+    some = task_of_fold(molecules, 1, size=20, seed=3)
+    assert len(some.train) == 20
+    assert set(some.train) <= set(task_of_fold(molecules, 1).train)
+    with pytest.raises(ValueError, match="64 training molecules, and 65 are wanted"):
+        task_of_fold(molecules, 0, size=65)
+
+
+def test_crystals_are_refused(tmp_path):
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        writer.append(
+            np.array([29]), np.zeros((1, 3)), energy=1.0, cell=np.eye(3) * 2.5, pbc=[True] * 3
+        )
+    with pytest.raises(DataError, match=r"x\.h5: 000000_Cu is periodic"):
+        molecules_of(Dataset(tmp_path / "x.h5"))
+
+
+def test_composition_is_the_bias_of_the_package(molecules):
+    task = task_of_fold(molecules, 0)
+    elements = [1, 6, 8]
+    counts = molecules.counts[:, elements]
+    expected = counts @ least_squares(task.train_energies, counts[task.train]).values
+    found = ladder.chosen_rows(["composition"])[0].fit(task)
+    np.testing.assert_allclose(found.energies, expected[task.test], atol=1e-9)
+    mean = ladder.chosen_rows(["mean"])[0].fit(task)
+    assert np.abs(errors_of(task, found)).mean() < 0.2 * np.abs(errors_of(task, mean)).mean()
+
+
+@pytest.mark.parametrize("key", [row.key for row in ladder.rows()])
+def test_every_row_runs_and_learns(molecules, key, monkeypatch):
+    # enough steps to see that something is learnt, far from enough to be good
+    monkeypatch.setattr("ase_biasgrad.training.benchmarks.qm7.potentials.EPOCHS", 3)
+    row = ladder.chosen_rows([key])[0]
+    said = []
+    result = ladder.run(row, molecules, 0, "here", minutes=0.01, say=said.append)
+    assert (result.row, result.fold, result.trained_on) == (key, 0, 64)
+    assert 0 < result.mae <= result.rmse
+    mean = ladder.run(ladder.chosen_rows(["mean"])[0], molecules, 0, "here")
+    if key != "mean":
+        assert result.mae < 0.8 * mean.mae
+    assert result.note or key in ("mean", "composition")
+
+
+def test_kernel_regression_interpolates_its_training_molecules(molecules):
+    entries = triangles(
+        matrices := coulomb_matrices(molecules.padded), norm_order(matrices)
+    )  # fmt: skip
+    kernel = np.exp(-kernel_rows.manhattan_distances(entries, entries) / 100.0)
+    predicted = kernel_rows._regression(kernel, kernel, molecules.energies, 1e-12)
+    np.testing.assert_allclose(predicted, molecules.energies, atol=1e-6)
+
+
+def test_manhattan_distances_are_scipys():
+    from scipy.spatial.distance import cdist
+
+    x, y = np.random.default_rng(0).normal(size=(2, 9, 30))
+    np.testing.assert_allclose(
+        kernel_rows.manhattan_distances(x, y[:5]), cdist(x, y[:5], "cityblock"), rtol=1e-12
+    )
+
+
+def test_unknown_rows_and_predictions_that_are_not_finite(molecules):
+    with pytest.raises(ValueError, match=r"no rows \['schnat'\]; choose from: mean, composition"):
+        ladder.chosen_rows(["schnat"])
+    broken = Row("broken", "", lambda task: Answer(np.full(len(task.test), np.nan)))
+    with pytest.raises(RuntimeError, match="row broken, fold 2"):
+        ladder.run(broken, molecules, 2, "here")
+
+
+def result_of(fold: int, mae: float, size: int = 64, row: str = "mean") -> Result:
+    return Result(row, fold, size, mae, 2 * mae, 10.0 + fold, "a note", "here")
+
+
+def test_results_are_kept_and_read_again(tmp_path):
+    results = [result_of(0, 1.0), result_of(1, 3.0), result_of(0, 5.0, size=20)]
+    for result in results:
+        ladder.save(result, tmp_path)
+    ladder.save(result_of(1, 2.0), tmp_path)  # in place of the earlier one
+    assert sorted(r.mae for r in ladder.load(tmp_path)) == [1.0, 2.0, 5.0]
+    (tmp_path / "mean-fold9-1.json").write_text(json.dumps({"row": "mean"}))
+    with pytest.raises(ValueError, match=r"mean-fold9-1\.json: is no result"):
+        ladder.load(tmp_path)
+
+
+def test_the_table_has_mean_and_deviation_over_the_folds():
+    rows = [Row("mean", "mean predictor", lambda task: None, "179"), Row("x", "X", None)]
+    results = [result_of(0, 1.0), result_of(1, 3.0, 63), result_of(0, 9.0, size=20)]
+    assert whole_sets(results) == results[:2]
+    lines = table(rows, results).splitlines()
+    assert len(lines) == 3  # nothing of X
+    assert lines[2] == ("| mean predictor | 179 | 2.00 ± 1.41 | 4.00 ± 2.83 | 2 | 10 | a note |")
+    one = table(rows, [result_of(0, 1.0, row="x")]).splitlines()[2]
+    assert one.startswith("| X | – | 1.00 | 2.00 | 1 |")
+
+
+def test_learning_curves_are_drawn(tmp_path):
+    rows = [Row("mean", "", None), Row("x", "", None)]
+    results = [result_of(k, 1.0, size) for k in range(2) for size in (20 + k, 64)]
+    assert write_learning_curves(rows, results, tmp_path / "curves.svg") == ["mean"]
+    picture = (tmp_path / "curves.svg").read_text()
+    assert "training molecules" in picture or "<svg" in picture
+    assert len(picture) < 60_000

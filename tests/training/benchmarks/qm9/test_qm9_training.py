@@ -1,0 +1,133 @@
+"""A reduced training on QM9 beats what the composition alone can tell."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from scipy.spatial.transform import Rotation
+
+from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.sets.qm9 import import_qm9
+from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.training.benchmarks.qm9 import table as qm9_benchmark
+from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
+from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
+from ase_biasgrad.training.benchmarks.qm9.training import (
+    Part,
+    TrainingOptions,
+    collate,
+    composition_regression,
+    graph_sample,
+    mean_absolute_error,
+    read_samples,
+    train_network,
+)
+
+SMALL = QM9Options(layers=2, channels=8, heads=2, max_degree=2)
+MOLECULES = ("CH3CH2OH", "H2O", "CH4", "C6H6", "CH3CN", "NH3", "CH3OH")
+
+
+def sample(name: str, cutoff: float | None = None, target: float = 0.0):
+    atoms = molecule(name)
+    return graph_sample(atoms.numbers, atoms.positions, target, cutoff)
+
+
+def test_edges_are_bonds_or_pairs_within_a_distance():
+    ethanol = sample("CH3CH2OH")
+    assert ethanol.bonded.all()
+    assert ethanol.edge_index.shape == (2, 16)  # 8 bonds
+    assert sample("C6H6").edge_index.shape == (2, 24)
+    near = sample("CH3CH2OH", cutoff=2.0)
+    assert near.bonded.sum() == 16
+    assert np.linalg.norm(near.vectors, axis=1).max() < 2.0
+    assert sample("CH3CH2OH", cutoff=99.0).edge_index.shape == (2, 72)
+    positions = molecule("CH3CH2OH").positions
+    centre, neighbour = near.edge_index
+    np.testing.assert_allclose(near.vectors, positions[neighbour] - positions[centre], atol=1e-6)
+
+
+def test_the_network_is_invariant_and_keeps_molecules_apart():
+    torch.manual_seed(0)
+    network = QM9Network(SMALL).eval()
+    samples = [sample(name) for name in MOLECULES]
+    rotation = Rotation.from_euler("xyz", [1, 2, 3]).as_matrix().astype(np.float32)
+    turned = [dataclasses.replace(s, vectors=s.vectors @ rotation.T) for s in samples]
+    with torch.no_grad():
+        together = network(collate(samples))
+        torch.testing.assert_close(network(collate(turned)), together, atol=1e-5, rtol=1e-4)
+        for one, expected in zip(samples, together, strict=True):
+            torch.testing.assert_close(network(collate([one]))[0], expected, atol=1e-5, rtol=1e-4)
+        assert together.std() > 1e-3
+        strange = dataclasses.replace(samples[1], numbers=np.array([14, 1, 1]))
+        with pytest.raises(ValueError, match=r"atomic numbers \[14\]"):
+            network(collate([strange]))
+
+
+def test_composition_regression_is_exact_for_sums_over_atoms():
+    samples = [sample(name, target=3.0 + 2.0 * len(molecule(name))) for name in MOLECULES]
+    assert composition_regression(samples, samples) < 1e-6
+
+
+def test_missing_labels_are_named(tmp_path):
+    with DatasetWriter(tmp_path / "d.h5") as writer:
+        writer.append([1, 1], [[0, 0, 0], [0, 0, 0.7]], labels={"gap": 1.0})
+    with pytest.raises(DataError, match=r"no label 'mu'; it has \['gap'\]"):
+        read_samples(Dataset(tmp_path / "d.h5"), [0], "mu", None)
+    with pytest.raises(ValueError, match="no property 'dipole'"):
+        qm9_benchmark.run(
+            tmp_path / "d.h5", "dipole", SMALL, TrainingOptions(), {}, None, tmp_path, print
+        )
+
+
+@pytest.fixture(scope="module")
+def extract(shared_data, tmp_path_factory):
+    """A dataset of every 64th labelled molecule of the reference extract."""
+    arrays = dict(np.load(shared_data / "qm9" / "qm9_128744.npz"))
+    chosen = np.zeros(len(arrays["id"]), bool)
+    chosen[np.flatnonzero(np.isfinite(arrays["mu_debye"]))[::64]] = True
+    of_atoms = np.repeat(chosen, arrays["n_atoms"])
+    folder = tmp_path_factory.mktemp("qm9")
+    part = {
+        name: values[of_atoms if name in ("Z", "R_micro") else chosen]
+        for name, values in arrays.items()
+    }
+    np.savez(folder / "extract.npz", **part)
+    import_qm9(folder / "qm9.h5", folder / "extract.npz", progress=False)
+    return folder / "qm9.h5"
+
+
+def test_a_reduced_training_beats_the_composition_by_a_tenth(extract, tmp_path):
+    lines: list[str] = []
+    options = TrainingOptions(epochs=6, batch_size=16, learning_rate=2e-3, ema_decay=0.98)
+    sizes = {"train": 900, "validation": 100, "test": 300}
+    result = qm9_benchmark.run(extract, "mu", SMALL, options, sizes, None, tmp_path, lines.append)
+    assert result.sizes == sizes
+    assert len(lines) == 6
+    assert 0.8 < result.composition < 1.5  # D
+    assert result.test < 0.9 * result.composition
+    said = qm9_benchmark.table(tmp_path)
+    assert f"| mu (D) | {result.test:.3f} | {result.composition:.3f} | 0.051 | 900 |" in said
+
+
+def test_splits_are_shuffled_and_take_the_rest():
+    parts = qm9_benchmark.split(50, {"train": 30, "validation": 5}, seed=1)
+    assert len(parts["test"]) == 15
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(50))
+    assert not np.array_equal(parts["train"], np.arange(30))
+    again = qm9_benchmark.split(50, {"train": 30, "validation": 5, "test": 4}, seed=1)
+    assert len(again["test"]) == 4
+
+
+def test_cached_harmonics_give_the_same_training(tmp_path):
+    samples = [sample(name, target=float(len(name))) for name in MOLECULES]
+    options = TrainingOptions(epochs=2, batch_size=3, learning_rate=1e-3)
+    errors = []
+    with open_cache(tmp_path / "c.h5", [s.vectors for s in samples], 4) as cache:
+        for part in (Part(samples), Part(samples, cache)):
+            trained = train_network(SMALL, options, part, part)
+            errors.append(trained.validation)
+            found = mean_absolute_error(trained.network, trained.mean, trained.deviation, part)
+            assert found == pytest.approx(trained.validation, rel=1e-4)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)

@@ -1,0 +1,308 @@
+"""Two stages against joint losses on (r)MD17, a row for each bias fit and each energy weight.
+
+Every training has a folder of its own and leaves one JSON file when it is done: a study that was
+interrupted goes on where it stopped, in the middle of a training too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.importers import ImportOptions, import_files
+from ase_biasgrad.data.sets.md17 import import_md17
+from ase_biasgrad.files import whole_file
+from ase_biasgrad.metrics import EV_TO_KCAL_MOL
+from ase_biasgrad.training.config import ForceStageOptions, TrainConfig, config_from
+from ase_biasgrad.training.evaluation.evaluate import evaluate
+from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.lightning.loggers import read_epoch_table
+from ase_biasgrad.training.run import resume, train
+from ase_biasgrad.training.stages.bias import fit_bias
+
+BIAS_FITS = ("mean", "median", "efwt")
+MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Force MAE (kcal/mol/Å), energy MAE (kcal/mol) and EFwT."""
+
+    forces: float
+    energy: float
+    efwt: float
+
+
+# The published table of bias-gradient regression: SchNet with 9 million parameters trained on
+# 50 000 frames of MD17, labels of the original MD17 (Chmiela et al. 2017).
+PUBLISHED = {
+    "aspirin": Published(0.262, 0.149, 0.071),
+    "benzene": Published(0.192, 0.075, 0.513),
+    "ethanol": Published(0.128, 0.056, 0.904),
+    "malonaldehyde": Published(0.209, 0.087, 0.637),
+    "naphthalene": Published(0.150, 0.134, 0.752),
+    "salicylic": Published(0.262, 0.115, 0.060),
+    "toluene": Published(0.173, 0.106, 0.492),
+    "uracil": Published(0.265, 0.127, 0.030),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    `weights` are energy weights of joint losses. With `minutes`, the number of epochs is what
+    fits into them, measured on two epochs first; `epochs` counts otherwise.
+    """
+
+    molecules: tuple[str, ...] = MOLECULES
+    backbones: tuple[str, ...] = ("painn",)
+    labels: tuple[str, ...] = ("revised", "original")
+    weights: tuple[float, ...] = (0.01, 0.1, 1.0)
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 1000
+    minutes: float | None = None
+    train: int = 950
+    validation: int = 50
+    test: int = 1000
+    batch_size: int = 10
+    learning_rate: float = ForceStageOptions().learning_rate
+    elastic_weight: float = ForceStageOptions().elastic_weight
+    arguments: dict[str, Any] = field(default_factory=dict)  # of every backbone
+    accelerator: str = "auto"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study; `weight` is None for two stages."""
+
+    molecule: str
+    labels: str
+    backbone: str
+    seed: int
+    weight: float | None
+
+    @property
+    def name(self) -> str:
+        recipe = "two-stages" if self.weight is None else f"joint-{self.weight:g}"
+        return f"{self.molecule}-{self.labels}-{self.backbone}-{recipe}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Errors on test frames, in eV and eV/Å."""
+
+    training: Training
+    recipe: str
+    forces: float
+    energy: float
+    efwt: float
+    efwt_energy: float
+    efwt_forces: float
+    epochs: int
+    seconds: float
+
+
+def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[Row]:
+    """Rows as they are finished; those in `folder` already are read, not computed.
+
+    Parameters
+    ----------
+    study
+        What is compared.
+    folder
+        Takes datasets, run folders and results.
+    data
+        Folder with rMD17 files, `*<molecule>*train*.npz` and `*<molecule>*test*.npz` or one file
+        `*<molecule>*.npz` of all frames; downloaded if None.
+
+    Raises
+    ------
+    DataError
+        If a molecule's files are missing or cannot be read.
+    ValueError
+        If `folder` holds another study.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same(study, folder / "study.json")
+    for training in _trainings(study):
+        result = folder / "rows" / f"{training.name}.json"
+        if not result.exists():
+            rows = _measure(study, training, folder, data)
+            result.parent.mkdir(exist_ok=True)
+            with whole_file(result) as temporary:
+                temporary.write_text(json.dumps([asdict(row) for row in rows]))
+        for values in json.loads(result.read_text()):
+            yield Row(**{**values, "training": Training(**values["training"])})
+
+
+def header() -> str:
+    """The head of a Markdown table of `line`s."""
+    return (
+        "| molecule | labels | backbone | recipe | seed | force MAE, kcal/mol/Å (meV/Å) "
+        "| energy MAE, kcal/mol (meV) | EFwT | energy half | force half | epochs | s |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    of = row.training
+    return (
+        f"| {of.molecule} | {of.labels} | {of.backbone} | {row.recipe} | {of.seed} "
+        f"| {row.forces * EV_TO_KCAL_MOL:.3f} ({1000 * row.forces:.2f}) "
+        f"| {row.energy * EV_TO_KCAL_MOL:.3f} ({1000 * row.energy:.2f}) | {row.efwt:.3f} "
+        f"| {row.efwt_energy:.3f} | {row.efwt_forces:.3f} | {row.epochs} | {row.seconds:.0f} |"
+    )
+
+
+def published_line(molecule: str) -> str:
+    """The published row of a molecule, in the columns of `line`."""
+    row = PUBLISHED[molecule]
+    return (
+        f"| {molecule} | original | schnet, 9 M parameters, 50 000 frames | published | – "
+        f"| {row.forces:.3f} ({1000 * row.forces / EV_TO_KCAL_MOL:.2f}) "
+        f"| {row.energy:.3f} ({1000 * row.energy / EV_TO_KCAL_MOL:.2f}) | {row.efwt:.3f} "
+        "| – | – | – | – |"
+    )
+
+
+def _trainings(study: Study) -> Iterable[Training]:
+    for molecule in study.molecules:
+        for labels in study.labels:
+            for backbone in study.backbones:
+                for seed in study.seeds:
+                    for weight in (None, *study.weights):
+                        yield Training(molecule, labels, backbone, seed, weight)
+
+
+def _measure(study: Study, training: Training, folder: Path, data: Path | None) -> list[Row]:
+    """Train, and test on frames that the training never saw."""
+    own, tests = _datasets(training, folder / "data", data)
+    run = folder / "runs" / training.name
+    config = _config(study, training, own)
+    begin = time.monotonic()
+    result = resume(run) if (run / "config.yaml").exists() else train(config, run)
+    table = read_epoch_table(run / "metrics.csv")
+    seconds = float(table[-1]["seconds"]) if table else time.monotonic() - begin
+    potential = load_checkpoint(result.checkpoint).potential
+    split = json.loads((run / "split.json").read_text())
+    frames = ResidentFrames(Dataset(own), split["train"], potential.cutoff)
+    tested = ResidentFrames(
+        Dataset(own if tests is None else tests),
+        _test_frames(study, own, tests, split),
+        potential.cutoff,
+    )
+    rows = []
+    fits = BIAS_FITS if training.weight is None else (None,)
+    for fit in fits:
+        recipe = f"joint, energy weight {training.weight:g}" if training.weight else ""
+        if fit is not None:
+            fit_bias(potential, frames, fit)
+            recipe = f"two stages, bias by {fit}"
+        report = evaluate(potential, tested)
+        assert report.energy is not None
+        assert report.efwt is not None
+        of = report.efwt
+        errors = (report.forces.mae, report.energy.mae, of.both, of.energy, of.forces)
+        rows.append(Row(training, recipe, *errors, epochs=len(table), seconds=seconds))
+    return rows
+
+
+def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
+    joint = None if training.weight is None else {"energy_weight": training.weight}
+    options: dict[str, Any] = {
+        "data": {"path": str(dataset), "train": study.train, "validation": study.validation},
+        "backbone": {"name": training.backbone, **study.arguments},
+        "force_stage": {
+            "epochs": study.epochs,
+            "batch_size": study.batch_size,
+            "learning_rate": study.learning_rate,
+            "elastic_weight": study.elastic_weight,
+            "joint": joint,
+        },
+        "trainer": {"progress_bar": False, "accelerator": study.accelerator},
+        "seed": training.seed,
+    }
+    if study.minutes is not None:
+        options["force_stage"]["epochs"] = epochs_within(study.minutes, options)
+    return config_from(options)
+
+
+def epochs_within(minutes: float, options: dict[str, Any]) -> int:
+    """Epochs of a training with `options` that fit into `minutes`, from the second of two."""
+    short = {**options, "force_stage": {**options["force_stage"], "epochs": 2}}
+    with tempfile.TemporaryDirectory() as name:
+        train(config_from(short), Path(name) / "run")
+        first, second = (
+            float(row["seconds"]) for row in read_epoch_table(Path(name) / "run" / "metrics.csv")
+        )
+    return max(1, math.floor(60 * minutes / (second - first)))
+
+
+def _test_frames(
+    study: Study, own: Path, tests: Path | None, split: dict[str, list[int]]
+) -> np.ndarray:
+    if tests is not None:
+        return np.arange(min(study.test, len(Dataset(tests))))
+    used = {frame for part in ("train", "validation") for frame in split[part]}
+    unseen = np.setdiff1d(np.arange(len(Dataset(own))), sorted(used))
+    if not len(unseen):
+        raise DataError(f"{own}: training and validation leave no frame to test on")
+    return np.sort(np.random.default_rng(0).permutation(unseen)[: study.test])
+
+
+def _datasets(training: Training, folder: Path, data: Path | None) -> tuple[Path, Path | None]:
+    """Dataset files of the frames to train on, and of those to test on if they are apart."""
+    folder.mkdir(exist_ok=True)
+    stem = f"{training.molecule}-{training.labels}"
+    if data is None:
+        path = folder / f"{stem}.h5"
+        if not path.exists():
+            import_md17(training.molecule, path, revised=True, labels=training.labels)
+        return path, None
+    sources = {
+        part: sorted(data.glob(f"*{training.molecule}*{part}*.npz")) for part in ("train", "test")
+    }
+    if not all(sources.values()):
+        sources = {"": sorted(data.glob(f"*{training.molecule}*.npz"))}
+    units = ImportOptions(training.labels, energy_unit="kcal/mol", length_unit="Angstrom")
+    paths = []
+    for part, found in sources.items():
+        if len(found) != 1:
+            raise DataError(
+                f"{data}: has {len(found)} files for {training.molecule} {part}, one is needed: "
+                f"{[path.name for path in found]}"
+            )
+        path = folder / f"{stem}{part and '-' + part}.h5"
+        if not path.exists():
+            import_files(found, path, units, progress=False)
+        paths.append(path)
+    return paths[0], paths[1] if len(paths) == 2 else None
+
+
+def _check_same(study: Study, path: Path) -> None:
+    """Rows of one folder are of one budget; molecules, backbones and so on may be added."""
+    values = json.loads(json.dumps(asdict(study)))
+    for name in ("molecules", "backbones", "labels", "weights", "seeds"):
+        del values[name]
+    if not path.exists():
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(values))
+    known = json.loads(path.read_text())
+    if known != values:
+        differ = sorted(name for name in values if known.get(name) != values[name])
+        raise ValueError(
+            f"{path.parent}: holds rows with other options ({', '.join(differ)}); "
+            "use those or another folder"
+        )

@@ -1,0 +1,241 @@
+"""Training on N-body dynamics: from one frame to the change some frames later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_biasgrad.charged_particles import Trajectories
+from ase_biasgrad.training.benchmarks.averaged_adam import AveragedAdam
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
+
+Predictor = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Predict the change `ahead` frames after frame `start`, or after any frame where it is None.
+
+    `interval` is the time between frames.
+    """
+
+    ahead: int
+    start: int | None
+    interval: float
+
+    def starts(self, frames: int) -> np.ndarray:
+        """Frames to start from."""
+        if frames <= self.ahead:
+            raise ValueError(f"simulations of {frames} frames cannot be asked {self.ahead} ahead")
+        return np.arange(frames - self.ahead) if self.start is None else np.array([self.start])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs and targets of `m` samples of `n` particles, float32."""
+
+    positions: Tensor  # (m, n, 3)
+    velocities: Tensor  # (m, n, 3)
+    charges: Tensor  # (m, n)
+    displacements: Tensor  # (m, n, 3)
+    velocity_changes: Tensor  # (m, n, 3)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def select(self, index: Tensor | slice) -> Samples:
+        return Samples(*(values[index] for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean square errors over samples, particles and components."""
+
+    displacement: float
+    velocity: float
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a network is trained.
+
+    Parameters
+    ----------
+    epochs
+        One start frame of each training simulation is an epoch.
+    batch_size, learning_rate
+        Samples per step, and the largest rate of Adam; it warms up and falls with a cosine.
+    warmup
+        Share of the steps in which the rate rises.
+    ema_decay
+        Of the averaged weights, which are validated and kept.
+    seed
+        Of initial weights and of the order of samples.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    ema_decay: float = 0.998
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network of the best validated epoch, and how it came about."""
+
+    network: NBodyNetwork
+    validation: Errors
+    best_epoch: int
+    seconds: float
+    cpu_seconds: float
+
+
+def samples(data: Trajectories, task: Task, per_simulation: int | None = None) -> Samples:
+    """Samples of every simulation: from all start frames, or `per_simulation` spread evenly."""
+    starts = task.starts(data.positions.shape[1])
+    if per_simulation is not None and per_simulation < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, per_simulation).round().astype(int)]
+    simulation, start = (
+        a.ravel() for a in np.meshgrid(np.arange(len(data)), starts, indexing="ij")
+    )
+    return _samples(data, task, simulation, start)
+
+
+def random_samples(data: Trajectories, task: Task, random: np.random.Generator) -> Samples:
+    """One sample of every simulation, from a random start frame, in random order."""
+    starts = task.starts(data.positions.shape[1])
+    return _samples(data, task, random.permutation(len(data)), random.choice(starts, len(data)))
+
+
+def _samples(data: Trajectories, task: Task, simulation: np.ndarray, start: np.ndarray) -> Samples:
+    before, after = (simulation, start), (simulation, start + task.ahead)
+    arrays = (
+        data.positions[before],
+        data.velocities[before],
+        data.charges[simulation],
+        data.positions[after] - data.positions[before],
+        data.velocities[after] - data.velocities[before],
+    )
+    return Samples(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
+
+
+@torch.no_grad()
+def errors(predict: Predictor, of: Samples, batch_size: int = 256) -> Errors:
+    """Mean square errors of a network or baseline."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(of), batch_size):
+        batch = of.select(slice(start, start + batch_size))
+        for k, error in enumerate(_residuals(predict, batch)):
+            squares[k] += error.double().square().sum()
+    displacement, velocity = (squares / of.displacements.numel()).tolist()
+    return Errors(displacement, velocity)
+
+
+def _residuals(predict: Predictor, batch: Samples) -> tuple[Tensor, Tensor]:
+    displacement, velocity = predict(batch.positions, batch.velocities, batch.charges)
+    return displacement - batch.displacements, velocity - batch.velocity_changes
+
+
+def train_network(
+    options: NBodyOptions,
+    training_options: TrainingOptions,
+    task: Task,
+    training: Trajectories,
+    validation: Samples,
+    report: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Train by Adam on the mean square error of both changes together, as the paper does.
+
+    Velocity changes are several times larger than displacements, and so are their errors.
+    """
+    torch.manual_seed(training_options.seed)
+    random = np.random.default_rng(training_options.seed)
+    every = samples(training, task, per_simulation=4)
+    scale = [v.square().mean().sqrt().item() for v in (every.displacements, every.velocity_changes)]
+    network = NBodyNetwork(options, (scale[0], scale[1]))
+    steps = training_options.epochs * -(-len(training) // training_options.batch_size)
+    adam = AveragedAdam(
+        network,
+        training_options.learning_rate,
+        steps,
+        training_options.warmup,
+        training_options.ema_decay,
+    )
+    began, cpu_began = time.monotonic(), time.process_time()
+    kept: NBodyNetwork = network
+    best, best_epoch = Errors(np.inf, np.inf), 0
+    for epoch in range(1, training_options.epochs + 1):
+        epoch_samples = random_samples(training, task, random)
+        loss = _train_epoch(adam, epoch_samples, training_options.batch_size)
+        if epoch % 5 == 0 or epoch == training_options.epochs:
+            averaged = adam.averaged()
+            found = errors(averaged, validation)
+            seconds = time.monotonic() - began
+            report(
+                f"epoch {epoch}: training loss {loss:.5f}, validation x {found.displacement:.5f} "
+                f"v {found.velocity:.5f}, {seconds:.0f} s"
+            )
+            if sum(vars(found).values()) < sum(vars(best).values()):
+                kept, best, best_epoch = averaged, found, epoch
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
+    return Trained(kept, best, best_epoch, seconds, cpu_seconds)
+
+
+def _train_epoch(adam: AveragedAdam[NBodyNetwork], of: Samples, batch_size: int) -> float:
+    """Mean loss."""
+    total = 0.0
+    for start in range(0, len(of), batch_size):
+        batch = of.select(slice(start, start + batch_size))
+        loss = torch.stack(_residuals(adam.network, batch)).square().mean()
+        adam.step(loss)
+        total += float(loss.detach()) * len(batch)
+    return total / len(of)
+
+
+# --- baselines -----------------------------------------------------------------------------
+
+
+def no_change(positions: Tensor, velocities: Tensor, charges: Tensor) -> tuple[Tensor, Tensor]:
+    """Nothing moves."""
+    return torch.zeros_like(positions), torch.zeros_like(velocities)
+
+
+def constant_velocity(task: Task) -> Predictor:
+    """Every particle goes on as it is."""
+
+    def predict(positions: Tensor, velocities: Tensor, charges: Tensor) -> tuple[Tensor, Tensor]:
+        return task.ahead * task.interval * velocities, torch.zeros_like(velocities)
+
+    return predict
+
+
+def linear_regression(of: Samples) -> Predictor:
+    """Least squares on vectors: v_i, mean v, Σ_j (x_i − x_j), Σ_j q_i q_j (x_i − x_j)."""
+
+    def vectors(positions: Tensor, velocities: Tensor, charges: Tensor) -> Tensor:
+        differences = positions[:, :, None] - positions[:, None]  # (m, n, n, 3)
+        products = charges[:, :, None] * charges[:, None]  # (m, n, n)
+        columns = [
+            velocities,
+            velocities.mean(dim=1, keepdim=True).expand_as(velocities),
+            differences.sum(dim=2),
+            (products[..., None] * differences).sum(dim=2),
+        ]
+        return torch.stack(columns, dim=-1)  # (m, n, 3, 4)
+
+    inputs = vectors(of.positions, of.velocities, of.charges).reshape(-1, 4).double()
+    targets = torch.stack([of.displacements, of.velocity_changes], dim=-1).reshape(-1, 2).double()
+    weights = torch.linalg.lstsq(inputs, targets).solution.float()  # (4, 2)
+
+    def predict(positions: Tensor, velocities: Tensor, charges: Tensor) -> tuple[Tensor, Tensor]:
+        output = vectors(positions, velocities, charges) @ weights
+        return output[..., 0], output[..., 1]
+
+    return predict

@@ -1,0 +1,118 @@
+"""Kernel ridge regression on Coulomb matrices.
+
+Widths and regularisation are chosen on training molecules alone, by a split within them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+from numba import njit
+from scipy.linalg import LinAlgWarning, solve
+from sklearn.metrics.pairwise import euclidean_distances
+
+from ase_biasgrad.dense.coulomb_matrix import coulomb_matrices, eigenspectra, norm_order, triangles
+from ase_biasgrad.training.benchmarks.qm7.task import Answer, Task
+
+WIDTHS = tuple(2.0**k for k in range(6, 15))  # Hartree
+RIDGES = tuple(10.0**k for k in range(-12, -1, 2))
+CHOICE = 1500  # molecules on which width and ridge are chosen
+
+
+def spectrum(task: Task) -> Answer:
+    """Gaussian kernel on sorted eigenvalues (Rupp et al. 2012)."""
+    spectra = eigenspectra(coulomb_matrices(task.molecules.padded))
+
+    def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return euclidean_distances(x, y, squared=True)
+
+    return _with_best_width(task, spectra, distances, [width**2 / 8 for width in WIDTHS])
+
+
+def sorted_matrices(task: Task) -> Answer:
+    """Laplacian kernel on sorted Coulomb matrices (Hansen et al. 2013)."""
+    matrices = coulomb_matrices(task.molecules.padded)
+    entries = triangles(matrices, norm_order(matrices))
+    return _with_best_width(task, entries, manhattan_distances, WIDTHS)
+
+
+@njit(fastmath=True)
+def manhattan_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Σ_k |x_ik − y_jk| `(a, b)` for x `(a, k)`, y `(b, k)`.
+
+    Sums in any order let the compiler use vector instructions: two to three times as fast as
+    `scipy.spatial.distance.cdist`.
+    """
+    distances = np.empty((len(x), len(y)))
+    for i in range(len(x)):
+        for j in range(len(y)):
+            total = 0.0
+            for k in range(x.shape[1]):
+                total += abs(x[i, k] - y[j, k])
+            distances[i, j] = total
+    return distances
+
+
+def _with_best_width(
+    task: Task,
+    features: np.ndarray,
+    distances: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    widths: Sequence[float],
+) -> Answer:
+    """Kernel ridge regression with exp(−distance / width)."""
+    some, held, fit = _choice(task)
+    between = distances(features[some], features[some])
+    width, ridge = _best(
+        [(w, np.exp(-between / w)) for w in widths], held, fit, task.molecules.energies[some]
+    )
+    seen = features[task.train]
+    kernel = np.exp(-distances(seen, seen) / width)
+    to_test = np.exp(-distances(features[task.test], seen) / width)
+    return _answer(task, kernel, to_test, width, ridge)
+
+
+def _choice(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training molecules to choose on, and which places of them are held out and fitted to."""
+    random = np.random.default_rng(task.seed)
+    train = random.permutation(task.train)[:CHOICE]
+    held = len(train) // 4
+    return train, np.arange(held), np.arange(held, len(train))
+
+
+def _best(
+    kernels: Sequence[tuple[float, np.ndarray]],
+    held: np.ndarray,
+    fit: np.ndarray,
+    energies: np.ndarray,
+) -> tuple[float, float]:
+    """Width and ridge with the least mean absolute error on the held-out molecules."""
+    errors = {}
+    for width, kernel in kernels:
+        for ridge in RIDGES:
+            predicted = _regression(
+                kernel[np.ix_(fit, fit)], kernel[np.ix_(held, fit)], energies[fit], ridge
+            )
+            errors[width, ridge] = np.abs(predicted - energies[held]).mean()
+    return min(errors, key=lambda chosen: errors[chosen])
+
+
+def _regression(
+    kernel: np.ndarray, to_test: np.ndarray, energies: np.ndarray, ridge: float
+) -> np.ndarray:
+    """Mean + k (K + ridge)⁻¹ (E − mean); rounding can leave small ridges indefinite."""
+    regularised = kernel.copy()
+    regularised[np.diag_indices_from(regularised)] += ridge
+    mean = energies.mean()
+    with catch_warnings():
+        simplefilter("ignore", LinAlgWarning)  # small ridges are among those tried
+        weights = solve(regularised, energies - mean, assume_a="sym", overwrite_a=True)
+    return mean + to_test @ weights
+
+
+def _answer(
+    task: Task, kernel: np.ndarray, to_test: np.ndarray, width: float, ridge: float
+) -> Answer:
+    energies = _regression(kernel, to_test, task.train_energies, ridge)
+    return Answer(energies, f"width {width:g}, ridge {ridge:.0e}")

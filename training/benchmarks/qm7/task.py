@@ -1,0 +1,97 @@
+"""What a row of the ladder is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.sets.qm7 import column, folds_of
+from ase_biasgrad.dense.coulomb_matrix import PaddedMolecules, padded
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """A dataset of molecules with energies, in memory."""
+
+    dataset: Dataset
+    energies: np.ndarray  # (m,) eV
+    folds: np.ndarray  # (m,)
+
+    @cached_property
+    def padded(self) -> PaddedMolecules:
+        """Charges and positions of all molecules, padded to the largest."""
+        return padded([(frame.numbers, frame.positions) for frame in self.dataset])
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Compositions `(m, N_ELEMENTS)`."""
+        return self.dataset.compositions()
+
+
+def molecules_of(dataset: Dataset) -> Molecules:
+    """Energies and folds of a dataset.
+
+    Raises
+    ------
+    DataError
+        On periodic frames, which Coulomb matrices cannot describe, and as in `folds_of`.
+    """
+    for group in dataset.groups():
+        periodic = group.read("pbc")
+        if periodic is not None and periodic.any():
+            raise DataError(
+                f"{dataset.path}: {group.name} is periodic; this benchmark is for molecules"
+            )
+    folds = folds_of(dataset)
+    return Molecules(dataset, column(dataset, "energy"), folds)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Learn from the molecules `train`, predict those of `test`."""
+
+    molecules: Molecules
+    train: np.ndarray  # indices into the dataset
+    test: np.ndarray
+    seed: int = 0
+    minutes: float = 20.0  # budget of rows that learn in steps
+    say: Callable[[str], None] = lambda text: None
+
+    @property
+    def train_energies(self) -> np.ndarray:
+        """eV, `(train,)`."""
+        return self.molecules.energies[self.train]
+
+    def with_energies(self, energies: np.ndarray) -> Task:
+        """The same task for other energies `(m,)` eV of all molecules, such as residuals."""
+        return replace(self, molecules=replace(self.molecules, energies=energies))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Predicted energies of the test molecules, and how far the training came."""
+
+    energies: np.ndarray  # (test,) eV
+    note: str = ""
+
+
+def task_of_fold(
+    molecules: Molecules, fold: int, size: int | None = None, seed: int = 0, minutes: float = 20.0
+) -> Task:
+    """Test on one fold, train on the others, or on `size` molecules of them drawn at random.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many.
+    """
+    train = np.flatnonzero(molecules.folds != fold)
+    if size is not None:
+        if not 1 <= size <= len(train):
+            raise ValueError(f"there are {len(train)} training molecules, and {size} are wanted")
+        train = np.sort(np.random.default_rng(seed).permutation(train)[:size])
+    return Task(molecules, train, np.flatnonzero(molecules.folds == fold), seed, minutes)

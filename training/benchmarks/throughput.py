@@ -1,0 +1,326 @@
+"""Frames per second of the force stage beside SchNetPack's own Lightning task.
+
+SchNetPack trains as its `md17` experiment does: `AtomsDataModule` on an ASE database with its
+transforms, `AtomisticTask` with a `ModelOutput` for forces and its metrics, AdamW. The force
+stage trains with this package's defaults (averaged weights and gradient clipping included).
+Both get the same weights, frames, batch size, device and number of threads; each lives in a
+process of its own, and they take turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.fused.registry import fused_form
+from ase_biasgrad.potential import Potential, freeze_energy_shifts
+from ase_biasgrad.training.config import ForceStageOptions
+from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
+from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
+from ase_biasgrad.training.stages.force import ForceStage, check_labels, rms
+
+# the architectures of SchNetPack's own configurations
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "schnet": {"features": 128, "interactions": 6, "cutoff": 5.0, "radial_functions": 20},
+    "painn": {"features": 128, "interactions": 3, "cutoff": 5.0, "radial_functions": 20},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison: what is trained, on which frames, and how long."""
+
+    dataset: str
+    backbone: str
+    arguments: dict[str, Any]
+    batch_size: int = 10
+    steps: int = 40
+    warmup: int = 5
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 0  # of SchNetPack's loader
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one round: training frames per second, and the largest memory so far in MB.
+
+    Memory is the resident set of the process, or what tensors took on a CUDA device. Frames per
+    second of processor time count the process alone, not the workers of a loader.
+    """
+
+    frames_per_second: float
+    frames_per_processor_second: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best rounds of either, and how far the forces of the same weights are apart (eV/Å)."""
+
+    schnetpack: Speed
+    ours: Speed
+    force_difference: float
+
+    @property
+    def processor_ratio(self) -> float:
+        """In processor time, which other work on the machine disturbs less."""
+        mine, theirs = self.ours, self.schnetpack
+        return mine.frames_per_processor_second / theirs.frames_per_processor_second
+
+    @property
+    def ratio(self) -> float:
+        return self.ours.frames_per_second / self.schnetpack.frames_per_second
+
+
+def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
+    """Measure both in turns; `folder` takes SchNetPack's copy of the data.
+
+    Raises
+    ------
+    ValueError
+        If the data has no forces or too few frames for one batch.
+    """
+    dataset = Dataset(setting.dataset)
+    frames = _whole_batches(setting, dataset)
+    database = folder / f"{Path(setting.dataset).stem}.db"
+    if not database.exists():
+        _write_database(dataset, database)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, spawn) as theirs,
+        ProcessPoolExecutor(1, spawn) as ours,
+    ):
+        difference = theirs.submit(force_difference, setting).result()
+        speeds: dict[Callable[..., Speed], list[Speed]] = {train_theirs: [], train_ours: []}
+        for _ in range(rounds):
+            speeds[train_theirs].append(
+                theirs.submit(train_theirs, setting, frames, database).result()
+            )
+            speeds[train_ours].append(ours.submit(train_ours, setting, frames).result())
+    return Comparison(_best(speeds[train_theirs]), _best(speeds[train_ours]), difference)
+
+
+def train_ours(setting: Setting, frames: int) -> Speed:
+    """A round of the force stage on the first `frames` frames."""
+    torch.set_num_threads(setting.threads)
+    device = torch.device(setting.device)
+    resident = ResidentFrames(
+        Dataset(setting.dataset), range(frames), setting.arguments["cutoff"], device
+    )
+    check_labels(resident, ("forces",), setting.dataset)
+    potential = new_potential(setting)
+    freeze_energy_shifts(potential)
+    resident.keep_springs()
+    options = ForceStageOptions(batch_size=setting.batch_size)
+    force_unit = rms(resident.forces)
+    assert force_unit is not None
+    stage = ForceStage(potential, options, force_unit)
+    loader = batch_loader(resident, EpochBatches(frames, setting.batch_size, 0))
+    average = WeightAverage(options.ema_decay)
+    return _timed(setting, stage, [average], options.gradient_clip, train_dataloaders=loader)
+
+
+def train_theirs(setting: Setting, frames: int, database: Path) -> Speed:
+    """A round of SchNetPack's task on the same frames."""
+    torch.set_num_threads(setting.threads)
+    logging.getLogger().setLevel(logging.WARNING)
+    os.chdir(database.parent)  # its data module leaves a lock in the working folder
+    import schnetpack as spk
+    import torchmetrics
+    from schnetpack import transform
+
+    split = database.with_name(f"{database.stem}-{frames}.npz")
+    indices = np.arange(frames)
+    np.savez(split, train_idx=indices, val_idx=indices[:1], test_idx=indices[:0])
+    data = spk.data.AtomsDataModule(
+        str(database),
+        batch_size=setting.batch_size,
+        num_train=frames,
+        num_val=1,
+        split_file=str(split),
+        load_properties=["forces"],
+        transforms=[
+            transform.SubtractCenterOfMass(),
+            transform.MatScipyNeighborList(cutoff=setting.arguments["cutoff"]),
+            transform.CastTo32(),
+        ],
+        num_workers=setting.workers,
+        pin_memory=setting.device != "cpu",
+    )
+    output = spk.task.ModelOutput(
+        name="forces",
+        loss_fn=torch.nn.MSELoss(),
+        metrics={
+            "mae": torchmetrics.MeanAbsoluteError(),
+            "rmse": torchmetrics.MeanSquaredError(squared=False),
+        },
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning on how SchNetPack stores its arguments
+        task = spk.task.AtomisticTask(
+            schnetpack_model(new_potential(setting)),
+            outputs=[output],
+            optimizer_cls=torch.optim.AdamW,
+            optimizer_args={"lr": 1e-3, "weight_decay": 0.0},
+        )
+    return _timed(setting, task, [], None, datamodule=data)
+
+
+def new_potential(setting: Setting) -> Potential:
+    """The architecture of the comparison with the same random weights each time."""
+    torch.manual_seed(0)
+    return Potential(build_backbone(setting.backbone, setting.arguments))
+
+
+def schnetpack_model(potential: Potential) -> Any:
+    """The potential's network, without its bias, as SchNetPack's own model with forces."""
+    import schnetpack as spk
+
+    backbone = potential.backbone
+    assert isinstance(backbone, SchNetPackBackbone)
+    readout = spk.atomistic.Atomwise(n_in=backbone.arguments["features"], output_key="energy")
+    readout.outnet.load_state_dict(backbone.readout.state_dict())
+    return spk.model.NeuralNetworkPotential(
+        representation=backbone.representation,
+        input_modules=[spk.atomistic.PairwiseDistances()],
+        output_modules=[readout, spk.atomistic.Forces()],
+    )
+
+
+def force_difference(setting: Setting) -> float:
+    """Largest difference between the forces that both train on, of one frame, in eV/Å."""
+    torch.set_num_threads(setting.threads)
+    potential = new_potential(setting).double()
+    graph = (
+        ResidentFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
+    )
+    ours = Potential(fused_form(potential.backbone)).evaluate(graph, ["forces"])["forces"]
+    model = schnetpack_model(potential).double().eval()
+    centre, neighbour = graph.edge_index
+    theirs = model(
+        {
+            "_atomic_numbers": graph.numbers,
+            "_positions": graph.positions,
+            "_idx_i": centre,
+            "_idx_j": neighbour,
+            "_offsets": torch.zeros(len(centre), 3, dtype=torch.float64),
+            "_idx_m": graph.batch,
+            "_n_atoms": torch.tensor([len(graph.numbers)]),
+        }
+    )["forces"]
+    return float((ours - theirs).abs().max())
+
+
+class _Clock(pl.Callback):
+    """Time of all steps after the first few."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._done = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._done += 1
+        if self._done == self._setting.warmup:
+            self.begin = self._now()
+        if self._done == self._setting.warmup + self._setting.steps:
+            self.seconds, self.processor_seconds = (
+                end - begin for begin, end in zip(self.begin, self._now(), strict=True)
+            )
+
+    def _now(self) -> tuple[float, float]:
+        if self._setting.device != "cpu":
+            torch.cuda.synchronize(self._setting.device)
+        return time.perf_counter(), time.process_time()
+
+
+def _timed(
+    setting: Setting,
+    module: pl.LightningModule,
+    callbacks: list[pl.Callback],
+    clip: float | None,
+    **data: Any,
+) -> Speed:
+    """Fit without validation, checkpoints and loggers."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    device = torch.device(setting.device)
+    clock = _Clock(setting)
+    trainer = pl.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        max_epochs=-1,
+        max_steps=setting.warmup + setting.steps,
+        callbacks=[*callbacks, clock],
+        gradient_clip_val=clip,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, **data)
+    frames = setting.steps * setting.batch_size
+    return Speed(frames / clock.seconds, frames / clock.processor_seconds, _memory(device))
+
+
+def _memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 1e6 if sys.platform == "darwin" else largest / 1e3
+
+
+def _best(speeds: list[Speed]) -> Speed:
+    """The least disturbed round by either clock, and the largest memory."""
+    return Speed(
+        max(speed.frames_per_second for speed in speeds),
+        max(speed.frames_per_processor_second for speed in speeds),
+        max(speed.memory for speed in speeds),
+    )
+
+
+def _whole_batches(setting: Setting, dataset: Dataset) -> int:
+    frames = len(dataset) // setting.batch_size * setting.batch_size
+    if frames == 0:
+        raise ValueError(
+            f"{setting.dataset}: has {len(dataset)} frames, fewer than one batch of "
+            f"{setting.batch_size}"
+        )
+    if not dataset.has("forces"):
+        raise ValueError(f"{setting.dataset}: has no forces")
+    return frames
+
+
+def _write_database(dataset: Dataset, path: Path) -> None:
+    import schnetpack as spk
+
+    database = spk.data.ASEAtomsData.create(
+        str(path), distance_unit="Ang", property_unit_dict={"forces": "eV/Ang"}
+    )
+    frames = [dataset[k] for k in range(len(dataset))]
+    database.add_systems(
+        [{"forces": frame.forces} for frame in frames], [frame.atoms() for frame in frames]
+    )

@@ -1,0 +1,278 @@
+"""Frames as tensors that stay on the training device, with their neighbour lists.
+
+Batches are gathered by index on the device: no worker processes, no copies, no host
+synchronisation. Molecules of one kind share one list of all pairs; other structures get their
+lists once, when the frames are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from ase_biasgrad.data.dataset import Dataset, Group
+from ase_biasgrad.graph import AtomGraph, forward_edges
+from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
+from ase_biasgrad.training.elastic import Springs, springs_from, springs_of
+
+# of the elastic networks of all frames
+MEMORY_FOR_FACTORS = 2**28  # bytes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A graph of `b` structures and what it should give; labels not in the data are None."""
+
+    graph: AtomGraph
+    energy: Tensor | None  # (b,) float64 eV
+    forces: Tensor | None  # (n, 3) float64 eV/Å
+    stress: Tensor | None  # (b, 6) float64 eV/Å³, NaN for structures without
+    counts: Tensor  # (b,) int64, atoms of each structure
+    largest: int  # the most of them
+    springs: Springs | None = None  # where they have been made already
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of several lists one after another; list k is rows start[k] : start[k] + count[k].
+
+    `start` and `count` live on the CPU too, so that sizes are known without asking the device.
+    """
+
+    start: np.ndarray  # (lists,)
+    count: np.ndarray  # (lists,)
+
+    @classmethod
+    def of(cls, lists: Sequence[Sized]) -> Ragged:
+        """For these lists one after another."""
+        count = np.array([len(rows) for rows in lists], np.int64)
+        return cls(np.cumsum(count) - count, count)
+
+    def rows(self, lists: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows of `lists` `(r,)`, and the place in `lists` that each row belongs to `(r,)`."""
+        count = self.count[lists]
+        owner = np.repeat(np.arange(len(lists)), count)
+        first = np.cumsum(count) - count
+        rows = np.arange(len(owner)) + np.repeat(self.start[lists] - first, count)
+        return _to(rows, device), _to(owner, device)
+
+
+class ResidentFrames(TorchDataset[Batch]):
+    """All frames of a dataset, or some of them, ready to be batched on one device.
+
+    Parameters
+    ----------
+    dataset
+        Where the frames come from.
+    frames
+        Indices into it; frame k of this object is `dataset[frames[k]]`.
+    cutoff
+        Range of the neighbour lists in Å.
+    device
+        Where the tensors live.
+    progress
+        Show a bar while neighbour lists are made.
+
+    Raises
+    ------
+    ase_biasgrad.data.dataset.DataError
+        If a frame cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        frames: Sequence[int] | np.ndarray,
+        cutoff: float,
+        device: torch.device | str = "cpu",
+        progress: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.frames = np.asarray(frames, np.int64)
+        parts = list(_parts(dataset, self.frames))
+        order = np.argsort(np.concatenate([part.places for part in parts]), kind="stable")
+        counts = np.concatenate([np.full(len(p.places), len(p.numbers)) for p in parts])[order]
+        atom_order = _block_order([(len(p.places), len(p.numbers)) for p in parts], order)
+        self._atoms = Ragged(np.cumsum(counts) - counts, counts)
+
+        def per_frame(values: Iterable[np.ndarray]) -> Tensor:
+            return _to(np.concatenate(list(values))[order], self.device)
+
+        def per_atom(values: Iterable[np.ndarray]) -> Tensor:
+            return _to(np.concatenate(list(values))[atom_order], self.device)
+
+        self.numbers = per_atom(np.tile(p.numbers, len(p.places)) for p in parts).long()
+        self.positions = per_atom(p.positions.reshape(-1, 3) for p in parts)
+        self.cell = per_frame(p.cell for p in parts)
+        self.pbc = per_frame(p.pbc for p in parts)
+        self.energy = per_frame(p.energy for p in parts) if dataset.has("energy") else None
+        self.forces = (
+            per_atom(p.forces.reshape(-1, 3) for p in parts) if dataset.has("forces") else None
+        )
+        self.stress = per_frame(p.stress for p in parts) if dataset.has("stress") else None
+        self._make_edges(cutoff, progress)
+        self._factors: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def keep_springs(self, most: int = MEMORY_FOR_FACTORS) -> None:
+        """Factorise the elastic networks of all frames now instead of in every epoch.
+
+        Batches then bring their `Springs`. Nothing is done where that takes more than `most` bytes.
+        """
+        largest = int(self.atom_counts.max(initial=0))
+        if len(self) * (3 * largest) ** 2 * 8 > most:
+            return
+        chunks = [np.arange(k, min(k + 64, len(self))) for k in range(0, len(self), 64)]
+        batches = [self.batch(places) for places in chunks]
+        self._factors = torch.cat(
+            [springs_of(batch.graph, batch.counts, largest).factor for batch in batches]
+        )
+
+    @property
+    def atom_counts(self) -> np.ndarray:
+        """Atoms of each frame, `(m,)`."""
+        return self._atoms.count
+
+    def compositions(self) -> np.ndarray:
+        """Atoms of each element in each frame, `(m, N_ELEMENTS)` int64."""
+        from ase_biasgrad.bias import composition_counts
+
+        batch = torch.from_numpy(np.repeat(np.arange(len(self)), self.atom_counts))
+        return composition_counts(self.numbers.cpu(), batch, len(self)).numpy()
+
+    def batch(self, places: Sequence[int] | np.ndarray) -> Batch:
+        """The frames at `places` (positions in this object, not in the dataset) as one batch."""
+        places = np.asarray(places, np.int64)
+        atoms, owner = self._atoms.rows(places, self.device)
+        lists = self._edge_list[places]
+        edges, edge_owner = self._edges.rows(lists, self.device)
+        forward, forward_owner = self._forward.rows(lists, self.device)
+        count = self._atoms.count[places]
+        first_atom = _to(np.cumsum(count) - count, self.device)
+        edge_count = self._edges.count[lists]
+        first_edge = _to(np.cumsum(edge_count) - edge_count, self.device)
+        index = _to(places, self.device)
+        graph = AtomGraph(
+            positions=self.positions[atoms],
+            numbers=self.numbers[atoms],
+            cell=self.cell[index],
+            pbc=self.pbc[index],
+            edge_index=self._edge_index[:, edges] + first_atom[edge_owner],
+            edge_shift=self._edge_shift[edges],
+            batch=owner,
+            forward=self._forward_edges[forward] + first_edge[forward_owner],
+        )
+        counts = _to(count, self.device)
+        springs = None
+        if self._factors is not None:
+            rows = 3 * int(count.max(initial=0))
+            springs = springs_from(self._factors[index, :rows, :rows], owner, counts)
+        return Batch(
+            graph,
+            energy=None if self.energy is None else self.energy[index],
+            forces=None if self.forces is None else self.forces[atoms],
+            stress=None if self.stress is None else self.stress[index],
+            counts=counts,
+            largest=int(count.max(initial=0)),
+            springs=springs,
+        )
+
+    def __getitem__(self, places: Sequence[int]) -> Batch:
+        return self.batch(np.asarray(places))
+
+    def _make_edges(self, cutoff: float, progress: bool) -> None:
+        positions, cells = self.positions.cpu().numpy(), self.cell.cpu().numpy()
+        pbc = self.pbc.cpu().numpy()
+        lists: list[Edges] = []
+        shared: dict[int, int] = {}  # atoms of a small molecule → its list of all pairs
+        self._edge_list = np.zeros(len(self), np.int64)
+        frames = tqdm(range(len(self)), "neighbour lists", disable=not progress, leave=False)
+        for frame in frames:
+            start, count = self._atoms.start[frame], self._atoms.count[frame]
+            is_molecule = not pbc[frame].any() and count <= ALL_PAIRS_UP_TO
+            if not is_molecule:
+                self._edge_list[frame] = len(lists)
+                atoms = positions[start : start + count]
+                lists.append(pairs_within(atoms, cells[frame], pbc[frame], cutoff))
+                continue
+            if count not in shared:
+                shared[count] = len(lists)
+                lists.append(all_pairs(count))
+            self._edge_list[frame] = shared[count]
+        self._edges = Ragged.of(lists)
+        joined = [np.stack([edges.centre, edges.neighbour]).astype(np.int64) for edges in lists]
+        self._edge_index = _to(np.concatenate(joined, axis=1), self.device)
+        shifts = [edges.shift.astype(np.int32) for edges in lists]
+        self._edge_shift = _to(np.concatenate(shifts), self.device)
+        forward = [
+            forward_edges(torch.from_numpy(index), torch.from_numpy(shift), periodic=True).numpy()
+            for index, shift in zip(joined, shifts, strict=True)
+        ]
+        self._forward = Ragged.of(forward)
+        self._forward_edges = _to(np.concatenate(forward), self.device)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Frames of one group of the dataset, and their places among the frames asked for."""
+
+    places: np.ndarray  # (k,)
+    numbers: np.ndarray  # (atoms,)
+    positions: np.ndarray  # (k, atoms, 3)
+    cell: np.ndarray  # (k, 3, 3)
+    pbc: np.ndarray  # (k, 3)
+    energy: np.ndarray  # (k,)
+    forces: np.ndarray  # (k, atoms, 3)
+    stress: np.ndarray  # (k, 6)
+
+
+def _parts(dataset: Dataset, frames: np.ndarray) -> Iterable[_Part]:
+    for group in dataset.groups():
+        place_of = np.full(len(dataset), -1, np.int64)
+        place_of[group.index] = np.arange(len(group.index))
+        places = np.flatnonzero(place_of[frames] >= 0)
+        if len(places):
+            yield _part(group, places, place_of[frames[places]])
+
+
+def _part(group: Group, places: np.ndarray, rows: np.ndarray) -> _Part:
+    k, n = len(rows), len(group.numbers)
+
+    def read(name: str, shape: tuple[int, ...], missing: float) -> np.ndarray:
+        values = group.read(name, rows)
+        return np.full((k, *shape), missing) if values is None else values
+
+    return _Part(
+        places,
+        group.numbers,
+        read("positions", (n, 3), np.nan),
+        read("cell", (3, 3), 0.0),
+        read("pbc", (3,), 0.0).astype(bool),
+        read("energy", (), np.nan),
+        read("forces", (n, 3), np.nan),
+        read("stress", (6,), np.nan),
+    )
+
+
+def _block_order(blocks: Sequence[tuple[int, int]], order: np.ndarray) -> np.ndarray:
+    """Order of atoms that follows `order` of frames, for blocks of (frames, atoms per frame)."""
+    counts = np.concatenate([np.full(frames, atoms) for frames, atoms in blocks])
+    start = np.cumsum(counts) - counts
+    ordered = counts[order]
+    first = np.cumsum(ordered) - ordered
+    return np.arange(counts.sum()) + np.repeat(start[order] - first, ordered)
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
