@@ -1,7 +1,10 @@
-"""SchNetPack's models as potentials of ours, energies and forces unchanged."""
+"""SchNetPack's models as potentials of ours and back, energies and forces unchanged."""
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 
 from ase_biasgrad.backbones import PaiNN, SchNet
-from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone, import_schnetpack
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.units import energy_unit, length_unit
 
@@ -136,3 +139,53 @@ def _add_offsets(model: Any, potential: Potential, factor: float) -> None:
             for z in potential.elements
         }
         potential.bias.add_per_element(energies)
+
+
+def schnetpack_model(backbone: SchNetPackBackbone) -> nn.Module:
+    """The same network as a SchNetPack model with forces, on weights of its own; energies in eV."""
+    import_schnetpack()
+    import schnetpack as spk
+    import schnetpack.nn as layers
+
+    options = backbone.arguments
+    radial = {"gaussian": layers.GaussianRBF, "bessel": layers.BesselRBF}[options["radial_basis"]]
+    envelope = {"cosine": layers.CosineCutoff, "mollifier": layers.MollifierCutoff}
+    kind = {"schnet": spk.representation.SchNet, "painn": spk.representation.PaiNN}[backbone.name]
+    representation = kind(
+        n_atom_basis=options["features"],
+        n_interactions=options["interactions"],
+        radial_basis=radial(options["radial_functions"], cutoff=backbone.cutoff),
+        cutoff_fn=envelope[options["cutoff_function"]](backbone.cutoff),
+    )
+    dtype = backbone.readout[-1].weight.dtype
+    representation.to(dtype).load_state_dict(backbone.representation.state_dict())
+    readout = spk.atomistic.Atomwise(
+        n_in=options["features"], output_key="energy", n_layers=options["readout_layers"]
+    )
+    readout.to(dtype).outnet.load_state_dict(backbone.readout.state_dict())
+    with torch.no_grad():  # its readout has no energy unit of its own
+        readout.outnet[-1].weight *= backbone.scale
+        readout.outnet[-1].bias *= backbone.scale
+    return spk.model.NeuralNetworkPotential(
+        representation=representation,
+        input_modules=[spk.atomistic.PairwiseDistances()],
+        output_modules=[readout, spk.atomistic.Forces()],
+    )
+
+
+def import_schnetpack() -> None:
+    """Import SchNetPack, and undo what its import does to the process.
+
+    SchNetPack 2.1 sets up the root logger, and Lightning, which it loads, an environment variable.
+    """
+    if "schnetpack" in sys.modules:
+        return
+    root, environment = logging.getLogger(), dict(os.environ)
+    handlers, level = list(root.handlers), root.level
+    try:
+        import schnetpack  # noqa: F401 (for its side effects, here and not later)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]

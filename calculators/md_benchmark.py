@@ -23,8 +23,9 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.backbones import Backbone, build_backbone
-from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone, import_schnetpack
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
+from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.potential import Potential
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -97,25 +98,10 @@ def calculator(backbone: Backbone, **arguments: Any) -> BiasGradCalculator:
 def schnetpack_calculator(backbone: Backbone, device: str = "cpu") -> Calculator:
     """SchNetPack's `SpkCalculator` with the same weights, energies in eV."""
     assert isinstance(backbone, SchNetPackBackbone)
-    import_schnetpack()
-    from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
+    model = schnetpack_model(backbone)
     from schnetpack.interfaces import SpkCalculator
-    from schnetpack.model import NeuralNetworkPotential
     from schnetpack.transform import MatScipyNeighborList
 
-    features, scale = backbone.arguments["features"], backbone.scale
-    readout = Atomwise(
-        n_in=features, output_key="energy", n_layers=backbone.arguments["readout_layers"]
-    )
-    readout.outnet.load_state_dict(backbone.readout.state_dict())
-    with torch.no_grad():  # its readout has no energy unit of its own
-        readout.outnet[-1].weight *= scale
-        readout.outnet[-1].bias *= scale
-    model = NeuralNetworkPotential(
-        representation=backbone.representation,
-        input_modules=[PairwiseDistances()],
-        output_modules=[readout, Forces()],
-    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         torch.save(model, path)

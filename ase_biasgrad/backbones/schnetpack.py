@@ -1,17 +1,35 @@
-"""SchNet and PaiNN: SchNetPack's own representations behind the `Backbone` interface."""
+"""SchNet and PaiNN, written out in plain torch.
+
+Parameters have the names they have in SchNetPack, whose models come in unchanged
+(`ase_biasgrad.convert`); `tests/core/backbones/test_schnetpack.py` compares the two.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
+from ase_biasgrad.backbones.radial import (
+    BesselRBF,
+    CosineCutoff,
+    Dense,
+    GaussianRBF,
+    MollifierCutoff,
+    halving_readout,
+    shifted_softplus,
+)
 from ase_biasgrad.graph import AtomGraph
+
+RADIAL_BASES: dict[str, type[nn.Module]] = {"gaussian": GaussianRBF, "bessel": BesselRBF}
+CUTOFF_FUNCTIONS: dict[str, type[nn.Module]] = {
+    "cosine": CosineCutoff,
+    "mollifier": MollifierCutoff,
+}
+N_EMBEDDED = 100  # elements up to fermium, as SchNetPack has them
 
 
 class SchNetPackBackbone(ReadoutBackbone):
@@ -66,23 +84,19 @@ class SchNetPackBackbone(ReadoutBackbone):
             self.arguments,
             ("features", "interactions", "cutoff", "radial_functions", "readout_layers"),
         )
-        import_schnetpack()
-        import schnetpack.nn as spk
-
-        radial = {"gaussian": spk.GaussianRBF, "bessel": spk.BesselRBF}
-        envelope = {"cosine": spk.CosineCutoff, "mollifier": spk.MollifierCutoff}
         self.cutoff = float(cutoff)
         self.scale = float(scale)
-        self.representation = self._representation(
-            features,
-            interactions,
-            _choose("radial_basis", radial_basis, radial)(radial_functions, cutoff=cutoff),
-            _choose("cutoff_function", cutoff_function, envelope)(cutoff),
-        )
-        self.readout = spk.build_mlp(
-            n_in=features, n_out=1, n_layers=readout_layers, activation=torch.nn.functional.silu
-        )
-        nn.init.zeros_(self.readout[-1].bias)
+        radial = _choose("radial_basis", radial_basis, RADIAL_BASES)(radial_functions, cutoff)
+        envelope = _choose("cutoff_function", cutoff_function, CUTOFF_FUNCTIONS)(cutoff)
+        self.representation = self.layers(features, interactions, radial, envelope)
+        self.readout = halving_readout(features, readout_layers)
+
+    @staticmethod
+    def layers(
+        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
+    ) -> nn.Module:
+        """The layers before the readout: `(n, features)` of numbers `(n,)`, edges and vectors."""
+        raise NotImplementedError
 
     @property
     def sampled_functions(self) -> int:
@@ -90,30 +104,11 @@ class SchNetPackBackbone(ReadoutBackbone):
         count = self.arguments["radial_functions"]
         return self._per_bessel * count if self.arguments["radial_basis"] == "bessel" else count
 
-    def _representation(
-        self, features: int, interactions: int, radial_basis: nn.Module, envelope: nn.Module
-    ) -> nn.Module:
-        raise NotImplementedError
-
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
-        import schnetpack.properties as keys
-
-        centre, neighbour = graph.edge_index
-        dtype = self.readout[-1].weight.dtype
-        output = self.representation(
-            {
-                keys.Z: graph.numbers,
-                keys.Rij: graph.edge_vectors().to(dtype),
-                keys.idx_i: centre,
-                keys.idx_j: neighbour,
-            }
-        )
-        return self.scale * self.readout(output["scalar_representation"]).squeeze(-1)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # unpickling loads SchNetPack's modules: import it in our own way before
-        return _blank, (type(self),), self.__dict__
+        vectors = graph.edge_vectors().to(self.readout[-1].weight.dtype)  # (e, 3)
+        features = self.representation(graph.numbers, *graph.edge_index, vectors)  # (n, f)
+        return self.scale * self.readout(features).squeeze(-1)
 
 
 class SchNet(SchNetPackBackbone):
@@ -125,17 +120,55 @@ class SchNet(SchNetPackBackbone):
     def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
         super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)
 
-    def _representation(
-        self, features: int, interactions: int, radial_basis: nn.Module, envelope: nn.Module
+    @staticmethod
+    def layers(
+        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
     ) -> nn.Module:
-        import schnetpack.representation as spk
+        """See `SchNetPackBackbone`."""
+        return SchNetLayers(features, interactions, radial_basis, cutoff_fn)
 
-        return spk.SchNet(
-            n_atom_basis=features,
-            n_interactions=interactions,
-            radial_basis=radial_basis,
-            cutoff_fn=envelope,
+
+class SchNetLayers(nn.Module):
+    """x_i ← x_i + f2out(Σ_j W(r_ij) ∘ in2f(x_j)), once for each interaction."""
+
+    def __init__(
+        self, features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
+    ) -> None:
+        super().__init__()
+        self.radial_basis, self.cutoff_fn = radial_basis, cutoff_fn
+        self.embedding = nn.Embedding(N_EMBEDDED, features)
+        self.interactions = nn.ModuleList(
+            SchNetInteraction(features, radial_basis.n_rbf) for _ in range(interactions)
         )
+
+    def forward(self, numbers: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        """Features `(n, f)` of atoms from edges i to j `(e,)` along vectors `(e, 3)`."""
+        distances = torch.norm(vectors, dim=1)  # (e,)
+        basis, envelope = self.radial_basis(distances), self.cutoff_fn(distances)
+        x = self.embedding(numbers)
+        for interaction in self.interactions:
+            x = x + interaction(x, i, j, basis, envelope)
+        return x
+
+
+class SchNetInteraction(nn.Module):
+    """f2out(Σ_j W(r_ij) ∘ in2f(x_j)) with filters W from the radial basis."""
+
+    def __init__(self, features: int, radial_functions: int) -> None:
+        super().__init__()
+        self.in2f = Dense(features, features, bias=False)
+        self.f2out = nn.Sequential(
+            Dense(features, features, shifted_softplus), Dense(features, features)
+        )
+        self.filter_network = nn.Sequential(
+            Dense(radial_functions, features, shifted_softplus), Dense(features, features)
+        )
+
+    def forward(self, x: Tensor, i: Tensor, j: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
+        """`(n, f)` of features x `(n, f)`, radial basis `(e, k)`, cutoff function `(e,)`."""
+        filters = self.filter_network(basis) * envelope[:, None]  # (e, f)
+        sent = self.in2f(x)[j] * filters
+        return self.f2out(torch.zeros_like(x).index_add(0, i, sent))
 
 
 class PaiNN(SchNetPackBackbone):
@@ -143,44 +176,82 @@ class PaiNN(SchNetPackBackbone):
 
     name: ClassVar[str] = "painn"
 
-    def _representation(
-        self, features: int, interactions: int, radial_basis: nn.Module, envelope: nn.Module
+    @staticmethod
+    def layers(
+        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
     ) -> nn.Module:
-        import schnetpack.representation as spk
+        """See `SchNetPackBackbone`."""
+        return PaiNNLayers(features, interactions, radial_basis, cutoff_fn)
 
-        return spk.PaiNN(
-            n_atom_basis=features,
-            n_interactions=interactions,
-            radial_basis=radial_basis,
-            cutoff_fn=envelope,
+
+class PaiNNLayers(nn.Module):
+    """Messages and mixing of scalars q `(n, 1, f)` and vectors μ `(n, 3, f)`, in turn."""
+
+    def __init__(
+        self, features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
+    ) -> None:
+        super().__init__()
+        self.radial_basis, self.cutoff_fn = radial_basis, cutoff_fn
+        self.embedding = nn.Embedding(N_EMBEDDED, features)
+        self.filter_net = Dense(radial_basis.n_rbf, 3 * interactions * features)
+        self.interactions = nn.ModuleList(PaiNNInteraction(features) for _ in range(interactions))
+        self.mixing = nn.ModuleList(PaiNNMixing(features) for _ in range(interactions))
+
+    def forward(self, numbers: Tensor, i: Tensor, j: Tensor, vectors: Tensor) -> Tensor:
+        """Scalar features `(n, f)` from edges i to j `(e,)` along vectors `(e, 3)`."""
+        distances = torch.norm(vectors, dim=1, keepdim=True)  # (e, 1)
+        directions = (vectors / distances)[..., None]  # (e, 3, 1)
+        filters = self.filter_net(self.radial_basis(distances))  # (e, 1, 3 f interactions)
+        filters = filters * self.cutoff_fn(distances)[..., None]
+        q = self.embedding(numbers).unsqueeze(1)
+        mu = q.new_zeros((len(q), 3, q.shape[2]))
+        parts = filters.chunk(len(self.interactions), dim=-1)
+        for interaction, mixing, w in zip(self.interactions, self.mixing, parts, strict=True):
+            q, mu = mixing(*interaction(q, mu, i, j, w, directions))
+        return q.squeeze(1)
+
+
+class PaiNNInteraction(nn.Module):
+    """q_i += Σ_j a⁰, μ_i += Σ_j a¹ r̂_ij + a² μ_j with a = W(r_ij) ∘ context(q_j)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.interatomic_context_net = nn.Sequential(
+            Dense(features, features, silu), Dense(features, 3 * features)
         )
 
+    def forward(
+        self, q: Tensor, mu: Tensor, i: Tensor, j: Tensor, filters: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """q and μ after the messages."""
+        scalar, radial, factor = (filters * self.interatomic_context_net(q)[j]).chunk(3, dim=-1)
+        vector = radial * directions + factor * mu[j]  # (e, 3, f)
+        return q.index_add(0, i, scalar), mu.index_add(0, i, vector)
 
-def _choose(argument: str, value: str, choices: dict[str, Any]) -> Any:
+
+class PaiNNMixing(nn.Module):
+    """q += a⁰ + a² V·W, μ += a¹ W with a = context(q, |V|), where V and W are linear in μ."""
+
+    epsilon: ClassVar[float] = 1e-8  # under the root of |V|
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.intraatomic_context_net = nn.Sequential(
+            Dense(2 * features, features, silu), Dense(features, 3 * features)
+        )
+        self.mu_channel_mix = Dense(features, 2 * features, bias=False)
+
+    def forward(self, q: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """q and μ after the mixing."""
+        v, w = self.mu_channel_mix(mu).chunk(2, dim=-1)  # (n, 3, f)
+        norm = torch.sqrt(v.square().sum(dim=1, keepdim=True) + self.epsilon)
+        scalar, vector, product = self.intraatomic_context_net(torch.cat([q, norm], -1)).chunk(
+            3, -1
+        )
+        return q + scalar + product * (v * w).sum(dim=1, keepdim=True), mu + vector * w
+
+
+def _choose(argument: str, value: str, choices: dict[str, type[nn.Module]]) -> type[nn.Module]:
     if value not in choices:
         raise ValueError(f"{argument}={value!r} is unknown; choose from {sorted(choices)}")
     return choices[value]
-
-
-def _blank(cls: type[SchNetPackBackbone]) -> SchNetPackBackbone:
-    """A backbone that waits for its state."""
-    import_schnetpack()
-    return cls.__new__(cls)
-
-
-def import_schnetpack() -> None:
-    """Import SchNetPack, and undo what its import does to the process.
-
-    SchNetPack 2.1 sets up the root logger, and Lightning, which it loads, an environment variable.
-    """
-    if "schnetpack" in sys.modules:
-        return
-    root, environment = logging.getLogger(), dict(os.environ)
-    handlers, level = list(root.handlers), root.level
-    try:
-        import schnetpack  # noqa: F401 (for its side effects, here and not later)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]

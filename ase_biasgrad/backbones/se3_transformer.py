@@ -7,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ase_biasgrad.backbones.base import ReadoutBackbone
-from ase_biasgrad.backbones.schnetpack import import_schnetpack
 from ase_biasgrad.graph import AtomGraph
 
 
@@ -78,9 +77,7 @@ class SE3TransformerBackbone(ReadoutBackbone):
         }
         if layers < 1:
             raise ValueError(f"layers={layers}: there must be at least one")
-        import_schnetpack()
-        from schnetpack.nn import BesselRBF
-
+        from ase_biasgrad.backbones.radial import BesselRBF
         from ase_biasgrad.se3_transformer.attention import AttentionBlock
         from ase_biasgrad.se3_transformer.convolution import KernelOptions
         from ase_biasgrad.se3_transformer.fibers import uniform_fiber

@@ -26,7 +26,7 @@ import pytorch_lightning as pl
 import torch
 
 from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
+from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
@@ -176,7 +176,7 @@ def train_theirs(setting: Setting, frames: int, database: Path) -> Speed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning on how SchNetPack stores its arguments
         task = spk.task.AtomisticTask(
-            schnetpack_model(new_potential(setting)),
+            schnetpack_model(new_potential(setting).backbone),
             outputs=[output],
             optimizer_cls=torch.optim.AdamW,
             optimizer_args={"lr": 1e-3, "weight_decay": 0.0},
@@ -190,21 +190,6 @@ def new_potential(setting: Setting) -> Potential:
     return Potential(build_backbone(setting.backbone, setting.arguments))
 
 
-def schnetpack_model(potential: Potential) -> Any:
-    """The potential's network, without its bias, as SchNetPack's own model with forces."""
-    import schnetpack as spk
-
-    backbone = potential.backbone
-    assert isinstance(backbone, SchNetPackBackbone)
-    readout = spk.atomistic.Atomwise(n_in=backbone.arguments["features"], output_key="energy")
-    readout.outnet.load_state_dict(backbone.readout.state_dict())
-    return spk.model.NeuralNetworkPotential(
-        representation=backbone.representation,
-        input_modules=[spk.atomistic.PairwiseDistances()],
-        output_modules=[readout, spk.atomistic.Forces()],
-    )
-
-
 def force_difference(setting: Setting) -> float:
     """Largest difference between the forces that both train on, of one frame, in eV/Å."""
     torch.set_num_threads(setting.threads)
@@ -213,7 +198,7 @@ def force_difference(setting: Setting) -> float:
         ResidentFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
     )
     ours = Potential(fused_form(potential.backbone)).evaluate(graph, ["forces"])["forces"]
-    model = schnetpack_model(potential).double().eval()
+    model = schnetpack_model(potential.backbone).double().eval()
     centre, neighbour = graph.edge_index
     theirs = model(
         {
