@@ -1,24 +1,55 @@
 """Interatomic potentials trained on forces, given their energy by a bias, run in ASE.
 
-Importing this package loads neither torch nor ASE's calculators; `BiasGradCalculator` is
-resolved on first use.
+Importing this package loads neither torch nor ASE's calculators: names are resolved on first use.
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ase_biasgrad.backbones import build_backbone
+    from ase_biasgrad.bias import Bias
     from ase_biasgrad.calculators import BiasGradCalculator
+    from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
+    from ase_biasgrad.convert import convert_schnetpack
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.data.importers import ImportOptions, import_files
+    from ase_biasgrad.data.sampling import sample
+    from ase_biasgrad.data.writer import DatasetWriter
+    from ase_biasgrad.potential import Potential
 
-__all__ = ["BiasGradCalculator", "__version__"]
+__version__ = version("ase-biasgrad")
+__all__ = [
+    "Bias",
+    "BiasGradCalculator",
+    "Dataset",
+    "DatasetWriter",
+    "ImportOptions",
+    "Potential",
+    "build_backbone",
+    "convert_schnetpack",
+    "import_files",
+    "load_checkpoint",
+    "sample",
+    "save_checkpoint",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "BiasGradCalculator":
-        from ase_biasgrad.calculators import BiasGradCalculator
-
-        return BiasGradCalculator
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("ase-biasgrad")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Bias": "ase_biasgrad.bias",
+        "BiasGradCalculator": "ase_biasgrad.calculators",
+        "Dataset": "ase_biasgrad.data.dataset",
+        "DatasetWriter": "ase_biasgrad.data.writer",
+        "ImportOptions": "ase_biasgrad.data.importers",
+        "Potential": "ase_biasgrad.potential",
+        "build_backbone": "ase_biasgrad.backbones",
+        "convert_schnetpack": "ase_biasgrad.convert",
+        "import_files": "ase_biasgrad.data.importers",
+        "load_checkpoint": "ase_biasgrad.checkpoint",
+        "sample": "ase_biasgrad.data.sampling",
+        "save_checkpoint": "ase_biasgrad.checkpoint",
+    },
+)

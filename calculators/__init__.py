@@ -1,21 +1,30 @@
 """Potentials as ASE calculators. Importing this package loads no torch; making one does."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ase_biasgrad.calculators.calculator import BiasGradCalculator
+    from ase_biasgrad.calculators.ase_plugin import register
+    from ase_biasgrad.calculators.calculator import BiasGradCalculator, EnergyZeroWarning
+    from ase_biasgrad.calculators.charged_particles import ChargedParticles
     from ase_biasgrad.calculators.dense_calculator import DenseCalculator
 
-__all__ = ["BiasGradCalculator", "DenseCalculator"]
+__all__ = [
+    "BiasGradCalculator",
+    "ChargedParticles",
+    "DenseCalculator",
+    "EnergyZeroWarning",
+    "register",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "BiasGradCalculator":
-        from ase_biasgrad.calculators.calculator import BiasGradCalculator
-
-        return BiasGradCalculator
-    if name == "DenseCalculator":
-        from ase_biasgrad.calculators.dense_calculator import DenseCalculator
-
-        return DenseCalculator
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BiasGradCalculator": "ase_biasgrad.calculators.calculator",
+        "ChargedParticles": "ase_biasgrad.calculators.charged_particles",
+        "DenseCalculator": "ase_biasgrad.calculators.dense_calculator",
+        "EnergyZeroWarning": "ase_biasgrad.calculators.calculator",
+        "register": "ase_biasgrad.calculators.ase_plugin",
+    },
+)

@@ -1,1 +1,51 @@
-"""Everything that produces a checkpoint: the force stage, the bias stage, evaluation, reports."""
+"""Training of potentials: force stage, bias stage, evaluation. Names are resolved on first use."""
+
+from typing import TYPE_CHECKING
+
+from ase_biasgrad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, load_config
+    from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
+    from ase_biasgrad.training.evaluation.predict import predict
+    from ase_biasgrad.training.evaluation.report import write_report
+    from ase_biasgrad.training.frames.resident import ResidentFrames
+    from ase_biasgrad.training.run import TrainingResult, resume, train
+    from ase_biasgrad.training.stages.bias import fit_bias
+
+__all__ = [
+    "ConfigError",
+    "Report",
+    "ResidentFrames",
+    "TrainConfig",
+    "TrainingResult",
+    "config_from",
+    "evaluate",
+    "fit_bias",
+    "load_config",
+    "predict",
+    "resume",
+    "table",
+    "train",
+    "write_report",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ConfigError": "ase_biasgrad.training.config",
+        "Report": "ase_biasgrad.training.evaluation.evaluate",
+        "ResidentFrames": "ase_biasgrad.training.frames.resident",
+        "TrainConfig": "ase_biasgrad.training.config",
+        "TrainingResult": "ase_biasgrad.training.run",
+        "config_from": "ase_biasgrad.training.config",
+        "evaluate": "ase_biasgrad.training.evaluation.evaluate",
+        "fit_bias": "ase_biasgrad.training.stages.bias",
+        "load_config": "ase_biasgrad.training.config",
+        "predict": "ase_biasgrad.training.evaluation.predict",
+        "resume": "ase_biasgrad.training.run",
+        "table": "ase_biasgrad.training.evaluation.evaluate",
+        "train": "ase_biasgrad.training.run",
+        "write_report": "ase_biasgrad.training.evaluation.report",
+    },
+)

@@ -29,6 +29,13 @@ def main() -> None:
     """Entry point: errors that a user can cause end in one message and exit code 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        print(
+            f"biasgrad: this command needs the package {error.name}, which is not installed; "
+            "`pip install ase-biasgrad` installs everything",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"biasgrad: {error}", file=sys.stderr)
         sys.exit(1)

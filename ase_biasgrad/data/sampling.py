@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.data.writer import DatasetWriter
@@ -109,6 +108,8 @@ def sample(
     ase_biasgrad.data.dataset.DataError
         If the dynamics leave what the calculator can describe; no file is left behind.
     """
+    from tqdm import tqdm
+
     history = {"temperatures_K": list(temperatures), "timestep_fs": timestep, "seed": seed}
     with DatasetWriter(output, {**(provenance or {}), "langevin": history}) as writer:
         for k, temperature in enumerate(temperatures):
@@ -116,7 +117,9 @@ def sample(
                 atoms, calculator, temperature, timestep, friction, np.random.default_rng([seed, k])
             )
             dynamics.run(equilibration)
-            bar = tqdm(range(frames), f"{temperature:g} K", disable=not progress, leave=False)
+            bar = tqdm(
+                range(frames), f"{temperature:g} K", disable=None if progress else True, leave=False
+            )
             for frame in bar:
                 dynamics.run(interval)
                 _keep(moving, writer, f"frame {frame} at {temperature:g} K")
@@ -186,7 +189,7 @@ def starting_structure(name: str) -> Atoms:
 
     if Path(name).exists():
         try:
-            atoms = read(name)
+            atoms = read(name, do_not_split_by_at_sign=True)
         except Exception as error:
             # readers of ASE raise whatever their format makes them
             said = f"{type(error).__name__}: {error}"

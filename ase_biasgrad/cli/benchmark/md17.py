@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 
 def md17(
@@ -50,6 +49,8 @@ def md17(
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
     """Joint losses (energies centred) beside two stages with each bias fit, on test frames."""
+    import yaml
+
     from ase_biasgrad.machine import hardware, versions
     from ase_biasgrad.training.benchmarks import md17 as md17_table
 
