@@ -137,7 +137,7 @@ def _prepare(
     config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
 ) -> _Prepared:
     device = _device(config)
-    potential = _new_potential(config, dataset)
+    potential = _new_potential(config, dataset.compositions()[split["train"]])
     trainer = _trainer(config, folder)
     show = config.trainer.progress_bar
     training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
@@ -228,13 +228,13 @@ def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
     )
 
 
-def _new_potential(config: TrainConfig, dataset: Dataset) -> Potential:
+def _new_potential(config: TrainConfig, compositions: np.ndarray) -> Potential:
     pl.seed_everything(config.seed, verbose=False)
     try:
         backbone = build_backbone(config.backbone.name, config.backbone.arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone: {error}") from error
-    elements = np.flatnonzero(dataset.compositions().sum(axis=0))
+    elements = np.flatnonzero(compositions.sum(axis=0))  # of training frames
     potential = Potential(backbone, elements=elements.tolist())
     return potential.double() if config.trainer.precision == "float64" else potential
 
