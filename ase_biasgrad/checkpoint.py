@@ -1,32 +1,48 @@
 """Checkpoints: one safetensors file with everything that makes a potential, and its history.
 
-Loading runs no code from the file. The tensors are those of `Potential.state_dict()`; the
-metadata is JSON under the key `ase_biasgrad`.
+Loading runs no code from the file. The tensors are those of `Potential.state_dict()`; the file's
+metadata holds JSON under the key `ase_biasgrad`, and under `sha256` a digest of the whole header
+and of the bytes of all tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.bias import Bias
-from ase_biasgrad.files import file_hash, whole_file
+import torch
+
+from ase_biasgrad.backbones import backbone_arguments, backbone_class, build_backbone
+from ase_biasgrad.bias import Bias, EnergyZero
+from ase_biasgrad.files import whole_file
 from ase_biasgrad.potential import Potential
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = "ase-biasgrad checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with a digest
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
+MAX_HEADER = 2**24  # bytes
+MAX_DEPTH = 64  # of nested JSON
+MAX_BIAS = 1e12  # eV; no sum of atomic energies comes near
 
 # version → function that turns metadata of that version into the next one
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict}
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, is damaged, or comes from a newer version."""
+    """A file that is no checkpoint, is damaged, or comes from a newer version.
+
+    The message begins with the file, and names the key of the metadata or the tensor.
+    """
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Checkpoint:
 
     @property
     def training(self) -> dict[str, Any]:
-        """Provenance: data hash, split, versions, validation metrics, as far as recorded."""
+        """Provenance: data hash, split, versions, validation metrics, where recorded."""
         return self.metadata["training"]
 
 
@@ -49,9 +65,9 @@ def save_checkpoint(
 ) -> None:
     """Write a potential to `path` (`*.safetensors`), whole or not at all.
 
-    `training` is recorded as it is (JSON values).
+    `training` is recorded unchanged (JSON values).
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "format": FORMAT,
@@ -64,12 +80,17 @@ def save_checkpoint(
         "training": training or {},
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in potential.state_dict().items()}
+    stored = {"ase_biasgrad": json.dumps(metadata)}
+    digest = _digest(*_split(save(tensors, stored)))
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"ase_biasgrad": json.dumps(metadata)})
+        temporary.write_bytes(save(tensors, {**stored, "sha256": digest}))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a potential.
+
+    Everything is compared before anything is built: the digest, every argument with its type and
+    bounds, the shapes of the tensors with those that the arguments give.
 
     Raises
     ------
@@ -78,66 +99,176 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     CheckpointError
         If the file is not a checkpoint of ours, is damaged, or needs a newer version.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    content = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = (file.metadata() or {}).get("ase_biasgrad")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file, or damaged ({error}); models of SchNetPack "
-            "come in through `biasgrad convert`"
+        header, data = _split(content)
+        metadata = _metadata(header, data)
+        with torch.inference_mode(False):  # what is loaded in it can never be differentiated
+            potential = _empty_potential(metadata, _shapes(header))
+            _fill(potential, metadata, load(content))
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(potential, metadata, path, hashlib.sha256(content).hexdigest())
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensor bytes of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        if not 2 <= length <= min(MAX_HEADER, len(content) - 8):
+            raise ValueError(f"its header is said to have {length} bytes")
+        header = _parsed(content[8 : 8 + length].decode())
+    except ValueError as error:
+        raise ValueError(
+            f"not a safetensors file, or damaged ({error}); models of SchNetPack come in through "
+            "`biasgrad convert`"
         ) from error
-    if stored is None:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of ase-biasgrad")
-    metadata = _upgraded(_parsed(stored, path), path)
-    return Checkpoint(_rebuilt(metadata, tensors, path), metadata, path, file_hash(path))
+    return header, content[8 + length :]
 
 
-def _parsed(stored: str, path: Path) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
+    """One JSON object, neither nested deeply nor with a key twice."""
+    brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:\\.|[^"\\])*"', "", text))
+    if max(accumulate(1 if b in "[{" else -1 for b in brackets), default=0) > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    value = json.loads(text, object_pairs_hook=_without_duplicates)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(unique := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs][:20]}")
+    return unique
+
+
+def _digest(header: dict[str, Any], data: bytes) -> str:
+    """SHA-256, hexadecimal, of tensor bytes and header, the digest in the header left out."""
+    metadata = {k: v for k, v in header["__metadata__"].items() if k != "sha256"}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
+    return hashlib.sha256(text.encode() + data).hexdigest()
+
+
+def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """Our part of the header in today's format, its digest and its keys checked."""
+    stored = header.get("__metadata__")
+    if not isinstance(stored, dict) or not isinstance(stored.get("ase_biasgrad"), str):
+        raise ValueError("a safetensors file, but not a checkpoint of ase-biasgrad")
     try:
-        metadata = json.loads(stored)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: the metadata is damaged: {error}") from error
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: the metadata is not that of an {FORMAT}")
-    return metadata
-
-
-def _upgraded(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
-    if metadata.get("format") != FORMAT or not isinstance(metadata.get("version"), int):
-        raise CheckpointError(f"{path}: the metadata is not that of an {FORMAT}")
+        metadata = _parsed(stored["ase_biasgrad"])
+    except ValueError as error:
+        raise ValueError(f"the metadata is damaged: {error}") from error
+    if metadata.get("format") != FORMAT or type(metadata.get("version")) is not int:
+        raise ValueError(f"the metadata is not that of an {FORMAT}")
     if metadata["version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: has format version {metadata['version']}, this package reads up to "
-            f"{FORMAT_VERSION}; update ase-biasgrad"
+        raise ValueError(
+            f"version: {metadata['version']}, and this package reads up to {FORMAT_VERSION}; "
+            "update ase-biasgrad"
         )
-    while metadata["version"] < FORMAT_VERSION:
-        version = metadata["version"]
+    if (metadata["version"] > 1 or "sha256" in stored) and stored.get("sha256") != _digest(
+        header, data
+    ):
+        raise ValueError("sha256: the content is not what was written; get the file anew")
+    while (version := metadata["version"]) < FORMAT_VERSION:
         if version not in UPGRADES:
-            raise CheckpointError(f"{path}: format version {version} is one that nothing upgrades")
+            raise ValueError(f"version: {version} is one that nothing upgrades")
         metadata = {**UPGRADES[version](metadata), "version": version + 1}
+    kinds = {"backbone": dict, "elements": list, "cutoff": float, "units": dict, "bias": dict}
+    _check_kinds("", metadata, {**kinds, "training": dict})
+    _check_kinds("backbone.", metadata["backbone"], {"name": str, "arguments": dict})
+    _check_kinds("bias.", metadata["bias"], {"zero": str, "fit": dict})
+    if metadata["units"] != UNITS:
+        raise ValueError(f"units: {metadata['units']}, must be {UNITS}")
+    if metadata["bias"]["zero"] not in get_args(EnergyZero):
+        raise ValueError(f"bias.zero: {metadata['bias']['zero']!r} is none of {EnergyZero}")
     return metadata
 
 
-def _rebuilt(metadata: dict[str, Any], tensors: dict[str, Any], path: Path) -> Potential:
+def _check_kinds(where: str, values: dict[str, Any], kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if type(values.get(key)) is not kind:
+            got = repr(values[key])[:80] if key in values else "missing"
+            raise ValueError(f"{where}{key}: {got}, must be of type {kind.__name__}")
+
+
+def _shapes(header: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
+    """Type (`F32`, `F64`, `I64`) and shape of each tensor."""
+    shapes = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            kind, shape = (
+                (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (0, 0)
+            )
+            sized = isinstance(shape, list) and all(type(size) is int for size in shape)
+            if kind not in ("F32", "F64", "I64") or not sized:
+                raise ValueError(f"{name}: {str(entry)[:80]}, must be a tensor of F32, F64 or I64")
+            shapes[name] = (kind, shape)
+    return shapes
+
+
+def _empty_potential(metadata: dict[str, Any], shapes: dict[str, Any]) -> Potential:
+    """The potential without memory for its tensors, whose types and shapes are those stored."""
+    name, arguments = metadata["backbone"]["name"], metadata["backbone"]["arguments"]
+    cls = backbone_class(name)
+    if missing := sorted(set(backbone_arguments(cls)) - set(arguments)):
+        raise ValueError(f"backbone.arguments.{missing[0]}: missing")
+    for key in cls.depths:  # each layer brings tensors of its own, and takes time to build
+        if isinstance(arguments[key], int) and arguments[key] > len(shapes):
+            raise ValueError(
+                f"backbone.arguments.{key}: {arguments[key]} layers, and {len(shapes)} tensors"
+            )
     try:
-        backbone = build_backbone(metadata["backbone"]["name"], metadata["backbone"]["arguments"])
-        bias = Bias()
-        bias.zero = metadata["bias"]["zero"]
-        bias.fit_report = metadata["bias"]["fit"]
-        bias.compositions = tensors["bias.compositions"]
-        bias.offsets = tensors["bias.offsets"]
-        potential = Potential(backbone, bias, metadata["elements"])
-        for name, own in (*backbone.named_parameters(), *backbone.named_buffers()):
-            # a potential trained in float64 comes back in float64, radial functions included
-            if (stored := tensors.get(f"backbone.{name}")) is not None:
-                own.data = own.data.to(stored.dtype)
-        potential.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the potential cannot be rebuilt: {error}") from error
-    return potential.requires_grad_(False).eval()
+        with torch.device("meta"):
+            backbone = build_backbone(name, arguments)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"backbone.arguments: the network cannot be built: {error}") from error
+    elements = metadata["elements"]
+    if not all(type(z) is int and 0 < z <= cls.largest_number for z in elements):
+        raise ValueError(f"elements: {str(elements)[:80]}, of 1 to {cls.largest_number} in {name}")
+    potential = Potential(backbone, Bias(), elements)
+    if list(potential.elements) != elements:
+        raise ValueError(f"elements: {elements} are not sorted, each once")
+    if metadata["cutoff"] != backbone.cutoff:
+        raise ValueError(f"cutoff: {metadata['cutoff']}, and the backbone's is {backbone.cutoff}")
+    fitted = shapes.get("bias.compositions", ("", []))[1][:1]
+    expected = {
+        key: ("", fitted + list(tensor.shape[1:]))
+        if key in ("bias.compositions", "bias.offsets")
+        else ("", list(tensor.shape))
+        for key, tensor in potential.state_dict().items()
+    }
+    kinds = {key: kind for key, (kind, _) in shapes.items() if key.startswith("backbone.")}
+    width = "F64" if "F64" in kinds.values() else "F32"
+    for key in sorted({*expected, *shapes}):
+        if key not in shapes or key not in expected:
+            raise ValueError(f"{key}: {'missing' if key in expected else 'no tensor of this name'}")
+        kind = width if key in kinds else "I64" if key == "bias.compositions" else "F64"
+        if shapes[key] != (kind, expected[key][1]):
+            raise ValueError(
+                f"{key}: {shapes[key]}, and by the arguments it is {(kind, expected[key][1])}"
+            )
+    return potential
+
+
+def _fill(potential: Potential, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: holds NaN or infinity")
+        if name.startswith("bias.") and bool((tensor.abs() > MAX_BIAS).any()):
+            raise ValueError(f"{name}: beyond {MAX_BIAS:g} eV")
+        if name.endswith(".cutoff") and not math.isclose(tensor, potential.cutoff, rel_tol=1e-6):
+            raise ValueError(f"{name}: {float(tensor)}, and the cutoff is {potential.cutoff}")
+    if bool((tensors["bias.compositions"] < 0).any()):
+        raise ValueError("bias.compositions: negative numbers of atoms")
+    bias = potential.bias
+    bias.zero, bias.fit_report = metadata["bias"]["zero"], metadata["bias"]["fit"]
+    bias.compositions, bias.offsets = tensors["bias.compositions"], tensors["bias.offsets"]
+    potential.load_state_dict(tensors, assign=True)
+    potential.requires_grad_(False).eval()

@@ -25,6 +25,8 @@ __all__ = [
     "build_backbone",
 ]
 
+MAX_ARGUMENT = 100_000  # of a size, a range in Å, or a unit in eV
+
 BACKBONES: tuple[type[Backbone], ...] = (
     SchNet,
     PaiNN,
@@ -51,8 +53,39 @@ def backbone_class(name: str) -> type[Backbone]:
 
 
 def build_backbone(name: str, arguments: dict[str, Any]) -> Backbone:
-    """A new backbone with random weights."""
-    return backbone_class(name)(**arguments)
+    """Build a backbone with random weights; arguments left out have their defaults.
+
+    Raises
+    ------
+    ValueError
+        If an argument is unknown, or not of its type or within its bounds.
+    """
+    cls = backbone_class(name)
+    known = backbone_arguments(cls)
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key!r}; choose from {sorted(known)}")
+        if not _alike(value, known[key]):
+            raise ValueError(
+                f"{key}={str(value)[:80]} must be like {known[key]!r}: a number of at most "
+                f"{MAX_ARGUMENT:g}, a word, or a list of words"
+            )
+    return cls(**arguments)
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Tell whether an argument has the type of its default, and is no number out of bounds."""
+    if isinstance(default, (bool, str)):
+        return type(value) is type(default)
+    if isinstance(default, (int, float)):
+        kinds = (int, float) if isinstance(default, float) else int
+        least = -MAX_ARGUMENT if isinstance(default, float) else 0
+        return (
+            not isinstance(value, bool)
+            and isinstance(value, kinds)
+            and (least <= value <= MAX_ARGUMENT)
+        )
+    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
 
 
 def backbone_arguments(cls: type[Backbone]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class AtomGraphNet(Backbone):
     """
 
     name: ClassVar[str] = "atomgraph"
+    depths: ClassVar[tuple[str, ...]] = ("convolutions", "hidden_layers")
 
     def __init__(
         self,

@@ -15,11 +15,13 @@ class Backbone(nn.Module, ABC):
     """Per-atom energies ε_i(R) of a batch of structures.
 
     A subclass stores in `arguments` the keyword arguments that rebuild it (JSON values only),
-    in `cutoff` the range in Å of its edges (`inf` for all pairs of a molecule), and names its
-    architecture in `name`.
+    in `cutoff` the range in Å of its edges, and names its architecture in `name`. `depths` are the
+    arguments that count layers, each of which has tensors of its own.
     """
 
     name: ClassVar[str]
+    depths: ClassVar[tuple[str, ...]] = ("interactions",)
+    largest_number: ClassVar[int] = 118  # atomic number
     cutoff: float
     arguments: dict[str, Any]
 

@@ -87,9 +87,10 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
         raise ValueError(
             f"there are no element features {sorted(unknown)}; choose from {(*FEATURES, 'element')}"
         )
-    if not features or bins < 1:
+    if not features or len(set(features)) < len(features) or not 1 <= bins <= 1000:
         raise ValueError(
-            f"features={list(features)} with bins={bins} leave nothing to tell atoms by"
+            f"features={list(features)} with bins={bins} cannot tell atoms apart: name some "
+            "features, each once, and 1 to 1000 bins"
         )
     numbers = np.arange(1, N_ELEMENTS + 1)
     radii = np.full(N_ELEMENTS, np.nan)

@@ -56,6 +56,8 @@ class SchNetPackBackbone(ReadoutBackbone):
         stage sets it to the root mean square force × 1 Å, so that outputs are of order one.
     """
 
+    depths: ClassVar[tuple[str, ...]] = ("interactions", "readout_layers")
+    largest_number: ClassVar[int] = N_EMBEDDED - 1
     _per_bessel: ClassVar[int] = 2  # Gaussians that are as narrow as the features of filters
 
     def __init__(

@@ -6,8 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.base import ReadoutBackbone
+from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.graph import AtomGraph
+
+MAX_DEGREE = 8  # paths, and the time to build them, grow with its third power
 
 
 class SE3TransformerBackbone(ReadoutBackbone):
@@ -46,6 +48,7 @@ class SE3TransformerBackbone(ReadoutBackbone):
     """
 
     name: ClassVar[str] = "se3_transformer"
+    depths: ClassVar[tuple[str, ...]] = ("layers",)
 
     def __init__(
         self,
@@ -75,8 +78,10 @@ class SE3TransformerBackbone(ReadoutBackbone):
             "low_memory": low_memory,
             "scale": scale,
         }
-        if layers < 1:
-            raise ValueError(f"layers={layers}: there must be at least one")
+        sizes = ("channels", "layers", "heads", "division", "radial_functions", "radial_hidden")
+        require_positive(self.arguments, ("cutoff", *sizes))
+        if max_degree > MAX_DEGREE:
+            raise ValueError(f"max_degree={max_degree}: at most {MAX_DEGREE}")
         from ase_biasgrad.backbones.radial import BesselRBF
         from ase_biasgrad.se3_transformer.attention import AttentionBlock
         from ase_biasgrad.se3_transformer.convolution import KernelOptions
