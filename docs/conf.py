@@ -1,9 +1,26 @@
-"""Sphinx configuration."""
+"""Sphinx configuration. Pages that begin with a kernel are notebooks and run at every build."""
+
+import os
+import sys
+from pathlib import Path
+
+here = Path(__file__).parent
+sys.path.insert(0, str(here))
+# notebooks run in processes of their own: small networks want one thread, and the pages' scripts
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
 
 project = "ase-biasgrad"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 autodoc_typehints = "description"
-autodoc_mock_imports = ["schnetpack", "pytorch_lightning"]
-myst_enable_extensions = ["dollarmath"]
+autodoc_member_order = "bysource"
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
 html_theme = "furo"
+html_title = "ase-biasgrad"
 exclude_patterns = ["_build"]

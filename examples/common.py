@@ -8,9 +8,8 @@ from pathlib import Path
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from ase_biasgrad.data.sampling import sample
-from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.run import train
+from ase_biasgrad import sample
+from ase_biasgrad.training import config_from, train
 
 
 def copper_checkpoint(folder: Path = Path("copper-example"), epochs: int = 20) -> Path:

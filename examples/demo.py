@@ -8,24 +8,25 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-# before torch: on Python 3.11 torch 2.4 brings an OpenMP that tblite cannot use
-import tblite.ase  # noqa: F401
 from ase import Atoms, units
 from ase.build import molecule
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
-from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.sampling import labelling_calculator, relaxed, sample
-from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
-from ase_biasgrad.training.evaluation.report import write_report
-from ase_biasgrad.training.frames.resident import ResidentFrames
-from ase_biasgrad.training.run import train
+# before torch: on Python 3.11 torch 2.4 brings an OpenMP that tblite cannot use
+from tblite.ase import TBLite
+
+from ase_biasgrad import BiasGradCalculator, Dataset, load_checkpoint, sample
+from ase_biasgrad.training import (
+    Report,
+    ResidentFrames,
+    config_from,
+    evaluate,
+    table,
+    train,
+    write_report,
+)
 
 
 def main() -> None:
@@ -40,8 +41,10 @@ def main() -> None:
     folder.mkdir(parents=True)
 
     print("1. reference data: ethanol at 500 K by GFN2-xTB (about 2 minutes)", flush=True)
-    xtb = labelling_calculator("gfn2-xtb")
-    start = relaxed(molecule("CH3CH2OH"), xtb)
+    xtb = TBLite(method="GFN2-xTB", verbosity=0)
+    start = molecule("CH3CH2OH")
+    start.calc = xtb
+    LBFGS(start, logfile=None).run(fmax=0.02)
     training, testing = folder / "train.h5", folder / "test.h5"
     sample(start, xtb, training, frames=options.frames, interval=20, seed=0, progress=False)
     sample(start, xtb, testing, frames=options.frames // 4, interval=20, seed=1, progress=False)

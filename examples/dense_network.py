@@ -3,6 +3,7 @@
 The data are distorted molecules with EMT energies; take your own dataset, or QM7, instead.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 from ase.build import molecule
 from ase.calculators.emt import EMT
@@ -34,7 +35,8 @@ layers = [Linear.random(len(scale.mean), 100, random), Tanh(), Linear.random(100
 network = Sequential([inputs, scale, *layers, Output.of(energies[train])])
 options = DenseOptions(steps=20_000, rate=0.5)
 network = train_dense(network, molecules[train], energies[train], options).network
-errors = predict_dense(network, molecules[test]) - energies[test]
+predicted = predict_dense(network, molecules[test])
+errors = predicted - energies[test]
 print(f"test MAE {np.abs(errors).mean():.3f} eV, spread {energies[test].std():.3f} eV")
 
 save_dense("dense.safetensors", DensePotential(network, molecules.charges.shape[1], (1, 6, 8)))
@@ -42,3 +44,9 @@ atoms = structures[0].copy()
 atoms.calc = DenseCalculator("dense.safetensors")
 difference = atoms.get_forces() - calculate_numerical_forces(atoms, 1e-4)
 print(f"forces differ from finite differences by {np.abs(difference).max():.1e} eV/Å")
+
+figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+axes.plot(energies[test], predicted, ".")
+axes.axline((energies[test].mean(),) * 2, slope=1, color="0.6", zorder=0)
+axes.set(xlabel="EMT energy, eV", ylabel="energy of the dense network, eV", title="CH₃OH and H₂O")
+figure.savefig("dense_network.png", dpi=100)

@@ -11,12 +11,8 @@ import torch
 from ase.build import bulk
 from common import copper_checkpoint
 
-from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.checkpoint import save_checkpoint
-from ase_biasgrad.convert import convert_schnetpack
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.training.frames.resident import ResidentFrames
-from ase_biasgrad.training.stages.bias import fit_bias
+from ase_biasgrad import BiasGradCalculator, Dataset, convert_schnetpack, save_checkpoint
+from ase_biasgrad.training import ResidentFrames, fit_bias
 
 if len(sys.argv) == 3:
     model, data = torch.load(sys.argv[1], weights_only=False), sys.argv[2]

@@ -12,15 +12,8 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluation.evaluate import evaluate
-from ase_biasgrad.training.frames.resident import ResidentFrames
-from ase_biasgrad.training.run import train
+from ase_biasgrad import Dataset, DatasetWriter, Potential, build_backbone, load_checkpoint
+from ase_biasgrad.training import ResidentFrames, config_from, evaluate, train
 from ase_biasgrad.training.stages.energy import EnergyStageOptions, fit_energies
 
 network = {"features": 16, "interactions": 2, "cutoff": 4.5, "radial_functions": 16}

@@ -17,7 +17,7 @@ import torch
 from ase import Atoms
 from ase.md.verlet import VelocityVerlet
 
-from ase_biasgrad.calculators.charged_particles import ChargedParticles
+from ase_biasgrad.calculators import ChargedParticles
 from ase_biasgrad.charged_particles import System, simulate
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyOptions, load_network, save_network
 from ase_biasgrad.training.benchmarks.nbody.training import (

@@ -1,8 +1,9 @@
 """A nudged elastic band: an adatom hops to the next site, one calculator for all images."""
 
+import matplotlib.pyplot as plt
 from ase.build import add_adsorbate, fcc100
 from ase.constraints import FixAtoms
-from ase.mep import NEB
+from ase.mep import NEB, NEBTools
 from ase.optimize import FIRE, LBFGS
 from common import copper_checkpoint
 
@@ -25,3 +26,8 @@ for image in images:
 FIRE(band).run(fmax=0.05, steps=40)
 energies = [image.get_potential_energy() for image in images]
 print(f"barrier {max(energies) - energies[0]:.3f} eV")
+
+figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+NEBTools(images).plot_band(axes)
+axes.set(title="a copper atom hops on copper (100)")
+figure.savefig("neb.png", dpi=100)

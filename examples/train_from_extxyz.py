@@ -8,11 +8,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.data.importers import import_files
-from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluation.evaluate import table
-from ase_biasgrad.training.run import train
+from ase_biasgrad import BiasGradCalculator, import_files
+from ase_biasgrad.training import config_from, table, train
 
 # your own file takes the place of this one
 random = np.random.default_rng(0)
