@@ -1,11 +1,33 @@
-"""Files that appear under their final name only when they are whole, and their digests."""
+"""Files that appear whole and replace nothing unasked, and their digests."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a file that exists unless `overwrite`, and one of `inputs` in any case.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists; the message says how to go on.
+    ValueError
+        If it is an input, under whatever name.
+    """
+    refuse_own_input(output, inputs)
+    if os.path.lexists(output) and not overwrite:
+        raise FileExistsError(f"{output}: exists; say --overwrite to replace it, or name another")
+
+
+def refuse_own_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output that is an input, also by a link; errors as in `refuse_existing`."""
+    for source in inputs:
+        if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+            raise ValueError(f"{output}: is what is read ({source}); write to another file")
 
 
 @contextmanager

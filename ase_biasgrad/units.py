@@ -6,6 +6,8 @@ import re
 
 from ase import units as ase_units
 
+N_ELEMENTS = 119  # rows of every table by atomic number; row 0 is no element
+
 ENERGY: dict[str, float] = {
     "eV": 1.0,
     "meV": 1e-3,
@@ -15,6 +17,7 @@ ENERGY: dict[str, float] = {
     "Ha": ase_units.Hartree,
     "Rydberg": ase_units.Rydberg,
     "Ry": ase_units.Rydberg,
+    "a.u.": ase_units.Hartree,
 }
 LENGTH: dict[str, float] = {
     "Angstrom": 1.0,
@@ -23,6 +26,7 @@ LENGTH: dict[str, float] = {
     "A": 1.0,
     "Bohr": ase_units.Bohr,
     "a0": ase_units.Bohr,
+    "a.u.": ase_units.Bohr,
     "nm": 10.0,
 }
 PRESSURE: dict[str, float] = {
@@ -38,7 +42,7 @@ class UnitError(ValueError):
 
 
 def energy_unit(name: str) -> float:
-    """One `name` in eV.
+    """One `name`, or a number of one such as `0.5 Hartree`, in eV.
 
     Raises
     ------
@@ -76,6 +80,9 @@ def _find(name: str, table: dict[str, float], kind: str) -> float:
     wanted = re.sub(r"\s", "", name)
     if wanted in table:
         return table[wanted]
+    number = re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d+)?)\*?(\D.*)", wanted)
+    if number and 0 < float(number[1]) < float("inf"):
+        return float(number[1]) * _find(number[2], table, kind)
     # "MeV" is not "meV": the case of a prefix counts, that of "ev" or "hartree" does not
     same = [known for known in table if known.lower() == wanted.lower()]
     if same and not (wanted[:1] == "M" and same[0][:1] == "m"):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ase_biasgrad.files import refuse_existing
+
 if TYPE_CHECKING:
     from ase_biasgrad.data.importers import ImportReport
 
@@ -22,6 +24,9 @@ class Label(StrEnum):
 
 app = typer.Typer(no_args_is_help=True)
 Output = Annotated[Path, typer.Option("--output", "-o", help="new dataset file")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace the output file if there is one")
+]
 Labels = Annotated[str, typer.Option(help="label set of rMD17 files: revised or original")]
 
 
@@ -45,12 +50,20 @@ def import_(
         list[Label] | None, typer.Option(help="a label to leave out; may be repeated")
     ] = None,
     skip_unlabelled: Annotated[
-        bool, typer.Option(help="leave out frames without energy or forces")
+        bool, typer.Option(help="leave out frames that have no label at all")
     ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="go on in spite of implausible numbers")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option(help="ASE's name of the format: extxyz, vasp-out, …")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bring reference data into one dataset file, in eV and Å."""
     from ase_biasgrad.data.importers import ImportOptions, import_files
 
+    refuse_existing(output, overwrite, files)
     options = ImportOptions(
         labels,
         energy_unit,
@@ -58,6 +71,8 @@ def import_(
         dict(_pair(text) for text in key or []),
         skip_unlabelled,
         tuple(label.value for label in without or []),
+        accept,
+        format,
     )
     _say(import_files(files, output, options), output)
 
@@ -78,10 +93,12 @@ def md17(
         Path | None, typer.Option("--from", help="a file at hand instead of a download")
     ] = None,
     labels: Labels = "revised",
+    overwrite: Overwrite = False,
 ) -> None:
     """A molecule of MD17 or revised MD17 (kcal/mol)."""
     from ase_biasgrad.data.sets.md17 import import_md17
 
+    refuse_existing(output, overwrite, _given(source))
     _say(import_md17(molecule, output, revised, source, labels), output)
 
 
@@ -98,10 +115,12 @@ def qm7(
     ] = None,
     energy_unit: Annotated[str | None, typer.Option(help="of other sources")] = None,
     length_unit: Annotated[str | None, typer.Option(help="of other .mat and .npz files")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """QM7: atomization energies of small molecules (kcal/mol, Bohr), with folds."""
     from ase_biasgrad.data.sets.qm7 import import_qm7
 
+    refuse_existing(output, overwrite, _given(source))
     _say(import_qm7(output, source, energy_unit, length_unit), output)
 
 
@@ -121,6 +140,7 @@ def sample(
     equilibration: Annotated[int, typer.Option(min=0, help="steps before the first")] = 500,
     relax: Annotated[bool, typer.Option(help="relax the structure first")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make reference data by Langevin dynamics."""
     import json
@@ -128,6 +148,7 @@ def sample(
 
     from ase_biasgrad.data import sampling
 
+    refuse_existing(output, overwrite, [structure])
     try:
         keywords = json.loads(arguments)
     except json.JSONDecodeError as error:
@@ -166,10 +187,12 @@ def qm9(
     uncharacterized: Annotated[
         Path | None, typer.Option(help="uncharacterized.txt at hand instead of a download")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """QM9: six properties in the units that they are reported in, energies in eV."""
     from ase_biasgrad.data.sets.qm9 import import_qm9
 
+    refuse_existing(output, overwrite, _given(source, uncharacterized))
     _say(import_qm9(output, source, uncharacterized), output)
 
 
@@ -184,10 +207,12 @@ def nbody(
         list[str] | None,
         typer.Option(help="simulations of a split: train=200, validation=…, test=…"),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate the charged particles of the N-body benchmark."""
     from ase_biasgrad.data.sets.nbody import SPLITS, open_dataset, write_dataset
 
+    refuse_existing(output, overwrite)
     sizes: dict[str, int] = {}
     for text in size or []:
         split, _, number = text.partition("=")
@@ -236,9 +261,15 @@ def info(
         typer.echo(f"  sha256 of the content: {dataset.hash()}")
 
 
+def _given(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
+
+
 def _say(report: ImportReport, output: Path) -> None:
     for conversion in report.conversions:
         typer.echo(conversion)
     if report.skipped:
         typer.echo(f"left out {report.skipped} frames without labels")
+    for question in report.accepted:
+        typer.echo(f"accepted: {question}")
     typer.echo(f"{output}: {report.frames} frames")

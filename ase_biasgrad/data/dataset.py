@@ -4,8 +4,8 @@ A file has the attributes `format`, `version`, `units` and `provenance` (JSON), 
 composition: `frames/<name>` with `numbers (n,)`, `index (m,)` (place of each frame in the order
 of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)`,
 `forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`, and other labels by name
-`(m, …)`. Frames whose atoms come in another order form a group of their own. Every frame of a
-file has the same labels, stress apart: only periodic frames have one.
+`(m, …)`. Frames whose atoms come in another order, or that lack labels, form groups of their own:
+a label that a frame lacks is not in its group.
 
 The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
 `ase.io.read` knows the file by its content.
@@ -306,6 +306,10 @@ class Dataset:
     def has(self, label: str) -> bool:
         """Whether every frame has `label` (energy, forces, stress, or another by name)."""
         return all(group.has(label) for group in self._groups)
+
+    def count(self, label: str) -> int:
+        """Frames that have `label` (energy, forces, stress, or another by name)."""
+        return sum(len(group) for group in self._groups if group.has(label))
 
     def compositions(self) -> np.ndarray:
         """Atoms of each element in each frame, `(m, 119)` int64 by atomic number."""

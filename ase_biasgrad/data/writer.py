@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,8 +31,7 @@ from ase_biasgrad.data.dataset import (
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.neighbours import pairs_within
 
-if TYPE_CHECKING:
-    pass
+_STRUCTURE = ("positions", "cell", "pbc")
 
 
 @dataclass
@@ -70,8 +69,7 @@ class DatasetWriter:
     def __init__(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._provenance = json.dumps(provenance or {})
-        self._labels: dict[bool, frozenset[str]] = {}  # of periodic and other frames
+        self._provenance = json.loads(json.dumps(provenance or {}))
         self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
         self._names: dict[tuple[bytes, frozenset[str]], str] = {}
         self._bytes = 0
@@ -103,6 +101,10 @@ class DatasetWriter:
             raise
         self._whole.__exit__(kind, error, trace)
 
+    def note(self, **provenance: Any) -> None:
+        """Add to the provenance; errors as in the constructor."""
+        self._provenance.update(json.loads(json.dumps(provenance)))
+
     def append(
         self,
         numbers: np.ndarray,
@@ -119,13 +121,14 @@ class DatasetWriter:
         """Add one frame, or a block of `m` frames of the same atoms.
 
         Shapes are those of the file without or with the leading `m`; units eV, Å. `labels` are
-        others by name, kept as they are. `source` is named in errors.
+        others by name, kept as they are. A label may be missing in any frame: None, or NaN all
+        over. `source` is named in errors.
 
         Raises
         ------
         DataError
-            On wrong shapes, values that are not finite, unknown elements, atoms on top of each
-            other, or labels that other frames do not have.
+            On wrong shapes, values that are not finite, unknown elements, or atoms on top of each
+            other.
         """
         source = source or str(self.path)
         where = f"of frame {self.frames}"
@@ -175,30 +178,21 @@ class DatasetWriter:
         return values
 
     def _check(self, rows: dict[str, np.ndarray], source: str) -> None:
-        labels = frozenset(rows) - {"positions", "cell", "pbc"}
-        # molecules have no stress, and may stand beside crystals that do
-        periodic = bool("pbc" in rows and rows["pbc"].any())
-        if "stress" in labels and not periodic:
+        if "stress" in rows and not ("pbc" in rows and rows["pbc"].any()):
             raise DataError(
                 f"{source}: stress of frame {self.frames}: the frame is not periodic, so it "
                 "cannot have one"
             )
-        for other, expected in self._labels.items():
-            both = periodic and other
-            if (labels if both else labels - {"stress"}) != (
-                expected if both else expected - {"stress"}
-            ):
-                raise DataError(
-                    f"{source}: frame {self.frames}: has the labels {sorted(labels)}, the frames "
-                    f"before it have {sorted(expected)}; every frame needs the same ones "
-                    "(an import leaves frames out with --skip-unlabelled, a label with --without)"
-                )
-        self._labels.setdefault(periodic, labels)
         for name, values in rows.items():
-            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if not finite.all():
-                frame = self.frames + int(np.argmin(finite))
-                raise DataError(f"{source}: {name} of frame {frame}: holds NaN or infinity")
+            good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if name not in _STRUCTURE:
+                good |= _missing(values)
+            if not good.all():
+                frame = self.frames + int(np.argmin(good))
+                raise DataError(
+                    f"{source}: {name} of frame {frame}: holds NaN or infinity (NaN all over "
+                    "marks a missing label)"
+                )
         for k, positions in enumerate(rows["positions"]):
             cell = rows["cell"][k] if "cell" in rows else np.zeros((3, 3))
             pbc = rows["pbc"][k] if "pbc" in rows else np.zeros(3, bool)
@@ -214,7 +208,20 @@ class DatasetWriter:
                 )
 
     def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
-        rows = {**rows, "index": np.arange(self.frames, self.frames + m)}
+        """Put frames with the same labels together; those they lack are not stored."""
+        index = np.arange(self.frames, self.frames + m)
+        names = [name for name in rows if name not in _STRUCTURE]
+        missing = np.array([_missing(rows[name]) for name in names]).reshape(len(names), m)
+        for lacks in np.unique(missing, axis=1).T:
+            chosen = np.flatnonzero((missing == lacks[:, None]).all(axis=0))
+            gone = {name for name, lack in zip(names, lacks, strict=True) if lack}
+            part = {name: values[chosen] for name, values in rows.items() if name not in gone}
+            self._keep(numbers, {**part, "index": index[chosen]})
+        self.frames += m
+        if self._bytes >= BYTES_BUFFERED:
+            self._flush()
+
+    def _keep(self, numbers: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         key = (numbers.tobytes(), frozenset(rows))
         name = f"{len(self._names):06d}_{formula(np.bincount(numbers))}"
         self._names.setdefault(key, name)
@@ -223,17 +230,14 @@ class DatasetWriter:
             before = buffer.rows.setdefault(name, [])
             if before and before[0].shape[1:] != values.shape[1:]:
                 raise DataError(
-                    f"{self.path}: {name} of frame {self.frames}: has shape {values.shape[1:]}, "
-                    f"frames of the same atoms before it {before[0].shape[1:]}"
+                    f"{self.path}: {name} of frame {rows['index'][0]}: has shape "
+                    f"{values.shape[1:]}, frames of the same atoms before it {before[0].shape[1:]}"
                 )
             before.append(np.array(values))
         size = sum(values.nbytes for values in rows.values())
         buffer.bytes += size
-        buffer.frames += m
-        self.frames += m
+        buffer.frames += len(rows["index"])
         self._bytes += size
-        if self._bytes >= BYTES_BUFFERED:
-            self._flush()
 
     def _flush(self) -> None:
         """Write the groups with many frames waiting, or all where that would free too little.
@@ -281,7 +285,7 @@ class DatasetWriter:
             version=VERSION,
             frames=self.frames,
             units=json.dumps(UNITS),
-            provenance=self._provenance,
+            provenance=json.dumps(self._provenance),
         )
 
 
@@ -306,15 +310,22 @@ def _growing_group(
         )
 
 
+def _missing(values: np.ndarray) -> np.ndarray:
+    """Rows `(m,)` that are NaN all over."""
+    if not values.size or values.dtype.kind != "f":
+        return np.zeros(len(values), bool)
+    return np.isnan(values).reshape(len(values), -1).all(axis=1)
+
+
 def closest_pair(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, distance: float = CLOSEST
 ) -> tuple[int, int] | None:
-    """A pair of atoms closer than `CLOSEST`, or None."""
+    """A pair of atoms closer than `distance` (Å), or None."""
     if not pbc.any() and len(positions) <= 64:
         delta = positions[:, None] - positions[None, :]
         square = np.einsum("ijk,ijk->ij", delta, delta)
-        centre, neighbour = np.nonzero(square < CLOSEST**2)
+        centre, neighbour = np.nonzero(square < distance**2)
         close = np.flatnonzero(centre < neighbour)
         return (int(centre[close[0]]), int(neighbour[close[0]])) if len(close) else None
-    edges = pairs_within(positions, cell, pbc, CLOSEST)
+    edges = pairs_within(positions, cell, pbc, distance)
     return (int(edges.centre[0]), int(edges.neighbour[0])) if len(edges) else None

@@ -9,7 +9,9 @@ from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.data.importers.ase_readable import import_ase
 from ase_biasgrad.data.importers.npz import import_npz
 from ase_biasgrad.data.importers.options import DEFAULTS, ImportOptions, ImportReport
+from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.files import refuse_own_input
 
 __all__ = ["ImportOptions", "ImportReport", "import_files"]
 
@@ -28,22 +30,36 @@ def import_files(
     ------
     DataError
         On a source that cannot be read, has no units, or has bad values: the message names file,
-        key and frame, and no output file is left behind.
+        key and frame, and no output file is left behind. Also on implausible numbers that
+        `options` do not accept.
     ase_biasgrad.units.UnitError
         On an unknown unit.
+    ValueError
+        If `output` is one of `paths`.
     """
     sources = [Path(path) for path in paths]
-    report = ImportReport(0, 0, [])
+    refuse_own_input(output, sources)
     provenance: dict[str, object] = {"sources": [path.name for path in sources]}
     if any(path.suffix == ".npz" for path in sources):
         provenance["labels"] = options.labels  # of rMD17 files; others have one set
+    asked, skipped, accounts = Questions(), 0, []
     with DatasetWriter(output, provenance) as writer:
         for path in sources:
             if not path.is_file():
                 raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
-            read = import_npz if path.suffix == ".npz" else import_ase
-            skipped, said = read(path, writer, options, progress)
-            report = ImportReport(
-                writer.frames, report.skipped + skipped, [*report.conversions, said]
+            is_npz = path.suffix == ".npz" and options.format is None
+            left, said = (import_npz if is_npz else import_ase)(
+                path, writer, options, progress, asked
             )
-    return report
+            skipped += left
+            accounts.append(said)
+        if not writer.frames:
+            raise DataError(f"{', '.join(map(str, sources))}: no frame has a label; {accounts}")
+        questions = asked.found()
+        if questions and not options.accept:
+            raise DataError(
+                "\n  ".join(["these numbers are hardly meant:", *questions])
+                + "\nmend the data or the units, or go on with --accept"
+            )
+        writer.note(imported=accounts, **({"accepted": questions} if questions else {}))
+    return ImportReport(writer.frames, skipped, accounts, questions)

@@ -2,112 +2,141 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ase_biasgrad.data.dataset import LABELS, DataError, real_array
-from ase_biasgrad.data.importers.options import ImportOptions, describe, said_unit
+from ase_biasgrad.data.dataset import LABELS, DataError
+from ase_biasgrad.data.importers.labels import (
+    STRUCTURE,
+    Account,
+    charge_state,
+    choose,
+    converted,
+    like,
+    require_named,
+)
+from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
+from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.units import energy_unit, force_unit, length_unit, stress_unit
 
-# where a label is, in the order of preference
-KEYS: dict[str, tuple[str, ...]] = {
-    "energy": ("REF_energy", "energy"),
-    "forces": ("REF_forces", "forces"),
-    "stress": ("REF_stress", "stress"),
+# keys of a frame that name a unit, and whose
+UNIT_KEYS = {
+    "energy": r"(energy|energies|e)_units?",
+    "positions": r"(length|positions?|distance|r)_units?",
+    "forces": r"forces?_units?",
+    "stress": r"stress_units?",
 }
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Units of a source: names of two, factors of all, and who says so."""
-
-    energy: str
-    length: str
-    factors: dict[str, float]
-    by: str
+UNIT_BY_NUMBER = {"energy": "eV", "positions": "Ang", "forces": "eV/Ang", "stress": "eV/Ang^3"}
+DATABASES = (".db", ".json")
 
 
 def import_ase(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool
+    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
 ) -> tuple[int, str]:
-    """Append all frames; the number of frames left out, and a line on what was converted.
+    """Append all frames; the number of frames left out, and an account of what was read.
 
     Raises
     ------
     DataError
         On a file that ASE cannot read, and on frames that lack labels or have bad ones.
     """
-    units = _units(path, options)
-    named = {name: (key,) for name, key in (options.keys or {}).items()}
-    choices = {k: v for k, v in {**KEYS, **named}.items() if k not in options.without}
-    others = [name for name in choices if name not in LABELS]
-    skipped = 0
-    frames = tqdm(_frames(path), path.name, disable=not progress, leave=False)
-    for frame, (atoms, values) in enumerate(frames):
+    others = [name for name in options.keys or {} if name not in LABELS]
+    names = [name for name in (*LABELS, *others) if name not in options.without]
+    account = Account()
+    frames = _frames(path, options)
+    first = next(frames, None)
+    if first is None:
+        raise DataError(f"{path}: holds no frames")
+    by, own = "as it says", _own_units(first[1])
+    if path.suffix in DATABASES and (metadata := _database_units(path, options)):
+        by, own = "as its metadata say", metadata
+    units = units_of(path, options, own, ("eV", "Angstrom"), by)
+    assert units is not None
+    bar = tqdm(chain([first], frames), path.name, disable=None if progress else True, leave=False)
+    for frame, (atoms, values) in enumerate(bar):
         where = f"{path} (its frame {frame})"
-        labels = _labels(atoms, values, choices, where)
-        if options.skip_unlabelled and any(
-            name in choices and name not in labels for name in ("energy", "forces")
-        ):
-            skipped += 1
+        if by == "as it says" and _own_units(values) != own:
+            raise DataError(f"{where}: names other units than the first frame")
+        labels = _labels(atoms, values, names, options, units, account, where)
+        if not labels:
+            if not options.skip_unlabelled:
+                raise DataError(_unlabelled(where, values))
+            account.skipped += 1
             continue
-        _require_labels(labels, named, options, where)
+        account.frames += 1
         length = units.factors["positions"]
+        structure = (atoms.numbers, atoms.positions * length)
+        cell = {"cell": atoms.cell.array * length, "pbc": atoms.pbc}
+        known = {name: labels[name] for name in LABELS if name in labels}
         writer.append(
-            atoms.numbers,
-            atoms.positions * length,
-            **{name: labels[name] * units.factors[name] for name in LABELS if name in labels},
-            cell=atoms.cell.array * length,
-            pbc=atoms.pbc,
-            labels={name: labels[name] for name in others},
+            *structure,
+            **known,
+            **cell,
+            labels={name: labels[name] for name in others if name in labels},
             source=where,
         )
-    return skipped, describe(path, units.energy, units.length, units.by, others)
+        asked.add(path, where, *structure, **cell, **known, state=charge_state(values))
+    require_named(path, account, options)
+    return account.skipped, account.said(f"{path.name}: {units.said}", options)
 
 
-def _require_labels(
-    labels: Mapping[str, np.ndarray],
-    named: Mapping[str, tuple[str]],
+def _unlabelled(where: str, values: Mapping[str, Any]) -> str:
+    found = [key for key in values if (kind := like(key)) and kind[0] in LABELS]
+    looked = "REF_energy, energy, REF_forces, forces, REF_stress, stress, virial"
+    return f"{where}: has no labels under {looked}; " + (
+        f"it has {', '.join(found)}: name them with --key energy=…, --key forces=…"
+        if found
+        else "name them with --key, or leave such frames out with --skip-unlabelled"
+    )
+
+
+def _labels(
+    atoms: Any,
+    values: Mapping[str, Any],
+    names: list[str],
     options: ImportOptions,
+    units: Units,
+    account: Account,
     where: str,
-) -> None:
-    for name, (key,) in named.items():
-        if name not in labels and name not in options.without:
-            raise DataError(f"{where}: has no {key} (for {name})")
-    if not labels:
-        looked = ", ".join(key for name in LABELS for key in KEYS[name])
-        raise DataError(
-            f"{where}: has no labels under {looked}; name them with --key, or leave such frames "
-            "out with --skip-unlabelled"
-        )
+) -> dict[str, np.ndarray]:
+    """Labels that a frame has, in eV and Å; every key of it is put into the account."""
+    labels, used = {}, set()
+    for name in names:
+        if (key := choose(name, values, options)) is None:
+            continue
+        used.add(key)
+        if name == "stress" and not atoms.pbc.any():
+            account.unperiodic += 1
+            continue
+        volume = abs(np.linalg.det(atoms.cell.array)) * units.factors["positions"] ** 3
+        label = converted(name, key, values[key], units, volume, where)
+        if label.size and np.isnan(label).all():
+            account.nan[name] += 1
+            continue
+        account.taken[name, key] += 1
+        labels[name] = label
+    for key in values:
+        if key not in used and key not in STRUCTURE:
+            account.left[key] += 1
+    return labels
 
 
-def _units(path: Path, options: ImportOptions) -> _Units:
-    """SchNetPack's databases say their units; all else that ASE reads is in eV and Å."""
-    own = _database_units(path, options) if path.suffix == ".db" else {}
-    energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
-    length = said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
-    by = "as its metadata say" if own else "ASE's convention"
-    if options.energy_unit or options.length_unit:
-        by = "as you say"
-    energy, length = energy or "eV", length or "Angstrom"
-    factors = {
-        "positions": length_unit(length),
-        "energy": energy_unit(energy),
-        "forces": energy_unit(energy) / length_unit(length),
-        "stress": energy_unit(energy) / length_unit(length) ** 3,
+def _own_units(values: Mapping[str, Any]) -> dict[str, str]:
+    """Units that a frame names, by our names."""
+    return {
+        name: value
+        for name, pattern in UNIT_KEYS.items()
+        for key, value in values.items()
+        if re.fullmatch(pattern, key.lower()) and isinstance(value, str)
     }
-    for name, factor in (("forces", force_unit), ("stress", stress_unit)):
-        if name in own:
-            factors[name] = factor(own[name])
-            by += f", {name} in {own[name]}"
-    return _Units(energy, length, factors, by)
 
 
 def _database_units(path: Path, options: ImportOptions) -> dict[str, str]:
@@ -124,64 +153,104 @@ def _database_units(path: Path, options: ImportOptions) -> dict[str, str]:
         return {}
     keys = {**{name: name for name in LABELS}, **(options.keys or {})}
     wanted = [name for name in LABELS if name not in options.without]
-    own = {name: properties[keys[name]] for name in wanted if properties.get(keys[name])}
     if "energy" in wanted and keys["energy"] not in properties:
         raise DataError(
             f"{path}: a SchNetPack database without the property {keys['energy']!r}; name its "
             f"energy with --key energy=…, or do without it (--without energy): it has "
             f"{sorted(properties)}"
         )
-    if metadata.get("_distance_unit"):
-        own["positions"] = metadata["_distance_unit"]
-    return own
+    said = {name: properties[keys[name]] for name in wanted if keys[name] in properties}
+    said["positions"] = metadata.get("_distance_unit") or ""
+    for kind, name, option in (
+        ("energy", "energy", options.energy_unit),
+        ("length", "positions", options.length_unit),
+    ):
+        if said.get(name) == "" and option is None:
+            raise DataError(
+                f"{path}: a SchNetPack database whose metadata leave the {kind} unit empty; say "
+                f"it with --{kind}-unit"
+            )
+    return {name: _unit_name(name, unit) for name, unit in said.items() if unit}
 
 
-def _frames(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Frames of a file, and the values that a database keeps in its rows beside ASE's own."""
+def _unit_name(name: str, unit: str | float) -> str:
+    """SchNetPack's units are names, or numbers of ASE's units."""
+    if isinstance(unit, str):
+        return unit
+    return UNIT_BY_NUMBER[name] if unit == 1 else f"{float(unit)!r} {UNIT_BY_NUMBER[name]}"
+
+
+def _frames(path: Path, options: ImportOptions) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Frames of a file, and all values that it keeps of each: rows, headers, columns, results."""
     from ase.db import connect
     from ase.io import iread
 
     try:
-        if path.suffix == ".db":
+        if path.suffix in DATABASES and options.format is None:
             for row in connect(str(path)).select():
-                yield row.toatoms(), dict(row.data)
+                atoms = row.toatoms()
+                yield atoms, _values(atoms, {**row.key_value_pairs, **dict(row.data)})
             return
-        for atoms in iread(str(path), index=":"):
-            yield atoms, {}
-    except DataError:
-        raise
+        source, name = _text(path, options.format)
+        try:
+            # ASE would take what follows an @ for an index
+            read_as = {} if isinstance(source, str) else {"properties_parser": _header}
+            for atoms in iread(source, ":", name, do_not_split_by_at_sign=True, **read_as):
+                yield atoms, _values(atoms, {})
+        finally:
+            if not isinstance(source, str):
+                source.close()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:
         # readers of ASE raise whatever their format makes them
-        raise DataError(f"{path}: ASE cannot read it: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{path}: ASE cannot read it: {type(error).__name__}: {error}"
+            + ("" if options.format else " (--format names the format where the name does not)")
+        ) from error
 
 
-def _labels(
-    atoms: Any, values: dict[str, Any], choices: dict[str, tuple[str, ...]], where: str
-) -> dict[str, np.ndarray]:
-    """Labels that a frame has, in the units of the source."""
+def _header(line: str) -> dict[str, Any]:
+    """The header of an extxyz frame, in which a stress or virial may be six numbers."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    keys = re.findall(r"([^\s=]+)\s*=", re.sub(r"\"[^\"]*\"|'[^']*'|{[^}]*}", "", line))
+    for key in keys:
+        if keys.count(key) > 1 and (like(key) or key in ("Lattice", "Properties", "pbc")):
+            raise DataError(f"{key} stands twice in {line!r}")
+    try:
+        return key_val_str_to_dict(line)
+    except ValueError:  # ASE wants nine
+        marked = key_val_str_to_dict(re.sub(r"(?<!\S)(stress|virial)(?=\s*=)", r"\1_", line))
+        return {{"stress_": "stress", "virial_": "virial"}.get(k, k): v for k, v in marked.items()}
+
+
+def _values(atoms: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
     results = {} if atoms.calc is None else atoms.calc.results
-    labels = {}
-    for name, keys in choices.items():
-        for key in keys:
-            places = (values, atoms.info, atoms.arrays, results)
-            found = next((p[key] for p in places if p.get(key) is not None), None)
-            if found is None:
-                continue
-            array = real_array(found, f"{where}: {key}")
-            if name == "energy" and array.size == 1:
-                array = array.reshape(())  # SchNetPack keeps it as (1,)
-            labels[name] = _voigt(array, f"{where}: {key}") if name == "stress" else array
-            break
-    return labels
+    own = {key: value for key, value in atoms.arrays.items() if key not in STRUCTURE}
+    merged = {**results, **own, **atoms.info, **rows}
+    return {str(key): value for key, value in merged.items() if value is not None}
 
 
-def _voigt(stress: np.ndarray, where: str) -> np.ndarray:
-    """`(6,)` in ASE's order, of that or of a `(3, 3)` matrix."""
-    if stress.shape == (6,):
-        return stress
-    if stress.size == 9:
-        full = stress.reshape(3, 3)
-        if not np.allclose(full, full.T, atol=1e-6):
-            raise DataError(f"{where}: is not symmetric")
-        return full[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
-    raise DataError(f"{where}: has shape {stress.shape}, expected (6,) or (3, 3)")
+def _text(path: Path, format: str | None) -> tuple[Any, str | None]:
+    """An extxyz file opened as text, whatever its name, byte-order mark, line ends and encoding,
+    and its format; the path itself for all other formats."""
+    from ase.io.formats import open_with_compression
+
+    with open_with_compression(str(path), "rb") as file:
+        head = file.read(4096)
+    marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = marks.get(head[:2], "utf-8-sig")
+    lines = head.decode(encoding, "ignore").split("\n", 2)
+    known = len(lines) > 1 and lines[0].strip().isdigit() and "Properties=" in lines[1]
+    if not (format in ("extxyz", "xyz") or (format is None and known)):
+        return str(path), format
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with open_with_compression(str(path), "rb") as file:
+        try:
+            while block := file.read(2**20):
+                decoder.decode(block)
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+    text = io.TextIOWrapper(open_with_compression(str(path), "rb"), encoding=encoding)
+    return text, "extxyz"

@@ -9,79 +9,117 @@ import numpy as np
 from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import LABELS, DataError, real_array
-from ase_biasgrad.data.importers.options import ImportOptions, describe, said_unit
+from ase_biasgrad.data.importers.labels import Account, choose, converted
+from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
+from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.units import energy_unit, length_unit
 
-# names of the same thing in the files of rMD17 and of MD17/sGDML
+# names of the same thing in the files of rMD17, of MD17/sGDML and of others
 STRUCTURE: dict[str, tuple[str, ...]] = {
-    "numbers": ("nuclear_charges", "z"),
-    "positions": ("coords", "R"),
+    "numbers": ("nuclear_charges", "z", "atomic_numbers", "numbers", "Z"),
+    "positions": ("coords", "R", "positions", "coordinates"),
 }
 LABEL_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "revised": {"energy": ("energies", "E"), "forces": ("forces", "F")},
     "original": {"energy": ("old_energies",), "forces": ("old_forces",)},
 }
-UNITS = {"energy": "e_unit", "length": "r_unit"}  # as sGDML writes them
-LATTICE = "lattice"
+UNITS = {
+    "energy": ("e_unit", "energy_unit", "energy_units"),  # the first as sGDML writes them
+    "positions": ("r_unit", "length_unit", "length_units"),
+}
+LATTICE, CELL, PBC = "lattice", "cell", "pbc"  # sGDML's, and ASE's
+# what sGDML and rMD17 say of a file beside its frames
+ABOUT = ("name", "theory", "type", "md5", "code_version", "old_indices")
 
 
 def import_npz(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool
+    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
 ) -> tuple[int, str]:
-    """Append all frames; frames left out (none), and a line on what was converted.
+    """Append all frames; frames left out (none), and an account of what was read.
 
     Raises
     ------
     DataError
         On a file that cannot be read, has no units, lacks a key or has arrays that do not fit.
     """
-    keys = _keys(options)
-    candidates = [key for names in keys.values() for key in names]
-    arrays = load_arrays(path, [*candidates, *UNITS.values(), LATTICE])
-    energy, length = _units(path, arrays, options)
-    if keys.get("energy") == LABEL_SETS["revised"]["energy"] and not any(
-        key in arrays for key in keys["energy"]
-    ):
-        del keys["energy"]  # sGDML files may hold forces alone
-    found = {name: _key(path, arrays, names) for name, names in keys.items()}
+    arrays = load_arrays(path)
+    units = _units(path, arrays, options)
+    found = {name: _key(path, arrays, names) for name, names in STRUCTURE.items()}
+    found |= _label_keys(path, arrays, options)
     values = _fitting(path, arrays, found)
-    factors = {
-        "positions": length_unit(length),
-        "energy": energy_unit(energy),
-        "forces": energy_unit(energy) / length_unit(length),
-        "stress": energy_unit(energy) / length_unit(length) ** 3,
-    }
-    cell = _cell(path, arrays, factors["positions"])
-    others = [name for name in values if name not in (*STRUCTURE, *LABELS)]
     m, n = values["positions"].shape[:2]
+    cell, pbc, said_of_cell = _cell(path, arrays, units.factors["positions"], m)
+    values["positions"] = values["positions"] * units.factors["positions"]
+    account = Account(frames=m)
+    used = {*found.values(), *ABOUT, *(key for names in UNITS.values() for key in names)}
+    used |= {LATTICE} if LATTICE in arrays else {CELL, PBC} if cell is not None else set()
+    account.left.update({key: m for key in arrays if key not in used})
+    if "stress" in values and not pbc.any():
+        account.unperiodic, _ = m, values.pop("stress")
+    volume = np.ones(m) if cell is None else np.broadcast_to(np.abs(np.linalg.det(cell)), (m,))
+    for name in [name for name in values if name not in STRUCTURE]:
+        label = converted(name, found[name], values[name], units, volume, str(path), (m,))
+        _require_shape(path, found[name], label, name, m, n)
+        missing = np.isnan(label).reshape(m, -1).all(axis=1) & (label.size > 0)
+        account.taken[name, found[name]] = m - int(missing.sum())
+        account.nan[name] = int(missing.sum())
+        values[name] = label
+    others = [name for name in values if name not in (*STRUCTURE, *LABELS)]
     step = max(1, 50_000 // n)
-    for first in tqdm(range(0, m, step), path.name, disable=not progress, leave=False):
+    for first in tqdm(
+        range(0, m, step), path.name, disable=None if progress else True, leave=False
+    ):
         rows = slice(first, first + step)
+        known = {name: values[name][rows] for name in LABELS if name in values}
+        cells = None if cell is None else cell[rows] if cell.ndim == 3 else cell
+        pbcs = None if cell is None else pbc[rows] if pbc.ndim == 2 else pbc
         writer.append(
             values["numbers"],
-            **{k: values[k][rows] * factor for k, factor in factors.items() if k in values},
-            cell=cell,
-            pbc=None if cell is None else [True] * 3,
+            values["positions"][rows],
+            **known,
+            cell=cells,
+            pbc=pbcs,
             labels={name: values[name][rows] for name in others},
             source=str(path),
         )
-    by = "as you say" if options.energy_unit or options.length_unit else "as it says"
-    said = describe(path, energy, length, by, others)
-    return 0, said if "energy" in values else f"{said}; no energies"
+        for k, positions in enumerate(values["positions"][rows]):
+            asked.add(
+                path,
+                f"{path} (its frame {first + k})",
+                values["numbers"],
+                positions,
+                np.zeros((3, 3)) if cells is None else cells if cells.ndim == 2 else cells[k],
+                np.zeros(3, bool) if pbcs is None else pbcs if pbcs.ndim == 1 else pbcs[k],
+                **{name: label[k] for name, label in known.items()},
+            )
+    return 0, account.said(f"{path.name}: {units.said}{said_of_cell}", options)
 
 
-def _keys(options: ImportOptions) -> dict[str, tuple[str, ...]]:
-    """What to look for, and under which names."""
+def _label_keys(
+    path: Path, arrays: dict[str, np.ndarray], options: ImportOptions
+) -> dict[str, str]:
+    """Keys of the labels, by label: those named, those of the label set, and plain names."""
     if options.labels not in LABEL_SETS:
         raise DataError(f"labels {options.labels!r} are unknown; use {' or '.join(LABEL_SETS)}")
-    named = {name: (key,) for name, key in (options.keys or {}).items()}
-    labels = {**LABEL_SETS[options.labels], **named}
-    return {**STRUCTURE, **{k: v for k, v in labels.items() if k not in options.without}}
+    found, named = {}, options.keys or {}
+    for name in (*LABELS, *(name for name in named if name not in LABELS)):
+        names = (named[name],) if name in named else LABEL_SETS[options.labels].get(name, ())
+        if name in options.without:
+            continue
+        key = next((key for key in names if key in arrays), None)
+        if key is None and options.labels == "revised" and name not in named:
+            key = choose(name, arrays, options)
+        # sGDML files may hold forces alone
+        needed = name in named or (names and (name, options.labels) != ("energy", "revised"))
+        if key is None and needed:
+            key = _key(path, arrays, names)
+        if key is not None:
+            found[name] = key
+    return found
 
 
-def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those arrays of `keys` that the file has.
+def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Those arrays of `keys` that the file has, all by default; no objects are read.
 
     Raises
     ------
@@ -90,7 +128,7 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in dict.fromkeys(keys) if key in file.files}
+            return {key: file[key] for key in file.files if keys is None or key in keys}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     except Exception as error:
@@ -102,22 +140,26 @@ def _key(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> st
     for key in keys:
         if key in arrays:
             return key
-    with np.load(path, allow_pickle=False) as file:
-        raise DataError(f"{path}: has no {' or '.join(keys)}; its keys are {sorted(file.files)}")
+    raise DataError(f"{path}: has no {' or '.join(keys)}; its keys are {sorted(arrays)}")
 
 
-def _units(path: Path, arrays: dict[str, np.ndarray], options: ImportOptions) -> tuple[str, str]:
-    """Names of the energy and the length unit."""
-    own = {kind: _text(arrays[key]) for kind, key in UNITS.items() if key in arrays}
-    energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
-    length = said_unit(path, "length", options.length_unit, own.get("length"), length_unit)
-    if energy is None or length is None:
-        missing = [f"--{k}-unit" for k, v in (("energy", energy), ("length", length)) if v is None]
+def _units(path: Path, arrays: dict[str, np.ndarray], options: ImportOptions) -> Units:
+    own = {kind: _text(arrays[k]) for kind, keys in UNITS.items() for k in keys if k in arrays}
+    units = units_of(path, options, own, None)
+    if units is None:
+        missing = [
+            f"--{kind}-unit"
+            for kind, said in (
+                ("energy", options.energy_unit or own.get("energy")),
+                ("length", options.length_unit or own.get("positions")),
+            )
+            if said is None
+        ]
         raise DataError(
             f"{path}: says nothing of its units; name them with {' and '.join(missing)} (MD17, "
             "rMD17 and most sGDML files: kcal/mol and Angstrom)"
         )
-    return energy, length
+    return units
 
 
 def _text(value: np.ndarray) -> str:
@@ -128,7 +170,7 @@ def _text(value: np.ndarray) -> str:
 def _fitting(
     path: Path, arrays: dict[str, np.ndarray], found: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """The arrays as real numbers, `(atoms,)` and `(frames, …)`, shapes checked."""
+    """The arrays as real numbers, `(atoms,)` and `(frames, …)`, structures checked."""
     values = {name: real_array(arrays[key], f"{path}: {key}") for name, key in found.items()}
     if values["numbers"].ndim != 1:
         raise DataError(
@@ -136,30 +178,49 @@ def _fitting(
             "all frames of an npz file have the same atoms"
         )
     n, m = len(values["numbers"]), len(values["positions"]) if values["positions"].ndim else 0
-    shapes = {"positions": (m, n, 3), "energy": (m,), "forces": (m, n, 3), "stress": (m, 6)}
-    if "energy" in values and values["energy"].size == m:
-        values["energy"] = values["energy"].reshape(m)  # (m, 1) in MD17
-    for name, array in values.items():
-        expected = shapes.get(name, (m, *array.shape[1:]))
-        if name != "numbers" and array.shape != expected:
-            raise DataError(
-                f"{path}: {found[name]}: has shape {array.shape}, expected {expected} for {n} atoms"
-            )
+    _require_shape(path, found["positions"], values["positions"], "positions", m, n)
     if m == 0:
         raise DataError(f"{path}: {found['positions']}: has no frames")
     return values
 
 
-def _cell(path: Path, arrays: dict[str, np.ndarray], length: float) -> np.ndarray | None:
-    """Cell in Å, vectors in rows. sGDML wrote them in rows first and in columns later."""
-    if LATTICE not in arrays:
-        return None
-    lattice = real_array(arrays[LATTICE], f"{path}: {LATTICE}")
-    if lattice.shape != (3, 3):
-        raise DataError(f"{path}: {LATTICE}: has shape {lattice.shape}, expected (3, 3)")
-    if not np.array_equal(lattice, lattice.T):
+def _require_shape(path: Path, key: str, array: np.ndarray, name: str, m: int, n: int) -> None:
+    shapes = {"positions": (m, n, 3), "energy": (m,), "forces": (m, n, 3), "stress": (m, 6)}
+    expected = shapes.get(name, (m, *array.shape[1:]))
+    if array.shape != expected:
+        raise DataError(
+            f"{path}: {key}: has shape {array.shape}, expected {expected} for {n} atoms"
+        )
+
+
+def _cell(
+    path: Path, arrays: dict[str, np.ndarray], length: float, m: int
+) -> tuple[np.ndarray | None, np.ndarray, str]:
+    """Cell in Å `(3, 3)` or `(m, 3, 3)`, vectors in rows; pbc; and a remark on both.
+
+    ASE's `cell` has its vectors in rows. sGDML wrote `lattice` in rows first and in columns later.
+    """
+    key = LATTICE if LATTICE in arrays else CELL
+    pbc = np.zeros(3, bool)
+    if PBC in arrays:
+        pbc = real_array(arrays[PBC], f"{path}: {PBC}", bool)
+        if pbc.shape not in ((), (1,), (3,), (m, 3)):
+            raise DataError(f"{path}: {PBC}: has shape {pbc.shape}, expected (3,) or ({m}, 3)")
+        pbc = pbc if pbc.shape == (m, 3) else np.broadcast_to(pbc, (3,))
+    if key not in arrays:
+        if pbc.any():
+            raise DataError(f"{path}: {PBC} says periodic, and there is no {CELL}")
+        return None, pbc, ""
+    cell = real_array(arrays[key], f"{path}: {key}")
+    if cell.shape not in ((3, 3), (m, 3, 3)) or (key == LATTICE and cell.ndim == 3):
+        expected = "(3, 3)" if key == LATTICE else f"(3, 3) or ({m}, 3, 3)"
+        raise DataError(f"{path}: {key}: has shape {cell.shape}, expected {expected}")
+    if key == LATTICE and not np.array_equal(cell, cell.T):
         raise DataError(
             f"{path}: {LATTICE}: sGDML kept the vectors in rows or in columns, depending on its "
             "version, and this cell is not the same either way; import the frames as extxyz"
         )
-    return lattice * length
+    if PBC in arrays:
+        return cell * length, pbc, f"; {key} and pbc as they are"
+    periodic = np.full(3, bool(cell.any()))
+    return cell * length, periodic, f"; {key} without pbc, taken as periodic in three directions"

@@ -1,21 +1,23 @@
-"""What a user can say about a source, and what an import says about itself."""
+"""Choices of an import, the units of a source, and the report of an import."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase_biasgrad.data.dataset import DataError
+from ase_biasgrad.units import energy_unit, force_unit, length_unit, stress_unit
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did."""
+    """Frames brought in and left out, what was taken and converted, and numbers in doubt."""
 
     frames: int
     skipped: int
     conversions: list[str]
+    accepted: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,13 @@ class ImportOptions:
         Where labels are in the source, such as `{"energy": "dft_energy"}`; names other than
         energy, forces and stress are brought in as they are, without conversion.
     skip_unlabelled
-        Leave out frames that lack energy or forces instead of refusing them.
+        Leave out frames that have no label at all instead of refusing them.
     without
         Labels that are not brought in, of energy, forces, stress.
+    accept
+        Go on where numbers are implausible; the report names them.
+    format
+        ASE's name of the format, for files whose names do not say it.
     """
 
     labels: str = "revised"
@@ -43,15 +49,73 @@ class ImportOptions:
     keys: dict[str, str] | None = None
     skip_unlabelled: bool = False
     without: tuple[str, ...] = ()
+    accept: bool = False
+    format: str | None = None
 
 
 DEFAULTS = ImportOptions()
 
 
+@dataclass(frozen=True)
+class Units:
+    """Units of a source: names, factors to eV and Å, and a line that says who named them."""
+
+    energy: str
+    length: str
+    factors: dict[str, float]
+    said: str
+
+
+def units_of(
+    path: Path,
+    options: ImportOptions,
+    own: Mapping[str, str],
+    fallback: tuple[str, str] | None,
+    by: str = "as it says",
+) -> Units | None:
+    """Units by the file itself (`own`, by our names), by the user, or by `fallback`.
+
+    None if neither says them and there is no fallback.
+
+    Raises
+    ------
+    DataError
+        If the file and the user contradict each other.
+    """
+    energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
+    length = said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
+    if fallback is None and (energy is None or length is None):
+        return None
+    e, r = energy or (fallback or ("", ""))[0], length or (fallback or ("", ""))[1]
+
+    def who(option: str | None, name: str) -> str:
+        return by if name in own else "as you say" if option else "ASE's convention"
+
+    by_energy, by_length = who(options.energy_unit, "energy"), who(options.length_unit, "positions")
+    factors = {
+        "positions": length_unit(r),
+        "energy": energy_unit(e),
+        "forces": energy_unit(e) / length_unit(r),
+        "stress": energy_unit(e) / length_unit(r) ** 3,
+    }
+    said = f"energies {_arrow(e, factors['energy'], 'eV')}"
+    said += f" ({by_energy})" if by_energy != by_length else ""
+    said += f", lengths {_arrow(r, factors['positions'], 'Å')} ({by_length})"
+    for name, factor in (("forces", force_unit), ("stress", stress_unit)):
+        if name in own:
+            factors[name] = factor(own[name])
+            said += f", {name} in {own[name]} ({by})"
+    return Units(e, r, factors, said)
+
+
+def _arrow(unit: str, factor: float, ours: str) -> str:
+    return f"in {ours}" if factor == 1 else f"{unit} → {ours}"
+
+
 def said_unit(
     path: Path, kind: str, option: str | None, own: str | None, factor: Callable[[str], float]
 ) -> str | None:
-    """The name of a unit by the file itself or by the user.
+    """Name of a unit by the file itself or by the user.
 
     Raises
     ------

@@ -79,7 +79,9 @@ def import_md17(
     if tarfile.is_tarfile(path):
         path = _extracted(path, molecule)
     _check_composition(path, molecule, known[molecule])
-    options = ImportOptions(labels=labels, energy_unit="kcal/mol", length_unit="Angstrom")
+    # published as they are: what is odd in them is said, and does not keep anyone from them
+    units = {"energy_unit": "kcal/mol", "length_unit": "Angstrom"}
+    options = ImportOptions(labels=labels, accept=True, **units)
     return import_files([path], output, options, progress)
 
 

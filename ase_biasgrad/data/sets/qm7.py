@@ -257,7 +257,7 @@ def _read_xyz(file: Path) -> Iterator[Any]:
     from ase.io import iread
 
     try:
-        yield from iread(file, index=":", format="extxyz")
+        yield from iread(file, ":", "extxyz", do_not_split_by_at_sign=True)
     except Exception as error:  # ASE raises whatever the line leads to
         raise DataError(f"{file}: cannot be read as xyz: {error}") from error
 

@@ -24,8 +24,11 @@ def test_import_says_what_it_converted_and_left_out(tmp_path):
     atoms = Atoms("OH", [[0, 0, 0], [0, 0, 1]])
     bare = atoms.copy()
     atoms.info["dft"] = -2.0
-    atoms.calc = SinglePointCalculator(atoms, forces=np.ones((2, 3)))
-    write(tmp_path / "x.extxyz", [atoms, bare, atoms])
+    atoms.calc = SinglePointCalculator(atoms, forces=np.full((2, 3), 0.01))
+    moved = atoms.copy()
+    moved.positions[1, 2] = 1.1
+    moved.calc = SinglePointCalculator(moved, forces=np.full((2, 3), 0.02))
+    write(tmp_path / "x.extxyz", [atoms, bare, moved])
     said = data(
         "import", tmp_path / "x.extxyz", "-o", tmp_path / "x.h5", "--key", "energy=dft",
         "--energy-unit", "Ha", "--length-unit", "Bohr", "--skip-unlabelled",
