@@ -1,7 +1,1 @@
 """Networks described once, as layers that know their derivatives."""
-
-from pathlib import Path
-
-from ase_biasgrad.numerics.kernel_cache import forget_stale_kernels
-
-forget_stale_kernels(Path(__file__).parent)

@@ -8,12 +8,12 @@ the results hold; results that are not wanted may be empty.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, for_any_width, load, splat, store, total
 
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
+_loop = compiled(fastmath=True)
 
 
 @for_any_width("x rows", "received")

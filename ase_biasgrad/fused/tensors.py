@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypeVar
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from ase_biasgrad.fused.layers import Tensors, WrittenOut
 from ase_biasgrad.fused.tape import Value
+from ase_biasgrad.numerics.kernel_cache import compiled
 
 Part = TypeVar("Part")
 ENDS = ((0, 1), (1, 4), (4, 9))  # of the irreducible parts among the components
@@ -182,8 +182,8 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.contiguous().numpy().reshape(-1)
 
 
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False, error_model="numpy")
-_inline = numba.njit(fastmath=True, inline="always", boundscheck=False)
+_loop = compiled(fastmath=True, error_model="numpy")
+_inline = compiled(fastmath=True, inline="always")
 
 
 @_inline

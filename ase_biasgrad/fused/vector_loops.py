@@ -7,11 +7,10 @@ number is no multiple of `simd.WIDTH`, copies are.
 
 from __future__ import annotations
 
-import numba
-
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, for_any_width, load, splat, square_root, store
 
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False)
+_loop = compiled(fastmath=True)
 
 
 @for_any_width("mixed", "norm")

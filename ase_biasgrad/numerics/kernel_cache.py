@@ -1,38 +1,116 @@
-"""Compiled kernels are those of the sources.
+"""Numba kernels whose compiled code is kept between processes, and never outlives its sources.
 
 Numba compiles a function again when its own file has changed, not when one has changed whose
-functions are compiled into it, as after a `git pull`.
+functions are compiled into it; it writes at import, and cannot be imported where it finds no place
+to write. Kernels decorated with `compiled` look for their code when they are first called.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Sequence
+import inspect
+import pickle
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ase_biasgrad.files import whole_file
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
-CORE = Path(__file__).parent
-# whose functions are compiled into kernels of other folders
-EVERYWHERE = tuple(CORE / name for name in ("splines.py", "simd.py", "simd_activations.py"))
+NUMERICS = Path(__file__).parent
+BROKEN = (OSError, EOFError, ValueError, pickle.PickleError)  # raised by reading damaged files
 
 
-def forget_stale_kernels(folder: Path, others: Sequence[Path] = EVERYWHERE) -> None:
-    """Delete what numba keeps beside the sources of `folder` if one of them, or of `others`, has
-    changed since.
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function to be compiled by Numba, without the interpreter's lock, and kept.
 
-    Where the folder cannot be written numba keeps its files elsewhere, by the time of installation.
+    A kernel may call functions of its own folder and of `numerics`: a change of any file in these
+    makes its kept code stale. Without a place to write, it is compiled in every process.
+
+    Parameters
+    ----------
+    **options
+        Numba's (`numba.njit`).
     """
-    sources = [*sorted(folder.glob("*.py")), *others]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    stamp = folder / "__pycache__" / "kernels.sha256"
-    with contextlib.suppress(OSError):
-        if stamp.read_text() == digest:
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        kernel = njit(nogil=True, **options)(function)
+        if kernel is not function:  # as with NUMBA_DISABLE_JIT
+            kernel._cache = KernelCache(function)
+        return kernel
+
+    return decorate
+
+
+class KernelCache(NullCache):
+    """The compiled code of one function: one pair of files for each signature and all sources.
+
+    Numba's own files hold all signatures of a function, and processes that write at once could
+    exchange them; a name that has the signature and the sources in it belongs to one code.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Compiled code for a signature, or None."""
+        files = self._files(sig, target_context.codegen())
+        if files is None:
+            return None
+        try:
+            return files.load_overload(sig, target_context)
+        except BROKEN:
+            Path(files._cache_file._index_path).unlink(missing_ok=True)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep compiled code, and remove what other sources left in this folder."""
+        files = self._files(sig, data.codegen)
+        if files is None:
             return
-    with contextlib.suppress(OSError):
-        for path in stamp.parent.glob("*.nb[ci]"):
+        try:
+            files.save_overload(sig, data)
+            _remove_stale(Path(files.cache_path), source_digest(self._folder))
+        except OSError as error:
+            _warn_once(f"cannot be written ({error})")
+
+    @property
+    def _folder(self) -> Path:
+        return Path(inspect.getfile(self._function)).parent
+
+    def _files(self, sig: Any, codegen: Any) -> FunctionCache | None:
+        try:
+            files = FunctionCache(self._function)
+        except RuntimeError:  # numba found no folder that it can write to
+            _warn_once("found no folder that can be written")
+            return None
+        stamp, key = source_digest(self._folder), str(files._index_key(sig, codegen))
+        key = hashlib.sha256(key.encode()).hexdigest()[:16]
+        name = f"{files._impl.filename_base}.{stamp}.{key}"
+        files._cache_file = IndexDataCacheFile(files.cache_path, name, stamp)
+        return files
+
+
+@cache
+def source_digest(folder: Path) -> str:
+    """Digest of the Python files in a folder and in `numerics`, when first asked for."""
+    files = [*sorted(folder.glob("*.py")), *sorted(NUMERICS.glob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+@cache
+def _remove_stale(folder: Path, stamp: str) -> None:
+    for path in folder.glob("*.nb[ci]"):
+        if f".{stamp}." not in path.name:
             path.unlink(missing_ok=True)
-        stamp.parent.mkdir(exist_ok=True)
-        with whole_file(stamp) as temporary:
-            temporary.write_text(digest)
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(
+        f"numba's cache {problem}: kernels are compiled anew in every process, which takes up to "
+        "a minute; set NUMBA_CACHE_DIR to a folder of yours to keep them",
+        stacklevel=2,
+    )

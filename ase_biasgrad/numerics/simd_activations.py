@@ -6,12 +6,9 @@ hyperbolic tangent, log(1 + u) = 2 artanh(u / (2 + u)), within 2 ulp for 0 ≤ u
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from numba import njit
 
-from ase_biasgrad.numerics.kernel_cache import forget_stale_kernels
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import (
     WIDTH,
     absolute,
@@ -24,8 +21,6 @@ from ase_biasgrad.numerics.simd import (
     store,
 )
 
-forget_stale_kernels(Path(__file__).parent)
-
 F = np.float32
 LOG2E, LOG2 = F(1.44269504088896341), F(np.log(2.0))
 # log 2 in two parts, so that the remainder is exact
@@ -37,7 +32,7 @@ NINTH, ELEVENTH, THIRTEENTH = F(1 / 9), F(1 / 11), F(1 / 13)
 ONE, TWO, HALF, ZERO, LOWEST = F(1), F(2), F(0.5), F(0), F(-87)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def exp_negative(x):  # type: ignore[no-untyped-def]
     """exp(x) of a vector with x ≤ 0; below −87 as there. NaN stays NaN."""
     x = larger(x, splat(LOWEST))
@@ -51,7 +46,7 @@ def exp_negative(x):  # type: ignore[no-untyped-def]
     return (p * r * r + r + splat(ONE)) * power_of_two(whole)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def log1p(u):  # type: ignore[no-untyped-def]
     """log(1 + u) of a vector with 0 ≤ u ≤ 1."""
     z = u / (u + splat(TWO))
@@ -65,7 +60,7 @@ def log1p(u):  # type: ignore[no-untyped-def]
     return (z + z) * p
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def logistic(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(−x)) of a vector."""
     e = exp_negative(splat(ZERO) - absolute(x))
@@ -75,7 +70,7 @@ def logistic(x):  # type: ignore[no-untyped-def]
     return splat(HALF) + sign * (splat(HALF) - small)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def shifted_softplus(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
     """rows ← log(½ + ½ exp(rows + bias)), slopes ← its derivative, for rows first to last.
 
@@ -91,7 +86,7 @@ def shifted_softplus(rows, bias, slopes, first, last):  # type: ignore[no-untype
             store(slopes, i * width + f, logistic(x))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def silu(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
     """rows ← x σ(x) with x = rows + bias, slopes ← its derivative, for rows first to last."""
     width = rows.shape[1]
@@ -103,7 +98,7 @@ def silu(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
             store(slopes, i * width + f, s + x * s * (splat(ONE) - s))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def softplus_jets(x, value, first, second):  # type: ignore[no-untyped-def]
     """log(½ + ½ eˣ) with its first and second derivative, all of one size.
 
@@ -118,7 +113,7 @@ def softplus_jets(x, value, first, second):  # type: ignore[no-untyped-def]
         store(second, k, s * (splat(ONE) - s))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def silu_jets(x, value, first, second):  # type: ignore[no-untyped-def]
     """x σ(x) with its first and second derivative, as `softplus_jets`."""
     for k in _starts(x.size):
@@ -130,7 +125,7 @@ def silu_jets(x, value, first, second):  # type: ignore[no-untyped-def]
         store(second, k, (s + s + y * (splat(ONE) - s - s)) * rest)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _starts(size):  # type: ignore[no-untyped-def]
     """Where vectors begin that cover so many numbers; the last two may overlap."""
     starts = np.arange(0, size, WIDTH)

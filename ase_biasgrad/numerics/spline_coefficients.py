@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.splines import DEGREE, TAPS, Knots, collocation
 
 COLUMNS = 192  # that are solved for at once, so that all rows of them stay in the cache
@@ -76,7 +76,7 @@ def _inverse(knots: Knots, device: torch.device, dtype: torch.dtype) -> Tensor:
     return knots.interpolation().to(device, dtype)
 
 
-_loop = numba.njit(cache=True, fastmath=True, nogil=True, boundscheck=False, error_model="numpy")
+_loop = compiled(fastmath=True, error_model="numpy")
 
 
 @_loop

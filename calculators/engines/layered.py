@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
@@ -15,6 +14,7 @@ from ase_biasgrad.calculators.engines.cpu.geometry import directed_forces, withi
 from ase_biasgrad.calculators.engines.verlet_list import PerSearch
 from ase_biasgrad.fused.sampled_tensornet import Neighbours, SampledTensorNet
 from ase_biasgrad.neighbours import HalfPairs, half, joined, neighbour_list
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.splines import DEGREE, TAPS, polynomials, slope_polynomials
 
 
@@ -128,7 +128,7 @@ class Found:
         return np.einsum("pt,pt->p", of_places, of_weights)
 
 
-_loop = numba.njit(cache=True, nogil=True, error_model="numpy")
+_loop = compiled(error_model="numpy")
 _DIAGONAL, _OTHER, _LAST = 3**0.5, 2**0.5, 6**-0.5  # of the components of `matrix_basis`
 
 

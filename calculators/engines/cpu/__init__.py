@@ -1,7 +1,1 @@
-"""The CPU engine: kernels in numba, with written-out derivatives."""
-
-from pathlib import Path
-
-from ase_biasgrad.numerics.kernel_cache import forget_stale_kernels
-
-forget_stale_kernels(Path(__file__).parent)
+"""SchNet and PaiNN as numba kernels with written-out derivatives, on the CPU."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ase_biasgrad.numerics.kernel_cache import compiled
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def within_cutoff(  # type: ignore[no-untyped-def]
     positions, cells, structure, i, j, shift, cutoff, spacing, intervals, atoms, vectors,
     interval, place,
@@ -41,7 +42,7 @@ def within_cutoff(  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def radial_forces(atoms, vectors, pairs, slopes, spacing, structure, forces, strain):  # type: ignore[no-untyped-def]
     """Add the forces of ∂E/∂d along the pairs, and ∂E/∂ε of each structure.
 
@@ -53,7 +54,7 @@ def radial_forces(atoms, vectors, pairs, slopes, spacing, structure, forces, str
              slope * vectors[p, 2], structure, forces, strain)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def directed_forces(atoms, vectors, pairs, slopes, spacing, turns, structure, forces, strain):  # type: ignore[no-untyped-def]
     """As `radial_forces`, with turns `(p, 3)`: ∂E/∂u of the unit vectors, in eV."""
     for p in range(pairs):
@@ -66,7 +67,7 @@ def directed_forces(atoms, vectors, pairs, slopes, spacing, turns, structure, fo
              structure, forces, strain)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _add(atoms, vectors, p, x, y, z, structure, forces, strain):  # type: ignore[no-untyped-def]
     """Add ∂E/∂(r_j − r_i) = (x, y, z) of pair p."""
     a, b = atoms[p, 0], atoms[p, 1]

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ase_biasgrad.calculators.engines.weights import Readout, single, widened
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import (
     VECTOR,
     WIDTH,
@@ -100,7 +101,7 @@ def _tile(rows: int) -> Callable[..., Any]:
 _tile1, _tile2, _tile3, _tile4, _tile5, _tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def product(inputs, panels, out, first, last):  # type: ignore[no-untyped-def]
     """out[first:last] = inputs[first:last] @ weights.
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import njit
 
 from ase_biasgrad.calculators.engines.cpu.matrix_product import product
 from ase_biasgrad.calculators.engines.cpu.rows import (
@@ -39,13 +38,14 @@ from ase_biasgrad.calculators.engines.cpu.splines import (
     total_slope,
     value_taps,
 )
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, square_root, store, total
 from ase_biasgrad.numerics.simd_activations import silu
 
 ZERO = np.float32(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # coincident atoms: NaN, which is reported
+@compiled(error_model="numpy")  # coincident atoms: NaN, which is reported
 def unit(vectors, p):  # type: ignore[no-untyped-def]
     """Components of the unit vector of pair p, each in all places of a vector."""
     d = vectors[p, 3]
@@ -56,7 +56,7 @@ def unit(vectors, p):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def send(x, mu, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
     """Messages of pairs first to last and their mirrors: scalars `(n, F)`, out `(3 n, F)`."""
     width = mu.shape[1]
@@ -80,7 +80,7 @@ def send(x, mu, filters, atoms, interval, place, vectors, first, last, scalars, 
             _add_vector(out, vj, width, a * ux, a * uy, a * uz, b, mu, vi)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _add_vector(out, at, width, ax, ay, az, b, mu, of):  # type: ignore[no-untyped-def]
     """out += a + b ∘ μ for the three components of one atom."""
     store(out, at, load(out, at) + ax + b * load(mu, of))
@@ -89,7 +89,7 @@ def _add_vector(out, at, width, ax, ay, az, b, mu, of):  # type: ignore[no-untyp
     store(out, at, load(out, at) + az + b * load(mu, of))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
     """As `send` where all vectors are zero: in the first interaction."""
     width = out.shape[1]
@@ -113,7 +113,7 @@ def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars
                 store(out, xj + k * width, load(out, xj + k * width) - b * u)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def send_backward(  # type: ignore[no-untyped-def]
     x, mu, gq, gmu, filters, atoms, interval, place, vectors, first, last, out_x, out_mu, slopes,
     turns,
@@ -174,7 +174,7 @@ def send_backward(  # type: ignore[no-untyped-def]
         turns[p, 2] += total(tz)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def send_first_backward(  # type: ignore[no-untyped-def]
     x, gq, gmu, filters, atoms, interval, place, vectors, first, last, slopes, turns
 ):
@@ -204,7 +204,7 @@ def send_first_backward(  # type: ignore[no-untyped-def]
         turns[p, 2] += total(tz)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def context(q, weight1, bias1, weight2, bias2, spare, slopes, x, first, last):  # type: ignore[no-untyped-def]
     """x = silu(q A + a) B + b for rows first to last."""
     product(q, weight1, spare, first, last)
@@ -213,7 +213,7 @@ def context(q, weight1, bias1, weight2, bias2, spare, slopes, x, first, last):  
     add_bias(x, bias2, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def context_backward(gx, weight2_t, slopes, weight1_t, spare, spare2, gq, first, last):  # type: ignore[no-untyped-def]
     """gq += ∂E/∂q through x."""
     product(gx, weight2_t, spare, first, last)
@@ -222,7 +222,7 @@ def context_backward(gx, weight2_t, slopes, weight1_t, spare, spare2, gq, first,
     add_to(gq, spare2, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def norms_and_products(vw, q, joint, norms, products, epsilon, first, last):  # type: ignore[no-untyped-def]
     """norms |V|, products Σ_k V_k W_k `(n, F)`, joint = (q, |V|) `(n, 2 F)`."""
     width = q.shape[1]
@@ -241,7 +241,7 @@ def norms_and_products(vw, q, joint, norms, products, epsilon, first, last):  # 
             store(joint, i * 2 * width + width + f, norm)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def apply_mixing(a, vw, products, q, mu, mu_out, first, last):  # type: ignore[no-untyped-def]
     """q += a1 + a2 Σ_k V_k W_k, mu_out = μ + a3 W; a `(n, 3 F)` holds a1, a2, a3."""
     width = q.shape[1]
@@ -257,7 +257,7 @@ def apply_mixing(a, vw, products, q, mu, mu_out, first, last):  # type: ignore[n
                 store(mu_out, row, load(mu, row) + a3 * w)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def mixing_gradients(gq, gmu, vw, products, ga, first, last):  # type: ignore[no-untyped-def]
     """ga = ∂E/∂a `(n, 3 F)` from ∂E/∂q and ∂E/∂μ after the mixing."""
     width = gq.shape[1]
@@ -274,7 +274,7 @@ def mixing_gradients(gq, gmu, vw, products, ga, first, last):  # type: ignore[no
             store(ga, c + 2 * width, dot)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def vector_gradients(gq, gmu, gjoint, a, vw, norms, gvw, first, last):  # type: ignore[no-untyped-def]
     """gvw = ∂E/∂(V, W) `(3 n, 2 F)`, then gq += ∂E/∂q through the mixing."""
     width = gq.shape[1]
@@ -311,7 +311,7 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     return np.array(phases, np.int64)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def phase(  # type: ignore[no-untyped-def]
     kind, m, layer, block, blocks,
     embedding, context0, context1, context1_t, context1_bias, context2, context2_t,
@@ -402,7 +402,7 @@ def phase(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def whole(plan, *arrays):  # type: ignore[no-untyped-def]
     """All phases on one thread."""
     for step in range(len(plan)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ase_biasgrad.calculators.engines.cpu.matrix_product import product
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.numerics.simd_activations import silu
 
@@ -13,7 +13,7 @@ from ase_biasgrad.numerics.simd_activations import silu
 CHUNK = 192
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_up(parts, first, last):  # type: ignore[no-untyped-def]
     """parts[0] = Σ_b parts[b] for rows first to last; parts `(blocks, n, width)`."""
     blocks, n, width = parts.shape
@@ -22,7 +22,7 @@ def add_up(parts, first, last):  # type: ignore[no-untyped-def]
             store(parts, k, load(parts, k) + load(parts, b * n * width + k))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_rows(out, other, bias, first, last):  # type: ignore[no-untyped-def]
     """out += other + bias, for rows first to last."""
     width = out.shape[1]
@@ -32,7 +32,7 @@ def add_rows(out, other, bias, first, last):  # type: ignore[no-untyped-def]
             store(out, k, load(out, k) + load(other, k) + load(bias, f))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_bias(out, bias, first, last):  # type: ignore[no-untyped-def]
     """out += bias, for rows first to last."""
     width = out.shape[1]
@@ -41,7 +41,7 @@ def add_bias(out, bias, first, last):  # type: ignore[no-untyped-def]
             store(out, i * width + f, load(out, i * width + f) + load(bias, f))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def multiply_rows(out, other, first, last):  # type: ignore[no-untyped-def]
     """out *= other, for rows first to last."""
     width = out.shape[1]
@@ -49,7 +49,7 @@ def multiply_rows(out, other, first, last):  # type: ignore[no-untyped-def]
         store(out, k, load(out, k) * load(other, k))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def embed(numbers, table, out, first, last):  # type: ignore[no-untyped-def]
     """out_i = table[numbers_i], for rows first to last."""
     width = out.shape[1]
@@ -58,7 +58,7 @@ def embed(numbers, table, out, first, last):  # type: ignore[no-untyped-def]
             store(out, i * width + f, load(table, numbers[i] * width + f))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_to(out, other, first, last):  # type: ignore[no-untyped-def]
     """out += other, for rows first to last."""
     width = out.shape[1]
@@ -66,7 +66,7 @@ def add_to(out, other, first, last):  # type: ignore[no-untyped-def]
         store(out, k, load(out, k) + load(other, k))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def read_out(  # type: ignore[no-untyped-def]
     x,
     panels,

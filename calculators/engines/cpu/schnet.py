@@ -14,7 +14,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import njit
 
 from ase_biasgrad.calculators.engines.cpu.matrix_product import product
 from ase_biasgrad.calculators.engines.cpu.rows import (
@@ -34,11 +33,12 @@ from ase_biasgrad.calculators.engines.cpu.splines import (
     total_slope,
     value_taps,
 )
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.numerics.simd_activations import shifted_softplus
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def convolve(y, filters, atoms, interval, place, first, last, out):  # type: ignore[no-untyped-def]
     """out_i = Σ_j w(d_ij) ∘ y_j over pairs first to last and their mirrors."""
     width = y.shape[1]
@@ -52,7 +52,7 @@ def convolve(y, filters, atoms, interval, place, first, last, out):  # type: ign
             store(out, j + f, load(out, j + f) + w * load(y, i + f))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def convolve_backward(  # type: ignore[no-untyped-def]
     y, gradient, filters, atoms, interval, place, first, last, out, slopes
 ):
@@ -71,7 +71,7 @@ def convolve_backward(  # type: ignore[no-untyped-def]
         slopes[p] += total_slope(sums, place[p])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def radial_slopes(y, gradient, filters, atoms, interval, place, first, last, slopes):  # type: ignore[no-untyped-def]
     """As `convolve_backward` where ∂E/∂y is not needed: at the embeddings."""
     width = y.shape[1]
@@ -85,7 +85,7 @@ def radial_slopes(y, gradient, filters, atoms, interval, place, first, last, slo
         slopes[p] += total(slope)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def update(messages, x, hidden, hidden_bias, outward, outward_bias, slopes, spare, first, last):  # type: ignore[no-untyped-def]
     """x += ssp(m A + a) B + b for rows first to last; the slopes of ssp are kept."""
     add_up(messages, first, last)
@@ -95,7 +95,7 @@ def update(messages, x, hidden, hidden_bias, outward, outward_bias, slopes, spar
     add_rows(x, spare[1], outward_bias, first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def update_backward(gradient, outward_t, slopes, hidden_t, spare, out, first, last):  # type: ignore[no-untyped-def]
     """out = ∂E/∂m from gradient = ∂E/∂x for rows first to last."""
     product(gradient, outward_t, spare[0], first, last)
@@ -121,7 +121,7 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     return np.array(phases, np.int64)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def phase(  # type: ignore[no-untyped-def]
     kind, m, layer, block, blocks,
     embedding, inward0, inward, inward_t, hidden, hidden_t, hidden_bias, outward, outward_t,
@@ -174,7 +174,7 @@ def phase(  # type: ignore[no-untyped-def]
             add_to(x, spare[0], first, last)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def whole(plan, *arrays):  # type: ignore[no-untyped-def]
     """All phases on one thread."""
     for step in range(len(plan)):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, lanes, load, splat, total
 from ase_biasgrad.numerics.splines import TAPS, polynomials, slope_polynomials
 
@@ -18,19 +18,19 @@ VALUE, SLOPE = _eight_columns(polynomials()), _eight_columns(slope_polynomials()
 lane0, lane1, lane2, lane3, lane4, lane5 = lanes[:TAPS]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def value_taps(place):  # type: ignore[no-untyped-def]
     """Weights of the six coefficients at a place, 0 to 1, of an interval: vectors."""
     return _taps(VALUE, place)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def slope_taps(place):  # type: ignore[no-untyped-def]
     """As `value_taps`, of the derivative by the place."""
     return _taps(SLOPE, place)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _taps(polynomials, place):  # type: ignore[no-untyped-def]
     t, last = splat(place), len(polynomials) - 1
     w = load(polynomials, last * WIDTH)
@@ -39,7 +39,7 @@ def _taps(polynomials, place):  # type: ignore[no-untyped-def]
     return lane0(w), lane1(w), lane2(w), lane3(w), lane4(w), lane5(w)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def sample(rows, start, stride, taps):  # type: ignore[no-untyped-def]
     """Σ_s taps_s c_s, with coefficients `stride` apart in `rows` from `start` on."""
     a = taps[0] * load(rows, start) + taps[1] * load(rows, start + stride)
@@ -48,14 +48,14 @@ def sample(rows, start, stride, taps):  # type: ignore[no-untyped-def]
     return a + (b + taps[5] * load(rows, start + 5 * stride))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def no_sums():  # type: ignore[no-untyped-def]
     """Six vectors of zeros."""
     zero = splat(np.float32(0))
     return zero, zero, zero, zero, zero, zero
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def sample_and_add(rows, start, stride, taps, along, sums):  # type: ignore[no-untyped-def]
     """`sample`, and sums_s + c_s ∘ along: one reading of the coefficients serves both."""
     c0, c1 = load(rows, start), load(rows, start + stride)
@@ -68,7 +68,7 @@ def sample_and_add(rows, start, stride, taps, along, sums):  # type: ignore[no-u
     return value, (s0, s1, s2, s3, s4, s5)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def total_slope(sums, place):  # type: ignore[no-untyped-def]
     """The derivative by the place of Σ value ∘ along, from the sums of `sample_and_add`."""
     taps = slope_taps(place)
