@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from ase.calculators.calculator import (
-    CalculationFailed,
-    Calculator,
-    CalculatorSetupError,
-    InputError,
-    all_changes,
-)
-from ase.outputs import Properties, all_outputs
+from ase.calculators.calculator import CalculatorSetupError, InputError
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_biasgrad.bias import N_ELEMENTS, Bias
-from ase_biasgrad.calculators.checks import (
-    changes_between,
-    check_neutral,
-    check_numbers_and_positions,
-    info_values,
-    kept_copy,
-)
+from ase_biasgrad.calculators.base import PotentialCalculator
+from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.checkpoint import load_checkpoint
@@ -44,7 +33,7 @@ class EnergyZeroWarning(UserWarning):
     """The energy of a potential has an arbitrary zero; differences at one composition are valid."""
 
 
-class BiasGradCalculator(Calculator):
+class BiasGradCalculator(PotentialCalculator):
     """Energy, forces and stress of a potential, or the mean of a committee.
 
     One evaluation gives every property, so asking for another one costs nothing. Energies are
@@ -65,9 +54,9 @@ class BiasGradCalculator(Calculator):
         float64.
     engine
         `auto` takes `cpu`, written-out derivatives over sampled radial filters, for SchNet and
-        PaiNN in float32 on a CPU, `sampled` for TensorNet on a CPU, and `reference`, autograd,
-        for everything else. `cuda` is the same as `cpu` for CUDA devices, to be asked for. The
-        attribute `engine` names the one that runs.
+        PaiNN in float32 on a CPU, `sampled` for TensorNet on a CPU, and `reference`, autograd
+        through the plain backbones, for everything else, CUDA devices included. The attribute
+        `engine` names the one that runs.
     skin
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
         atom could have come in. Results do not depend on it.
@@ -89,9 +78,7 @@ class BiasGradCalculator(Calculator):
         "forces",
         "stress",
     ]
-    nolabel = True
-    _info: tuple[Any, ...] = ()
-    _kept: Atoms | None = None
+    advice = "the structure is far outside of what the potential was trained on"
 
     def __init__(
         self,
@@ -110,17 +97,18 @@ class BiasGradCalculator(Calculator):
         if not checkpoint:
             raise CalculatorSetupError("no checkpoint was given")
         self.sources: list[dict[str, str]] = []
-        potentials = [self._loaded(source) for source in checkpoint]
         self.device = _device(device)
         self.dtype, self.skin, self.strict = dtype, float(skin), strict
+        with torch.inference_mode(False):  # weights made in it could never be differentiated
+            potentials = [self._loaded(source) for source in checkpoint]
+            try:
+                self._engine = select_engine(
+                    [p.backbone for p in potentials], self.device, DTYPES[dtype], engine, self.skin
+                )
+            except ValueError as error:
+                raise CalculatorSetupError(str(error)) from error
         self.biases: list[Bias] = [potential.bias.cpu() for potential in potentials]
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
-        try:
-            self._engine = select_engine(
-                [p.backbone for p in potentials], self.device, DTYPES[dtype], engine, self.skin
-            )
-        except ValueError as error:
-            raise CalculatorSetupError(str(error)) from error
         self._warned = False
         self._bias_of: tuple[bytes, np.ndarray] | None = None
 
@@ -146,39 +134,23 @@ class BiasGradCalculator(Calculator):
 
     # --- state -----------------------------------------------------------------------------
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What changed since the last calculation, exactly; `tol` is there for ASE's sake."""
-        return changes_between(self.atoms, self._info, atoms)
-
     def reset(self) -> None:
         """Forget results and neighbour lists."""
-        super().reset()
-        if hasattr(self, "_engine"):
-            self._engine.reset()
-
-    def set(self, **arguments: Any) -> dict[str, Any]:
-        """Nothing can be set afterwards: make a new calculator.
-
-        Raises
-        ------
-        CalculatorSetupError
-            If any argument is given.
-        """
-        if arguments:
-            raise CalculatorSetupError(
-                f"{sorted(arguments)} cannot be set; make a new BiasGradCalculator"
-            )
-        return {}
+        with self._lock:
+            super().reset()
+            if hasattr(self, "_engine"):
+                self._engine.reset()
 
     def copy(self) -> BiasGradCalculator:
-        """Another calculator without results that shares the weights."""
-        other = copy.copy(self)
-        other.atoms, other.results, other._bias_of, other._kept = None, {}, None, None
-        other._engine = self._engine.fresh()
+        """Another calculator without results that shares the weights, for another thread, say."""
+        with self._lock:
+            other = copy.copy(self)
+            other.atoms, other.results, other._bias_of, other._kept = None, {}, None, None
+            other._engine = self._engine.fresh()
         return other
 
     def todict(self) -> dict[str, Any]:
-        """What this calculator is, as JSON values."""
+        """Description of this calculator in JSON values."""
         return {
             "potentials": self.sources,
             "device": str(self.device),
@@ -186,33 +158,27 @@ class BiasGradCalculator(Calculator):
             "engine": self.engine,
         }
 
-    def export_properties(self) -> Properties:
-        """The results under ASE's standard names."""
-        return Properties({k: v for k, v in self.results.items() if k in all_outputs})
-
     # --- calculation -----------------------------------------------------------------------
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        """Fill `results`; everything that ASE's documentation says of this method."""
-        self.results = {}  # of other atoms, should anything below fail
-        if atoms is not None:
-            # ASE forgets `atoms` before it asks for a calculation
-            self.atoms = self._kept = kept_copy(self._kept, atoms)
-        if self.atoms is None:
-            raise InputError("there are no atoms to calculate")
-        self._info = info_values(self.atoms)
-        structure = self._structure(self.atoms)
-        derivatives = bool({"forces", "stress"} & set(properties))
+    def evaluated(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+        """Energies, and forces and stress where one of them is asked for."""
+        structure = _structure(atoms)
         if len(structure.numbers) == 0:
-            evaluation = _nothing(len(self.biases))
-        else:
-            evaluation = self._engine.evaluate(structure, derivatives)
-        self.results = self._results(structure, evaluation)
+            return self._results(structure, _nothing(len(self.biases)))
+        derivatives = bool({"forces", "stress"} & set(properties))
+        with torch.inference_mode(False):  # autograd does not work in it
+            return self._results(structure, self._engine.evaluate(structure, derivatives))
+
+    def check(self, atoms: Atoms) -> None:
+        """Raise `InputError` on a structure that the potential cannot describe."""
+        if not math.isfinite(atoms.cell.array.sum()):
+            raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
+        super().check(atoms)
+        if atoms.pbc.any():
+            try:
+                complete_cell(atoms.cell.array, atoms.pbc)
+            except ValueError as error:
+                raise InputError(str(error)) from error
 
     def _results(self, structure: Structure, evaluation: Evaluation) -> dict[str, Any]:
         energies = evaluation.energies + self._bias_per_atom(structure.numbers)  # (members, n)
@@ -221,27 +187,9 @@ class BiasGradCalculator(Calculator):
             members["forces"] = evaluation.forces
             volume = _volume(structure.cell)
             if evaluation.strain_gradient is not None and volume > 1e-12:
-                members["stress"] = _voigt(evaluation.strain_gradient / volume)
-        for name, values in members.items():
-            if not math.isfinite(values.sum()):
-                raise CalculationFailed(
-                    f"the {name} of {len(structure.numbers)} atoms came out as NaN or infinity: "
-                    "the structure is far outside of what the potential was trained on"
-                )
+                stress = evaluation.strain_gradient / volume
+                members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
         return _single(members) if len(self.biases) == 1 else _committee(members)
-
-    def _structure(self, atoms: Atoms) -> Structure:
-        numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
-        if not math.isfinite(atoms.cell.array.sum()):
-            raise InputError(f"the cell is not finite: {atoms.cell.array.tolist()}")
-        check_numbers_and_positions(atoms, self.elements)
-        check_neutral(atoms)
-        if atoms.pbc.any():
-            try:
-                complete_cell(atoms.cell.array, atoms.pbc)
-            except ValueError as error:
-                raise InputError(str(error)) from error
-        return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
 
     def _bias_per_atom(self, numbers: np.ndarray) -> np.ndarray:
         """Biases split over the atoms, `(members, n)`; they depend on the numbers alone."""
@@ -270,7 +218,7 @@ class BiasGradCalculator(Calculator):
         if self.strict:
             raise InputError(message)
         if not self._warned:
-            warnings.warn(message, EnergyZeroWarning, stacklevel=5)
+            warnings.warn(message, EnergyZeroWarning, stacklevel=6)
             self._warned = True
 
     # --- many structures -------------------------------------------------------------------
@@ -284,24 +232,31 @@ class BiasGradCalculator(Calculator):
         state of the calculator does not change. Errors are those of `calculate`, and name the
         structure.
         """
-        checked = []
         for k, atoms in enumerate(structures):
             try:
-                checked.append(self._structure(atoms))
+                self.check(atoms)
             except InputError as error:
                 raise InputError(f"structure {k}: {error}") from error
+        checked = [_structure(atoms) for atoms in structures]
         sizes = np.cumsum([max(1, len(s.numbers)) for s in checked]) // atoms_per_batch
         results: list[dict[str, Any]] = []
-        for which in np.unique(sizes):
-            batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
-            evaluations = self._evaluate_batch(batch)
-            results += [self._results(s, e) for s, e in zip(batch, evaluations, strict=True)]
+        with self._lock, torch.inference_mode(False):
+            for which in np.unique(sizes):
+                batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
+                for s, evaluation in zip(batch, self._evaluate_batch(batch), strict=True):
+                    results.append(self._results(s, evaluation))
+                    check_finite(results[-1], len(s.numbers), self.advice)
         return results
 
     def _evaluate_batch(self, batch: list[Structure]) -> list[Evaluation]:
         full = [s for s in batch if len(s.numbers)]
         evaluations = iter(self._engine.evaluate_many(full) if full else [])
         return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
+
+
+def _structure(atoms: Atoms) -> Structure:
+    numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
+    return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
 
 
 def _single(members: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -326,12 +281,6 @@ def _committee(members: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _volume(cell: np.ndarray) -> float:
     return float(abs(np.linalg.det(cell))) if cell.any() else 0.0
-
-
-def _voigt(stress: np.ndarray) -> np.ndarray:
-    """Symmetric part of `(members, 3, 3)` as `(members, 6)`, order xx yy zz yz xz xy."""
-    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
-    return 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
 
 
 def _nothing(members: int) -> Evaluation:

@@ -1,25 +1,32 @@
-"""What every calculator asks of a structure: what changed, and whether it can be described."""
+"""Checks of a structure: its changes since the last one, elements, positions, charge and spin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import InputError, all_changes
-from ase.data import chemical_symbols
+from ase.calculators.calculator import CalculationFailed, InputError, all_changes
+from ase.data import chemical_symbols, reference_states
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-# what people write into atoms.info; no backbone of ours reads any, so only neutral values pass
-NEUTRAL_INFO = {"charge": 0, "total_charge": 0, "spin": 0, "spin_multiplicity": 1}
+# keys of atoms.info and their conventions; no backbone of ours reads any of them
+NEUTRAL_INFO = {
+    "charge": "a charge in e (neutral: 0)",
+    "total_charge": "a charge in e (neutral: 0)",
+    "spin": "a multiplicity (singlet: 1) or a number of unpaired electrons (singlet: 0)",
+    "spin_multiplicity": "a multiplicity (singlet: 1)",
+    "multiplicity": "a multiplicity (singlet: 1)",
+}
 NOTHING_SAID = (None,) * len(NEUTRAL_INFO)
 
 
 def changes_between(last: Atoms | None, last_info: tuple[Any, ...], atoms: Atoms) -> list[str]:
-    """What differs between the atoms of the last calculation and these, exactly.
+    """Names of the differences between the atoms of the last calculation and these, exactly.
 
     `last_info` are the `info_values` of the last atoms.
     """
@@ -88,14 +95,71 @@ def check_numbers_and_positions(atoms: Atoms, elements: Collection[int]) -> None
 
 
 def check_neutral(atoms: Atoms) -> None:
-    """Raise `InputError` on charges or spins, which no potential of ours has as an input."""
-    for key, neutral in NEUTRAL_INFO.items():
+    """Raise `InputError` on charges or spins, which no potential of ours has as an input.
+
+    Charges are neutral if their sum rounds to zero, and moments if they add up to zero or are
+    those that `ase.build` gives to the ground state of a molecule or an element.
+    """
+    for key, meaning in NEUTRAL_INFO.items():
         value = atoms.info.get(key)
-        if value is not None and not np.all(np.asarray(value) == neutral):
+        if value is not None and not _is_neutral(key, value):
             raise InputError(
-                f"atoms.info[{key!r}] is {value!r}, and the potential has no such "
-                f"input; it describes {key}={neutral} only"
+                f"atoms.info[{key!r}] is {value!r}, read as {meaning}: the potential has no such "
+                "input and describes the neutral singlet alone"
             )
-    for name in ("initial_charges", "initial_magmoms"):
-        if name in atoms.arrays and abs(atoms.arrays[name].sum()) > 1e-6:
-            raise InputError(f"{name} do not sum to zero, and the potential has no such input")
+    if "initial_charges" in atoms.arrays:
+        total = float(atoms.arrays["initial_charges"].sum())
+        if not abs(total) < 0.5:
+            raise InputError(
+                f"initial_charges sum to {total:g} e, read as a total charge of {total:.0f}: the "
+                "potential has no such input; atoms.set_initial_charges(None) drops them"
+            )
+    if "initial_magmoms" in atoms.arrays:
+        moments = atoms.arrays["initial_magmoms"]
+        if not np.abs(moments.sum(axis=0)).max() < 1e-6 and not _of_ground_state(atoms, moments):
+            raise InputError(
+                f"initial_magmoms sum to {moments.sum(axis=0)} μB, read as unpaired electrons: the "
+                "potential has no such input; atoms.set_initial_magnetic_moments(None) drops them"
+            )
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError):
+        return False
+    if "charge" in key:
+        return bool(abs(numbers.sum()) < 0.5)
+    return bool(np.isin(numbers, (0, 1) if key == "spin" else 1).all())
+
+
+def _of_ground_state(atoms: Atoms, moments: np.ndarray) -> bool:
+    """Tell whether `ase.build` puts these moments `(n,)` on its crystals or molecules."""
+    usual = [(reference_states[z] or {}).get("magmom_per_atom", 0) for z in atoms.numbers]
+    if moments.ndim != 1:  # not collinear
+        return False
+    return np.array_equal(moments, usual) or _labels(atoms.numbers, moments) in _molecules()
+
+
+def _labels(numbers: np.ndarray, moments: np.ndarray) -> tuple[Any, ...]:
+    return tuple(sorted(zip(numbers.tolist(), moments.tolist(), strict=True)))
+
+
+@cache
+def _molecules() -> set[tuple[Any, ...]]:
+    """Atomic numbers and moments of each molecule of `ase.build.molecule`."""
+    from ase.build import molecule
+    from ase.build.molecule import extra
+    from ase.collections import g2
+
+    molecules = [molecule(name) for name in (*g2.names, *extra)]
+    return {_labels(m.numbers, m.get_initial_magnetic_moments()) for m in molecules}
+
+
+def check_finite(results: dict[str, Any], atoms: int, advice: str) -> None:
+    """Raise `CalculationFailed` naming the first result that is not finite."""
+    for name, values in results.items():
+        if not math.isfinite(values if isinstance(values, float) else values.sum()):
+            raise CalculationFailed(
+                f"the {name} of {atoms} atoms came out as NaN or infinity: {advice}"
+            )

@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from ase.calculators.calculator import (
-    CalculationFailed,
-    Calculator,
-    CalculatorSetupError,
-    InputError,
-    all_changes,
-)
+from ase.calculators.calculator import CalculatorSetupError, InputError
 
-from ase_biasgrad.calculators.checks import (
-    changes_between,
-    check_neutral,
-    check_numbers_and_positions,
-    info_values,
-)
+from ase_biasgrad.calculators.base import PotentialCalculator
 from ase_biasgrad.dense.potential import DensePotential, load_dense
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 
-class DenseCalculator(Calculator):
+class DenseCalculator(PotentialCalculator):
     """Energy and forces of a dense network on raw coordinates or Coulomb matrices.
 
     The forces are exact derivatives of the energy, by hand-written backpropagation. What such a
@@ -61,8 +50,7 @@ class DenseCalculator(Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
-    nolabel = True
-    _info: tuple[Any, ...] = ()
+    advice = "do two atoms lie on top of each other?"
 
     def __init__(self, network: str | Path | DensePotential) -> None:
         super().__init__()
@@ -76,41 +64,19 @@ class DenseCalculator(Calculator):
             raise CalculatorSetupError(
                 f"{network!r} is neither the path of a dense network nor a DensePotential"
             )
+        self.elements = set(self.potential.elements)
 
     def _get_name(self) -> str:  # ASE's hook; the name in ASE's tables, files and databases
         return "biasgrad-dense"
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What changed since the last calculation, exactly; `tol` is there for ASE's sake."""
-        return changes_between(self.atoms, self._info, atoms)
-
-    def set(self, **arguments: Any) -> dict[str, Any]:
-        """Nothing can be set afterwards; errors as in `BiasGradCalculator.set`."""
-        if arguments:
-            raise CalculatorSetupError(
-                f"{sorted(arguments)} cannot be set; make a new DenseCalculator"
-            )
-        return {}
-
     def todict(self) -> dict[str, Any]:
-        """What this calculator is, as JSON values."""
+        """Description of this calculator in JSON values."""
         modules = [type(module).__name__ for module in self.potential.network.modules]
         return {"network": self.source, "size": self.potential.size, "modules": modules}
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        """Fill `results`; everything that ASE's documentation says of this method."""
-        self.results = {}  # of other atoms, should anything below fail
-        if atoms is not None:
-            self.atoms = atoms.copy()
-        if self.atoms is None:
-            raise InputError("there are no atoms to calculate")
-        self._info = info_values(self.atoms)
-        numbers, positions = self._checked(self.atoms)
+    def evaluated(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+        """Energy, and forces where they are asked for."""
+        numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
         results: dict[str, Any] = {}
         if len(numbers) == 0:  # padding alone means nothing to the network
             energy, results["forces"] = 0.0, np.zeros((0, 3))
@@ -119,18 +85,11 @@ class DenseCalculator(Calculator):
             results["forces"] = np.array(forces, np.float64, order="C")
         else:
             energy = self.potential.energy(numbers, positions)
-        results["energy"] = results["free_energy"] = energy
-        for name, values in results.items():
-            if not np.isfinite(values).all():
-                raise CalculationFailed(
-                    f"the {name} of {len(numbers)} atoms came out as NaN or infinity: do two atoms "
-                    "lie on top of each other?"
-                )
-        self.results = results
+        return {"energy": energy, "free_energy": energy, **results}
 
-    def _checked(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-        check_numbers_and_positions(atoms, set(self.potential.elements))
-        check_neutral(atoms)
+    def check(self, atoms: Atoms) -> None:
+        """Raise `InputError` on a structure that the network cannot describe."""
+        super().check(atoms)
         if atoms.pbc.any():
             raise InputError(
                 "the dense network describes molecules, and the atoms are periodic; set "
@@ -141,4 +100,3 @@ class DenseCalculator(Calculator):
                 f"there are {len(atoms)} atoms, and the dense network was made for at most "
                 f"{self.potential.size}"
             )
-        return atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)

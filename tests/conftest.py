@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # networks of a few thousand weights are slower on two threads than on one, here and in the
 # processes that tests start; set before torch is imported
@@ -22,9 +24,34 @@ from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.potential import Potential
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BACKBONES = ("schnet", "painn", "graph_convolution", "atomgraph", "se3_transformer", "tensornet")
-# the others predict one number for a structure of any size
-EXTENSIVE = ("schnet", "painn", "graph_convolution", "se3_transformer", "tensornet")
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small network of one architecture; a new backbone enters the tests here."""
+
+    arguments: dict[str, Any]
+    other: dict[str, Any]  # arguments, some not the defaults, for what must keep all of them
+    extensive: bool = True  # the others predict one number for a structure of any size
+
+
+SIZES = {"features": 16, "interactions": 2, "cutoff": 4.0, "radial_functions": 12}
+TRANSFORMER = {"channels": 8, "layers": 2, "heads": 2, "cutoff": 4.0, "radial_functions": 6}
+# scales give forces of the order of 1 eV/Å
+SMALL = {
+    "schnet": Small({**SIZES, "scale": 2.0}, {"radial_basis": "bessel"}),
+    "painn": Small({**SIZES, "scale": 0.05}, {"radial_basis": "bessel"}),
+    "graph_convolution": Small({**SIZES, "scale": -1.0}, {"bins": 7}),
+    "atomgraph": Small(
+        {"hidden_layers": 2, "cutoff": 4.0, "decay": "exp_decay", "scale": -40.0},
+        {"bins": 7},
+        extensive=False,
+    ),
+    "se3_transformer": Small({**TRANSFORMER, "scale": -5.0}, {"odd_paths": True}),
+    "tensornet": Small({**SIZES, "scale": -20.0}, {"radial_functions": 7}),
+}
+BACKBONES = tuple(SMALL)
+EXTENSIVE = tuple(name for name, small in SMALL.items() if small.extensive)
 
 
 @pytest.fixture(scope="session")
@@ -36,22 +63,9 @@ def shared_data() -> Path:
 
 
 def small_potential(name: str = "schnet", seed: int = 0, **arguments) -> Potential:
-    """Random weights of a size that gives forces of the order of 1 eV/Å."""
+    """A potential with random weights; forces are of the order of 1 eV/Å."""
     torch.manual_seed(seed)
-    sizes = {"features": 16, "interactions": 2, "cutoff": 4.0, "radial_functions": 12}
-    if name == "atomgraph":
-        sizes = {"hidden_layers": 2, "cutoff": 4.0, "decay": "exp_decay"}
-    if name == "se3_transformer":
-        sizes = {"channels": 8, "layers": 2, "heads": 2, "cutoff": 4.0, "radial_functions": 6}
-    scale = {
-        "schnet": 2.0,
-        "painn": 0.05,
-        "graph_convolution": -1.0,
-        "atomgraph": -40.0,
-        "se3_transformer": -5.0,
-        "tensornet": -20.0,
-    }[name]
-    backbone = build_backbone(name, {**sizes, "scale": scale, **arguments})
+    backbone = build_backbone(name, {**SMALL[name].arguments, **arguments})
     if name == "atomgraph":  # as initialised it hardly feels where the atoms of an element are
         for layer in backbone.convolutions:
             layer.convolution.weight.data *= 10

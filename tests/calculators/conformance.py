@@ -11,6 +11,7 @@ import copy
 import json
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -166,17 +167,42 @@ class Conformance:
             atoms.get_forces()
 
     def test_08_charge_and_spin_are_refused(self, make):
-        for key, value in {"spin_multiplicity": 3, "total_charge": -1}.items():
+        cases = {
+            ("spin_multiplicity", 3): "read as a multiplicity",
+            ("total_charge", -1): "-1, read as a charge in e",
+            ("charge", "none"): "'none', read as a charge",
+            ("spin", 2): r"read as a multiplicity \(singlet: 1\) or a number of unpaired",
+        }
+        calc = make()
+        for (key, value), message in cases.items():
             atoms = ethanol()
             atoms.info[key] = value
-            atoms.calc = make()
-            with pytest.raises(InputError, match=key):
+            atoms.calc = calc
+            with pytest.raises(InputError, match=rf"{key}.*{message}"):
                 atoms.get_potential_energy()
         atoms = ethanol()
         atoms.set_initial_magnetic_moments([1] + [0] * 8)
-        atoms.calc = make()
-        with pytest.raises(InputError, match="initial_magmoms"):
+        atoms.calc = calc
+        with pytest.raises(InputError, match=r"initial_magmoms.*read as unpaired electrons"):
             atoms.get_potential_energy()
+        atoms = ethanol()
+        atoms.set_initial_charges([0.9] + [0] * 8)
+        with pytest.raises(InputError, match=r"sum to 0\.9 e, read as a total charge of 1"):
+            calc.get_property("energy", atoms)
+
+    def test_08_conventions_that_mean_neutral_pass(self, make):
+        energy = make().get_property("energy", ethanol())
+        for info in ({"charge": 0, "spin": 1}, {"spin": 0}, {"multiplicity": 1, "charge": 1e-3}):
+            atoms = ethanol()
+            atoms.info |= info
+            atoms.set_initial_charges([0.017] + [0.002] * 8)  # rounded
+            assert make().get_property("energy", atoms) == pytest.approx(energy, abs=1e-4)
+        methyl = molecule("CH3")
+        assert methyl.get_initial_magnetic_moments().sum() == 1
+        plain = methyl.copy()
+        plain.set_initial_magnetic_moments(None)
+        energies = [make().get_property("energy", atoms) for atoms in (methyl, plain)]
+        assert energies[0] == pytest.approx(energies[1], abs=1e-4)
 
     def test_09_reset_and_set(self, make):
         from ase.calculators import calculator as ase_calculator
@@ -231,6 +257,39 @@ class Conformance:
         assert torch.equal(torch.get_rng_state(), state)
         assert np.array_equal(np.random.get_state()[1], random)  # noqa: NPY002
         assert capsys.readouterr() == ("", "")
+
+    def test_12_threads_share_one_calculator(self, make):
+        frames = [copper(k) * (1, 1, 1 + k % 2) for k in range(4)]
+        expected = [make().get_property("forces", atoms) for atoms in frames]
+        calc = make()
+
+        def forces(k):
+            atoms = frames[k % 4].copy()
+            atoms.calc = calc
+            return atoms.get_forces()
+
+        with ThreadPoolExecutor(4) as pool:
+            for k, found in enumerate(pool.map(forces, range(24))):
+                np.testing.assert_allclose(found, expected[k % 4], atol=self.tolerance)
+
+    def test_12_settings_of_torch_change_nothing(self, make):
+        import torch
+
+        atoms = copper() * (2, 1, 1)
+        expected = make().get_property("forces", atoms)
+        calc = make()
+        threads = torch.get_num_threads()
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        try:
+            with torch.inference_mode():
+                inside = calc.get_property("forces", atoms), make().get_property("forces", atoms)
+                later = make()
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_num_threads(threads)
+        for forces in (*inside, later.get_property("forces", atoms)):
+            np.testing.assert_allclose(forces, expected, atol=self.tolerance)
 
     # --- geometry --------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -173,6 +174,16 @@ def test_one_calculator_on_many_molecules(make):
     assert nothing.get_forces().shape == (0, 3)
 
 
+def test_threads_share_one_calculator(make):
+    calc = make()
+    frames = [molecule("H2O"), ethanol(1), ethanol(2)]
+    expected = [make().get_property("forces", atoms) for atoms in frames]
+    with ThreadPoolExecutor(4) as pool:
+        forces = pool.map(lambda k: calc.get_property("forces", frames[k % 3]), range(60))
+        for k, one in enumerate(forces):
+            np.testing.assert_array_equal(one, expected[k % 3])
+
+
 def test_copies_pickles_json(make):
     atoms = ethanol()
     atoms.calc = make()
@@ -191,7 +202,7 @@ def test_bad_input_is_refused(make, tmp_path):
         ),
         "position of atom 1 is not finite": Atoms("HO", [[0, 0, 0], [0, np.nan, 1]]),
         "periodic": Atoms("O", cell=[5, 5, 5], pbc=True),
-        "initial_magmoms": Atoms("O", magmoms=[2]),
+        "initial_magmoms": Atoms("O", magmoms=[1]),
     }
     for message, atoms in cases.items():
         atoms.calc = make()

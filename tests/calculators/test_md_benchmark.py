@@ -18,8 +18,10 @@ def test_a_row_compares_whole_steps(name):
     assert ours.engine == ("sampled" if name == "tensornet" else "cpu")
     row = bench.compared("water", molecule("H2O"), ours, ("autograd", rival), seconds=0.2)
     assert (row.what, row.rival) == ("water", "autograd")
-    assert min(row.ours, row.theirs) > 0
-    assert row.ratio == pytest.approx(row.theirs / row.ours)
+    # milliseconds of a whole step on any machine: neither microseconds nor seconds
+    assert 0.005 < row.ours < 1000
+    assert 0.1 < row.theirs < 10_000
+    assert bench.Row("water", "autograd", 2.0, 5.0).ratio == 2.5
 
 
 def test_the_rival_has_the_same_weights():

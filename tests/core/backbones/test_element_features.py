@@ -86,5 +86,5 @@ def test_unknown_features_are_named():
         element_table(("group", "colour"))
     with pytest.raises(ValueError, match="bins=0"):
         element_table(FEATURES, bins=0)
-    with pytest.raises(ValueError, match="leave nothing"):
+    with pytest.raises(ValueError, match="cannot tell atoms apart"):
         element_table(())

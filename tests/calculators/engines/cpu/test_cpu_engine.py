@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk, molecule
+from ase import Atoms
+from ase.build import bulk
 from ase.calculators.calculator import CalculatorSetupError
 from conftest import copper, ethanol, mixed, small_potential, structure_of
 
@@ -26,7 +27,7 @@ STRUCTURES = {
     "crystal": copper,
     "mixed pbc": mixed,
     "one atom in its images": lambda: bulk("Cu"),
-    "atoms out of each other's reach": lambda: molecule("O2") * (1, 1, 1),
+    "atoms out of each other's reach": lambda: Atoms("O2", [[0, 0, 0], [0, 0, 9]]),
 }
 VARIANTS = {
     "widths that need padding": {"features": 24, "interactions": 3},
