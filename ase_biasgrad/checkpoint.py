@@ -32,6 +32,7 @@ FORMAT_VERSION = 2  # 2: with a digest
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
 MAX_HEADER = 2**24  # bytes
 MAX_DEPTH = 64  # of nested JSON
+INTEGERS = ("bias.compositions", "bias.isolated")
 MAX_BIAS = 1e12  # eV; no sum of atomic energies comes near
 
 # version → function that turns metadata of that version into the next one
@@ -240,16 +241,19 @@ def _empty_potential(metadata: dict[str, Any], shapes: dict[str, Any]) -> Potent
     fitted = shapes.get("bias.compositions", ("", []))[1][:1]
     expected = {
         key: ("", fitted + list(tensor.shape[1:]))
-        if key in ("bias.compositions", "bias.offsets")
+        if key.startswith("bias.") and key != "bias.per_element"
         else ("", list(tensor.shape))
         for key, tensor in potential.state_dict().items()
     }
+    if "bias.constant" in shapes:  # format version 1; upgraded when the tensors are there
+        del expected["bias.residuals"], expected["bias.isolated"]
+        expected["bias.constant"] = ("", [])
     kinds = {key: kind for key, (kind, _) in shapes.items() if key.startswith("backbone.")}
     width = "F64" if "F64" in kinds.values() else "F32"
     for key in sorted({*expected, *shapes}):
         if key not in shapes or key not in expected:
             raise ValueError(f"{key}: {'missing' if key in expected else 'no tensor of this name'}")
-        kind = width if key in kinds else "I64" if key == "bias.compositions" else "F64"
+        kind = width if key in kinds else "I64" if key in INTEGERS else "F64"
         if shapes[key] != (kind, expected[key][1]):
             raise ValueError(
                 f"{key}: {shapes[key]}, and by the arguments it is {(kind, expected[key][1])}"
@@ -269,6 +273,8 @@ def _fill(potential: Potential, metadata: dict[str, Any], tensors: dict[str, Ten
         raise ValueError("bias.compositions: negative numbers of atoms")
     bias = potential.bias
     bias.zero, bias.fit_report = metadata["bias"]["zero"], metadata["bias"]["fit"]
-    bias.compositions, bias.offsets = tensors["bias.compositions"], tensors["bias.offsets"]
+    tensors = bias.upgraded(tensors, "bias.")
+    for name in ("compositions", "offsets", "residuals", "isolated"):
+        setattr(bias, name, tensors[f"bias.{name}"])
     potential.load_state_dict(tensors, assign=True)
     potential.requires_grad_(False).eval()

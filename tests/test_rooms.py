@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "neighbours": set(),
     "graph": {"neighbours"},
     "bias_fits": set(),
-    "bias": {"bias_fits"},
+    "bias": {"bias_fits", "units"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},

@@ -130,6 +130,13 @@ class BiasStageOptions(_Options):
         "auto", description="auto: mean for one composition, least-squares for several"
     )
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _without_gradient(cls, value: Any) -> Any:
+        if value == "gradient":
+            raise ValueError("gradient is no longer a method; use median, its exact minimum")
+        return value
+
 
 class TrainerOptions(_Options):
     """Devices and loggers, for Lightning's Trainer."""

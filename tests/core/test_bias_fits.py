@@ -29,11 +29,28 @@ def test_efwt_window_holds_as_many_frames_as_any(residuals):
     assert held == best
 
 
+@given(RESIDUALS, st.integers(0, 2**30))
+def test_frames_of_several_formula_units_minimise_the_same_losses(residuals, seed):
+    m = np.random.default_rng(seed).integers(1, 9, len(residuals))
+    residuals = m * -3.5 + residuals
+    grid = np.concatenate([np.linspace(-3.8, -3.2, 101), residuals / m])
+    differences = np.abs(residuals[:, None] - m[:, None] * grid)
+    left = {
+        fit: np.abs(residuals - m * fit(residuals, m)) for fit in (bias_fits.mean, bias_fits.median)
+    }
+    assert (left[bias_fits.mean] ** 2).sum() <= (differences**2).sum(axis=0).min() + 1e-12
+    assert left[bias_fits.median].sum() <= differences.sum(axis=0).min() + 1e-12
+    held = np.abs(residuals - m * bias_fits.efwt_window(residuals, m)) < bias_fits.ENERGY_WITHIN
+    edges = np.concatenate([(residuals + side * 0.0199999) / m for side in (-1, 0, 1)])
+    best = (np.abs(residuals[:, None] - m[:, None] * edges) < bias_fits.ENERGY_WITHIN).sum(axis=0)
+    assert held.sum() >= best.max()
+
+
 def test_efwt_window_counts_only_frames_with_good_forces():
     residuals = np.array([0.0, 0.001, 0.002, 1.0, 1.001])
     assert bias_fits.efwt_window(residuals) == 0.002
     good = np.array([False, False, False, True, True])
-    b = bias_fits.efwt_window(residuals, good)
+    b = bias_fits.efwt_window(residuals, forces_within=good)
     assert (np.abs(residuals - b) < bias_fits.ENERGY_WITHIN).tolist() == good.tolist()
 
 
@@ -49,7 +66,7 @@ def test_efwt_window_is_the_best_of_all_biases_by_three_criteria(residuals, seed
     def merit(b: float) -> tuple[int, int, float]:
         return held(residuals[good], b), held(residuals, b), -abs(b - median)
 
-    found = merit(bias_fits.efwt_window(residuals, good))
+    found = merit(bias_fits.efwt_window(residuals, forces_within=good))
     edges = np.concatenate([residuals - 0.02 + 1e-9, residuals, residuals + 0.02 - 1e-9])
     for b in (*edges, *np.linspace(-0.22, 0.22, 45), median):
         held_good, held_all, nearness = merit(b)
@@ -62,17 +79,11 @@ def test_few_frames_with_good_forces_do_not_pull_the_efwt_window_away():
         residuals = random.normal(0, 0.01, 1000)
         good = np.zeros(1000, bool)
         good[random.integers(0, 1000, 3)] = True
-        found.append(bias_fits.efwt_window(residuals, good))
+        found.append(bias_fits.efwt_window(residuals, forces_within=good))
         middles.append(0.5 * (residuals[good].min() + residuals[good].max()))
         assert held(residuals[good], found[-1]) >= held(residuals[good], middles[-1])
     # as good for these three, and nearer to the 0 that all frames tell
     assert np.std(found) < 0.5 * np.std(middles)
-
-
-def test_gradient_descent_finds_the_median():
-    residuals = np.random.default_rng(0).normal(0.3, 0.1, 101)
-    found = bias_fits.gradient_descent(residuals)
-    assert abs(found - bias_fits.median(residuals)) < 2e-3
 
 
 def test_least_squares_is_of_minimum_norm_and_tells_the_rank():
@@ -96,6 +107,24 @@ def test_least_absolute_deviation_ignores_outliers():
     fit = bias_fits.least_absolute_deviation(residuals, counts)
     np.testing.assert_allclose(fit.values, true, atol=1e-5)
     assert np.abs(bias_fits.least_squares(residuals, counts).values - true).max() > 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_least_absolute_deviation_agrees_with_the_primal_programme(seed):
+    from scipy.optimize import linprog
+
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 6, (40, 3)).astype(float)
+    residuals = counts @ [-13.0, -1000.0, 2.0] + random.standard_t(1, 40)
+    one = np.eye(40)
+    primal = linprog(
+        np.concatenate([np.zeros(3), np.ones(80)]),
+        A_eq=np.hstack([counts, one, -one]),
+        b_eq=residuals,
+        bounds=[(None, None)] * 3 + [(0, None)] * 80,
+    )
+    fit = bias_fits.least_absolute_deviation(residuals, counts)
+    assert absolute_loss(residuals, counts, fit.values) == pytest.approx(primal.fun, abs=1e-6)
 
 
 def test_least_absolute_deviation_of_one_element_is_the_median():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BACKBONES, ethanol, small_potential
+from conftest import BACKBONES, SMALL, ethanol, small_potential
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from test_bias import counts_of
@@ -22,13 +22,9 @@ VERSION_1 = Path(__file__).parents[1] / "data" / "checkpoint_version_1.safetenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_round_trip_is_exact(tmp_path, name, dtype):
-    arguments = {"radial_basis": "bessel"} if name in ("schnet", "painn") else {"bins": 7}
-    if name == "se3_transformer":
-        arguments = {"odd_paths": True}
-    if name == "tensornet":
-        arguments = {"radial_functions": 7}
-    potential = small_potential(name, **arguments).to(dtype)
-    potential.bias.fit(np.array([-4e5, -3e5]), counts_of({1: 2}, {6: 2, 1: 6, 8: 1}), "median")
+    potential = small_potential(name, **SMALL[name].other).to(dtype)
+    counts = counts_of({1: 2}, {6: 2, 1: 6, 8: 1}, {1: 2, 8: 1}, {6: 1, 1: 4})
+    potential.bias.fit(np.array([-4e5, -3e5, 1e3, 7.0]), counts, "median")
     save_checkpoint(tmp_path / "p.safetensors", potential, {"note": "α"})
     loaded = load_checkpoint(tmp_path / "p.safetensors")
     graph = graph_from_atoms(ethanol(), potential.cutoff)
@@ -170,10 +166,10 @@ def test_arguments_are_compared_before_anything_is_built(tmp_path, key, value, m
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"bias.constant": torch.tensor(1e38, dtype=torch.float64)}, "bias.constant: beyond"),
-        ({"bias.constant": torch.tensor(0)}, "bias.constant: .*'I64'"),
+        ({"bias.per_element": torch.full((119,), 1e38).double()}, "bias.per_element: beyond"),
+        ({"bias.per_element": torch.zeros(119).long()}, "bias.per_element: .*'I64'"),
         ({"bias.per_element": torch.full((119,), math.nan).double()}, "per_element: holds NaN"),
-        ({"bias.compositions": torch.zeros(2, 119, dtype=torch.int64)}, "bias.offsets: "),
+        ({"bias.compositions": torch.zeros(2, 119, dtype=torch.int64)}, "bias.isolated: "),
         ({"bias.compositions": torch.zeros(0, dtype=torch.int64)}, "bias.compositions: "),
         ({"x": torch.zeros(1)}, "x: no tensor of this name"),
         ({"backbone.readout.0.weight": torch.zeros(8, 16).double()}, "'F32'.*'F64'|'F64'.*'F32'"),

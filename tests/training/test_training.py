@@ -119,7 +119,7 @@ def test_joint_training_centres_energies(tmp_path):
     result = train(config, tmp_path / "run")
     assert result.after_bias.energy.mae < 5.0
     potential = load_checkpoint(result.checkpoint).potential
-    assert potential.bias.zero == "per-composition"
+    assert potential.bias.zero == "per-element"
 
 
 def assert_same_curve(one, two) -> None:
@@ -217,7 +217,7 @@ def test_float64_training(tmp_path):
     assert {parameter.dtype for parameter in parameters} == {torch.float64}
 
 
-@pytest.mark.parametrize("method", ["mean", "median", "efwt", "gradient", "least-squares"])
+@pytest.mark.parametrize("method", ["mean", "median", "efwt", "least-squares"])
 def test_the_bias_stage_leaves_predictions_of_forces_alone(tmp_path, method):
     dataset = Dataset(write_clusters(tmp_path / "x.h5", periodic=True))
     potential = small_potential("painn")

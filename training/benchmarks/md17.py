@@ -23,6 +23,7 @@ from ase_biasgrad.data.importers import ImportOptions, import_files
 from ase_biasgrad.data.sets.md17 import import_md17
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
+from ase_biasgrad.training.benchmarks.gradient_bias import fit_bias_by_gradient
 from ase_biasgrad.training.config import ForceStageOptions, TrainConfig, config_from
 from ase_biasgrad.training.evaluation.evaluate import evaluate
 from ase_biasgrad.training.frames.resident import ResidentFrames
@@ -30,7 +31,7 @@ from ase_biasgrad.training.lightning.loggers import read_epoch_table
 from ase_biasgrad.training.run import resume, train
 from ase_biasgrad.training.stages.bias import fit_bias
 
-BIAS_FITS = ("mean", "median", "efwt")
+BIAS_FITS = ("mean", "median", "efwt", "gradient")
 MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic")
 
 
@@ -207,8 +208,11 @@ def _measure(study: Study, training: Training, folder: Path, data: Path | None) 
     fits = BIAS_FITS if training.weight is None else (None,)
     for fit in fits:
         recipe = f"joint, energy weight {training.weight:g}" if training.weight else ""
-        if fit is not None:
+        if fit == "gradient":
+            fit_bias_by_gradient(potential, frames)
+        elif fit is not None:
             fit_bias(potential, frames, fit)
+        if fit is not None:
             recipe = f"two stages, bias by {fit}"
         report = evaluate(potential, tested)
         assert report.energy is not None

@@ -1,11 +1,14 @@
-"""The bias stage: fit b on energy residuals, in float64, with the forces left alone."""
+"""Bias stage: fit b on energy residuals, in float64, with the forces left alone."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 import torch
 
 from ase_biasgrad.bias import BiasMethod
+from ase_biasgrad.data.dataset import formula
 from ase_biasgrad.metrics import forces_within
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.evaluation.predict import largest_per_frame, predict
@@ -15,38 +18,67 @@ from ase_biasgrad.training.frames.resident import ResidentFrames
 def fit_bias(
     potential: Potential, frames: ResidentFrames, method: BiasMethod | str = "auto"
 ) -> np.ndarray:
-    """Fit the bias of `potential` in place; return the energy residuals left, `(m,)` eV.
+    """Fit the bias of `potential` in place; return the energy residuals left, `(k,)` eV.
+
+    Frames without an energy are left out, here and in what is returned. Atoms without neighbours
+    are no data of the fit: they fix the energies of elements that the other frames leave open.
 
     Parameters
     ----------
     method
-        One of `BiasMethod`, or `auto`: `mean` where all frames have one composition,
-        `least-squares` over elements where they have several.
+        One of `BiasMethod`, or `auto`: `mean` for one composition, `least-squares` over elements
+        for several.
 
     Raises
     ------
     ValueError
-        If the frames have no energies.
+        If no frame has an energy, or the method is unknown.
     """
-    if frames.energy is None:
+    if method not in (methods := ("auto", *get_args(BiasMethod))):
+        raise ValueError(f"bias method {method!r} is unknown; choose from {', '.join(methods)}")
+    energies = np.array([]) if frames.energy is None else frames.energy.cpu().numpy()
+    labelled = np.isfinite(energies)
+    if not labelled.any():
         raise ValueError("the bias stage needs reference energies, and the data has none")
     freeze_energy_shifts(potential)
-    energy = frames.energy.cpu().numpy()
     predictions = predict(potential, frames)
-    without_bias = predictions.energy - _present_bias(potential, frames)
-    counts = frames.compositions()
+    residuals = energies - (predictions.energy - _present_bias(potential, frames))
+    counts, isolated = frames.compositions(), isolated_atoms(frames)
     if method == "auto":
-        method = "mean" if len(np.unique(counts, axis=0)) == 1 else "least-squares"
+        data = counts[labelled & ~isolated] if (labelled & ~isolated).any() else counts[labelled]
+        method = "mean" if len(np.unique(data, axis=0)) == 1 else "least-squares"
     within = None
     if method == "efwt" and frames.forces is not None:
         errors = predictions.forces - frames.forces.cpu().numpy()
-        within = forces_within(largest_per_frame(errors, frames.atom_counts))
-    potential.bias.fit(energy - without_bias, counts, method, within)  # type: ignore[arg-type]
-    return energy - without_bias - _present_bias(potential, frames)
+        within = forces_within(largest_per_frame(errors, frames.atom_counts))[labelled]
+    bias = potential.bias
+    bias.fit(residuals[labelled], counts[labelled], method, within, isolated[labelled])  # type: ignore[arg-type]
+    bias.fit_report["reference"] = reference_levels(energies[labelled], counts[labelled])
+    return (residuals - _present_bias(potential, frames))[labelled]
+
+
+def isolated_atoms(frames: ResidentFrames) -> np.ndarray:
+    """Frames of one atom without neighbours, `(m,)` bool; a crystal's cell of one atom has some."""
+    isolated = frames.atom_counts == 1
+    places = np.flatnonzero(isolated)
+    if len(places):
+        centres = frames.batch(places).graph.edge_index[0].cpu().numpy()
+        isolated[places[np.unique(centres)]] = False
+    return isolated
+
+
+def reference_levels(energies: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Mean reference energy of each composition in eV per atom, by formula."""
+    compositions, owner = np.unique(counts, axis=0, return_inverse=True)
+    sums = np.bincount(owner.ravel(), weights=energies) / np.bincount(owner.ravel())
+    return {
+        formula(composition): round(float(level / composition.sum()), 6)
+        for composition, level in zip(compositions, sums, strict=True)
+    }
 
 
 def _present_bias(potential: Potential, frames: ResidentFrames) -> np.ndarray:
-    """b of each frame `(m,)` eV as it stands now."""
+    """Present b of each frame, `(m,)` eV."""
     owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
     batch = torch.from_numpy(owner).to(frames.device)
     return potential.bias(frames.numbers, batch, len(frames)).detach().cpu().numpy()
