@@ -62,15 +62,15 @@ class Potential(nn.Module):
             The batch; its positions are taken as constants.
         properties
             Any of `energy (b,)` eV, `energies (n,)` eV, `forces (n, 3)` eV/Å and `stress (b, 6)`
-            eV/Å³ in Voigt order xx yy zz yz xz xy, tension positive. Without forces or stress
-            nothing is differentiated.
+            eV/Å³ in Voigt order xx yy zz yz xz xy, tension positive, NaN for a cell without
+            volume. Without forces or stress nothing is differentiated.
         create_graph
             Keep everything differentiable in the parameters, to train on it.
 
         Raises
         ------
         ValueError
-            On an unknown property, or stress of a structure whose cell has no volume.
+            On an unknown property.
         """
         wanted = set(properties)
         if unknown := wanted - set(PROPERTIES):
@@ -116,22 +116,15 @@ def strained(graph: AtomGraph, positions: Tensor, strain: Tensor) -> AtomGraph:
 
 
 def voigt_stress(strain_gradient: Tensor, cell: Tensor) -> Tensor:
-    """σ = (1/V) ∂E/∂ε as `(b, 6)` in eV/Å³, order xx yy zz yz xz xy.
-
-    Raises
-    ------
-    ValueError
-        If a cell `(b, 3, 3)` has no volume.
-    """
+    """σ = (1/V) ∂E/∂ε as `(b, 6)` in eV/Å³, order xx yy zz yz xz xy; NaN without a volume V."""
     a, b, c = cell.unbind(dim=1)
     volume = (a * torch.linalg.cross(b, c)).sum(dim=1).abs()  # (b,)
-    if bool((volume < 1e-12).any()):
-        raise ValueError(
-            f"stress needs cells with volume; structure {int(volume.argmin())} has none"
-        )
-    stress = strain_gradient / volume[:, None, None]
+    known = volume[:, None] > 1e-12
+    # a quotient with 0 or NaN would spoil the gradients of all other structures
+    stress = strain_gradient / torch.where(known, volume[:, None], 1.0)[:, :, None]
     rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
-    return 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
+    stress = 0.5 * (stress[:, rows, columns] + stress[:, columns, rows])
+    return torch.where(known, stress, torch.nan)
 
 
 def freeze_energy_shifts(potential: Potential) -> None:

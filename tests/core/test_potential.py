@@ -101,14 +101,29 @@ def test_a_supercell_has_a_multiple_of_the_energy_and_the_same_stress(name):
     np.testing.assert_allclose(one["stress"], two["stress"], atol=1e-10)
 
 
-def test_an_isolated_atom_has_no_force_and_stress_needs_volume(potential):
+def test_an_isolated_atom_has_no_force_and_no_stress_without_volume(potential):
     values = evaluated(potential, Atoms("O"), "energy", "forces")
     assert np.isfinite(values["energy"]).all()
     assert (values["forces"] == 0).all()
-    with pytest.raises(ValueError, match="volume"):
-        evaluated(potential, ethanol(), "stress")
+    assert np.isnan(evaluated(potential, ethanol(), "stress")["stress"]).all()
     with pytest.raises(ValueError, match="unknown properties"):
         evaluated(potential, ethanol(), "dipole")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_molecule_among_crystals_leaves_their_stress_and_its_gradient(name):
+    potential = small_potential(name).double()
+    graphs = [graph_from_atoms(atoms, potential.cutoff) for atoms in (copper(), ethanol())]
+    gradients = []
+    for graph in (graphs[0], collate(graphs)):
+        potential.zero_grad()
+        stress = potential.evaluate(graph, ["stress"], create_graph=True)["stress"]
+        stress[0].square().sum().backward()
+        assert np.isnan(stress[1:].detach()).all()
+        slopes = [p.grad for p in potential.backbone.parameters() if p.grad is not None]
+        gradients.append(torch.cat([slope.flatten() for slope in slopes]))
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

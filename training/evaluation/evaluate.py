@@ -55,6 +55,7 @@ class Report:
     forces: ErrorNorms
     forces_by_element: dict[str, ErrorNorms]
     force_rms: float
+    labelled: dict[str, int] = field(default_factory=dict)  # frames that have each label
     energy: ErrorNorms | None = None
     energy_per_atom: ErrorNorms | None = None
     efwt: EFwT | None = None
@@ -83,24 +84,26 @@ def evaluate(potential: Potential, frames: ResidentFrames, progress: bool = Fals
     if frames.forces is None:
         raise ValueError("evaluation needs reference forces, and the data has none")
     has_stress = frames.stress is not None and bool(frames.stress.isfinite().any())
-    full = has_stress and bool((frames.pbc.all(dim=1)).all())
-    predicted = predict(potential, frames, stress=full, progress=progress)
+    predicted = predict(potential, frames, stress=has_stress, progress=progress)
     reference = frames.forces.cpu().numpy()
-    errors = predicted.forces - reference
+    errors = predicted.forces - reference  # NaN where frames have no forces
+    known = np.isfinite(reference).all(axis=1)
     numbers = frames.numbers.cpu().numpy()
     common: dict[str, Any] = {
         "frames": len(frames),
-        "forces": error_norms(errors),
-        "force_rms": float(np.sqrt(np.mean(reference**2))),
+        "labelled": frames.labelled(),
+        "forces": error_norms(errors[known]),
+        "force_rms": float(np.sqrt(np.mean(reference[known] ** 2))),
         "forces_by_element": {
-            chemical_symbols[z]: error_norms(errors[numbers == z]) for z in np.unique(numbers)
+            chemical_symbols[z]: error_norms(errors[known & (numbers == z)])
+            for z in np.unique(numbers[known])
         },
-        "force_pairs": (reference, predicted.forces),
+        "force_pairs": (reference[known], predicted.forces[known]),
         "energy_zero": potential.bias.zero,
     }
-    if full and predicted.stress is not None and frames.stress is not None:
-        difference = predicted.stress - frames.stress.cpu().numpy()
-        common["stress"] = error_norms(difference[np.isfinite(difference)])
+    if predicted.stress is not None and frames.stress is not None:
+        stress = frames.stress.cpu().numpy()
+        common["stress"] = error_norms((predicted.stress - stress)[np.isfinite(stress)])
     if frames.energy is None:
         return Report(**common)
     return Report(**common, **_energy_part(potential.bias, frames, predicted.energy, errors))
@@ -110,17 +113,20 @@ def _energy_part(
     bias: Bias, frames: ResidentFrames, predicted: np.ndarray, force_errors: np.ndarray
 ) -> dict[str, Any]:
     assert frames.energy is not None
-    reference = frames.energy.cpu().numpy()
-    counts = frames.compositions()
-    compositions, group = np.unique(counts, axis=0, return_inverse=True)
+    labelled = np.isfinite(frames.energy.cpu().numpy())
+    reference, predicted = frames.energy.cpu().numpy()[labelled], predicted[labelled]
+    atom_counts = frames.atom_counts[labelled]
+    compositions, group = np.unique(frames.compositions()[labelled], axis=0, return_inverse=True)
     group = group.ravel()
     errors = predicted - reference
-    largest = largest_per_frame(force_errors, frames.atom_counts)
-    owner = np.repeat(group, frames.atom_counts)
+    force_errors = force_errors[np.repeat(labelled, frames.atom_counts)]
+    largest = largest_per_frame(force_errors, atom_counts)
+    both = ~np.isnan(largest)
+    owner = np.repeat(np.where(both, group, -1), atom_counts)
     return {
         "energy": error_norms(errors),
-        "energy_per_atom": error_norms(errors / frames.atom_counts),
-        "efwt": efwt(errors, largest),
+        "energy_per_atom": error_norms(errors / atom_counts),
+        "efwt": efwt(errors[both], largest[both]) if both.any() else None,
         "relation": energy_relation(reference, predicted, group),
         "by_composition": {
             formula(composition): CompositionErrors(
@@ -163,7 +169,11 @@ def table(report: Report) -> str:
         rows.append((f"… {len(report.by_composition) - 20} more compositions in the JSON", "", ""))
     width = max(len(row[0]) for row in rows)
     lines = [f"{name:<{width}} {a:>14} {b:>12}".rstrip() for name, a, b in rows]
-    lines.insert(0, f"{report.frames} frames; energy zero: {report.energy_zero}")
+    partly = ", ".join(
+        f"{name} in {n}" for name, n in report.labelled.items() if 0 < n < report.frames
+    )
+    heading = f"{report.frames} frames{f' ({partly})' if partly else ''}"
+    lines.insert(0, f"{heading}; energy zero: {report.energy_zero}")
     if report.efwt is not None:
         lines.append(
             f"EFwT {report.efwt.both:.3f} (energy within 0.02 eV {report.efwt.energy:.3f}, "

@@ -18,7 +18,7 @@ class Predictions:
 
     energy: np.ndarray  # (m,) eV, bias included
     forces: np.ndarray  # (a, 3) eV/Å
-    stress: np.ndarray | None  # (m, 6) eV/Å³
+    stress: np.ndarray | None  # (m, 6) eV/Å³, NaN for cells without volume
 
 
 def predict(

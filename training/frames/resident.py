@@ -27,12 +27,15 @@ MEMORY_FOR_FACTORS = 2**28  # bytes
 
 @dataclass(frozen=True)
 class Batch:
-    """A graph of `b` structures and what it should give; labels not in the data are None."""
+    """A graph of `b` structures and what it should give.
+
+    A label that no frame has is None, and NaN in the frames that lack it.
+    """
 
     graph: AtomGraph
     energy: Tensor | None  # (b,) float64 eV
     forces: Tensor | None  # (n, 3) float64 eV/Å
-    stress: Tensor | None  # (b, 6) float64 eV/Å³, NaN for structures without
+    stress: Tensor | None  # (b, 6) float64 eV/Å³
     counts: Tensor  # (b,) int64, atoms of each structure
     largest: int  # the most of them
     springs: Springs | None = None  # where they have been made already
@@ -111,16 +114,25 @@ class ResidentFrames(TorchDataset[Batch]):
         self.positions = per_atom(p.positions.reshape(-1, 3) for p in parts)
         self.cell = per_frame(p.cell for p in parts)
         self.pbc = per_frame(p.pbc for p in parts)
-        self.energy = per_frame(p.energy for p in parts) if dataset.has("energy") else None
-        self.forces = (
-            per_atom(p.forces.reshape(-1, 3) for p in parts) if dataset.has("forces") else None
-        )
-        self.stress = per_frame(p.stress for p in parts) if dataset.has("stress") else None
+        self.energy = _where_known(per_frame(p.energy for p in parts))
+        self.forces = _where_known(per_atom(p.forces.reshape(-1, 3) for p in parts))
+        self.stress = _where_known(per_frame(p.stress for p in parts))
         self._make_edges(cutoff, progress)
         self._factors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def labelled(self) -> dict[str, int]:
+        """Number of frames that have energies, forces and stress."""
+        first = torch.from_numpy(self._atoms.start).to(self.device)
+        known = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
+        if self.forces is not None:
+            known["forces"] = self.forces[first]
+        return {
+            name: 0 if v is None else int(v.reshape(len(v), -1).isfinite().all(dim=1).sum())
+            for name, v in known.items()
+        }
 
     def keep_springs(self, most: int = MEMORY_FOR_FACTORS) -> None:
         """Factorise the elastic networks of all frames now instead of in every epoch.
@@ -232,6 +244,11 @@ class _Part:
     energy: np.ndarray  # (k,)
     forces: np.ndarray  # (k, atoms, 3)
     stress: np.ndarray  # (k, 6)
+
+
+def _where_known(values: Tensor) -> Tensor | None:
+    """Labels that are NaN in frames without; None where no frame has one."""
+    return values if bool(values.isfinite().any()) else None
 
 
 def _parts(dataset: Dataset, frames: np.ndarray) -> Iterable[_Part]:
