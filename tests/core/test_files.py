@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import refuse_existing, whole_file
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -43,3 +43,20 @@ def test_a_missing_folder_is_named(tmp_path):
         whole_file(tmp_path / "nowhere" / "x.txt"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_existing_files_need_overwrite_and_inputs_are_never_outputs(tmp_path):
+    output, source = tmp_path / "out.txt", tmp_path / "in.txt"
+    refuse_existing(output, overwrite=False, inputs=[source])
+    output.write_text("x")
+    with pytest.raises(FileExistsError, match=r"out\.txt: exists; say --overwrite"):
+        refuse_existing(output, overwrite=False)
+    refuse_existing(output, overwrite=True, inputs=[source])
+    (tmp_path / "hard.txt").hardlink_to(output)
+    (tmp_path / "soft.txt").symlink_to(output)
+    for same in ("hard.txt", "soft.txt", "out.txt"):
+        with pytest.raises(ValueError, match=r"out\.txt: is what is read"):
+            refuse_existing(output, overwrite=True, inputs=[source, tmp_path / same])
+    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileExistsError):
+        refuse_existing(tmp_path / "dangling.txt", overwrite=False)

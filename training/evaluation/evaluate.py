@@ -121,7 +121,9 @@ def _energy_part(
     errors = predicted - reference
     force_errors = force_errors[np.repeat(labelled, frames.atom_counts)]
     largest = largest_per_frame(force_errors, atom_counts)
-    both = ~np.isnan(largest)
+    first = np.cumsum(frames.atom_counts) - frames.atom_counts
+    assert frames.forces is not None
+    both = np.isfinite(frames.forces.cpu().numpy()[first]).all(axis=1)[labelled]
     owner = np.repeat(np.where(both, group, -1), atom_counts)
     return {
         "energy": error_norms(errors),

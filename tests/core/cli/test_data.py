@@ -71,3 +71,87 @@ def test_info_reads_in_pieces_and_is_exact_far_from_zero(tmp_path, monkeypatch):
     assert "stress: in 34 frames, mean 1, standard deviation 0" in said
     assert "gap: mean 49.5" in said
     assert 'provenance: {"note": "Å"}' in said
+
+
+def written(folder, name, *distances):
+    frames = []
+    for distance in distances:
+        atoms = Atoms("OH", [[0, 0, 0], [0, 0, distance]])
+        atoms.calc = SinglePointCalculator(atoms, energy=-distance, forces=np.full((2, 3), 0.1))
+        frames.append(atoms)
+    write(folder / name, frames)
+    return folder / name
+
+
+def test_an_existing_file_is_replaced_when_asked_and_the_source_never(tmp_path):
+    source, output = written(tmp_path, "a.extxyz", 1.0, 1.1), tmp_path / "a.h5"
+    data("import", source, "-o", output)
+    other = written(tmp_path, "b.extxyz", 0.9)
+    with pytest.raises(FileExistsError, match=r"a\.h5: exists; say --overwrite"):
+        data("import", other, "-o", output)
+    assert len(Dataset(output)) == 2
+    data("import", other, "-o", output, "--overwrite")
+    assert len(Dataset(output)) == 1
+    (tmp_path / "link.extxyz").symlink_to(source)
+    content = source.read_bytes()
+    for target in (source, tmp_path / "link.extxyz"):
+        with pytest.raises(ValueError, match="is what is read"):
+            data("import", other, source, "-o", target, "--overwrite")
+    assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("md17", "ethanol"),
+        ("qm7",),
+        ("qm9",),
+        ("nbody",),
+        ("sample", "H2O", "--calculator", "emt"),
+    ],
+)
+def test_no_command_replaces_a_file_unasked(tmp_path, command):
+    (tmp_path / "x.h5").write_text("precious")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        data(*command, "-o", tmp_path / "x.h5")
+    assert (tmp_path / "x.h5").read_text() == "precious"
+
+
+def test_sampling_does_not_replace_its_structure(tmp_path):
+    structure = written(tmp_path, "x@2.extxyz", 1.0)
+    with pytest.raises(ValueError, match="is what is read"):
+        data("sample", structure, "-o", structure, "--overwrite")
+    said = data(
+        "sample", structure, "-o", tmp_path / "s.h5", "--calculator", "emt", "--frames", "2",
+        "--equilibration", "1", "--temperature", "50",
+    )  # fmt: skip
+    assert "2 frames by emt" in said
+    assert Dataset(tmp_path / "s.h5")[0].numbers.tolist() == [8, 1]
+
+
+def test_implausible_numbers_are_said_and_go_on_with_accept(tmp_path):
+    source = written(tmp_path, "x.extxyz", 1.0, 1.0)
+    with pytest.raises(DataError, match=r"the same structure as .*\n.*go on with --accept"):
+        data("import", source, "-o", tmp_path / "x.h5")
+    assert not (tmp_path / "x.h5").exists()
+    said = data("import", source, "-o", tmp_path / "x.h5", "--accept")
+    assert "accepted: " in said
+    assert "the same structure as" in said
+    assert "energy: in 2 of 2 frames, from energy" in said
+
+
+def test_a_format_can_be_named(tmp_path):
+    source = written(tmp_path, "x.traj", 1.0, 1.1).rename(tmp_path / "frames.extxyz")
+    with pytest.raises(DataError, match=r"frames\.extxyz"):
+        data("import", source, "-o", tmp_path / "x.h5", "--format", "extxyz")
+    assert "2 frames" in data("import", source, "-o", tmp_path / "x.h5", "--format", "traj")
+
+
+def test_info_counts_the_frames_of_each_label(tmp_path):
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        for k in range(3):
+            labels = {"energy": -1.0} if k else {"forces": np.ones((2, 3))}
+            writer.append([8, 1], [[0, 0, 0], [0, 0, 1 + 0.1 * k]], **labels)
+    said = data("info", tmp_path / "x.h5")
+    assert "energy: in 2 frames, mean -1" in said
+    assert "forces: in 1 frames, mean 1" in said
