@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # an environment is reused until the requirements, or the clone that it serves, change
 KEY := $(shell (echo "$(CURDIR)"; cat setup.cfg pyproject.toml) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint types docs benchmark clean
+.PHONY: demo test coverage lint types docs clean
 
 # nine atoms are no work for several threads, which wait for each other on a busy machine
 demo: $(VENV)/.installed-xtb-$(KEY)
@@ -13,6 +13,10 @@ demo: $(VENV)/.installed-xtb-$(KEY)
 
 test: $(VENV)/.installed-test-$(KEY) lint types
 	$(BIN)/python -m pytest
+
+# what pyproject.toml asks for; kernels that numba compiles cannot be seen
+coverage: $(VENV)/.installed-test-$(KEY) lint types
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed-test-$(KEY)
 	$(BIN)/ruff check .
@@ -24,7 +28,7 @@ types: $(VENV)/.installed-test-$(KEY)
 	$(BIN)/mypy build/types/ase_biasgrad
 
 docs: $(VENV)/.installed-docs-$(KEY)
-	$(BIN)/sphinx-build -W docs docs/_build
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 $(VENV)/.installed-%-$(KEY): | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[$*]'
