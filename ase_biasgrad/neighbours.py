@@ -144,7 +144,7 @@ def bounding_cell(
     return box, low @ complete_cell(cell, pbc)
 
 
-class SkinList:
+class VerletList:
     """Edges within `cutoff` that are searched anew only when an atom could have come in.
 
     Pairs within `cutoff + skin` of a reference geometry are kept. Let F map the reference

@@ -17,8 +17,8 @@ from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.fused import layers
 from ase_biasgrad.fused.layers import Activation, Energies
-from ase_biasgrad.fused.messages import SampledPairs
-from ase_biasgrad.fused.tape import Network, Value
+from ase_biasgrad.fused.messages import SplinePairs
+from ase_biasgrad.fused.tape import Tape, Variable
 from ase_biasgrad.graph import AtomGraph, near_pair_vectors
 from ase_biasgrad.numerics.activations import silu_jet
 from ase_biasgrad.numerics.splines import Knots
@@ -43,7 +43,7 @@ class FusedBackbone(Backbone):
         """`forward` by layers with written-out derivatives."""
 
     def constants(self) -> tuple[Tensor, ...]:
-        """See `prepared`; made once for each precision."""
+        """Result of `prepared`, kept for each precision."""
         dtype = self.of.readout[-1].weight.dtype
         if dtype not in self._constants:
             modules = self.of.representation
@@ -56,7 +56,7 @@ class FusedBackbone(Backbone):
         return self._constants[dtype]
 
     def prepared(self, basis: Tensor, envelope: Tensor) -> tuple[Tensor, ...]:
-        """What filters are made of: radial basis `(k, functions)` and cutoff function `(k, 1)` at
+        """Inputs of the filters: radial basis `(k, functions)` and cutoff function `(k, 1)` at
         the knots' distances."""
         return basis, envelope
 
@@ -66,17 +66,17 @@ class FusedBackbone(Backbone):
         elements, which = torch.unique(graph.numbers, return_inverse=True)
         return self.of.representation.embedding(elements), which  # type: ignore[operator]
 
-    def network(self, graph: AtomGraph) -> tuple[Network, SampledPairs, Tensor]:
-        """A network on the pairs of the graph, and the vectors of these."""
+    def tape(self, graph: AtomGraph) -> tuple[Tape, SplinePairs, Tensor]:
+        """A tape on the pairs of the graph, the pairs, and their vectors."""
         i, j, vectors = near_pair_vectors(graph, self.cutoff)
         dtype = self.of.readout[-1].weight.dtype
-        pairs = SampledPairs(i, j, len(graph.numbers), vectors.detach(), self.knots, dtype)
-        return Network(pairs), pairs, vectors
+        pairs = SplinePairs(i, j, len(graph.numbers), vectors.detach(), self.knots, dtype)
+        return Tape(pairs), pairs, vectors
 
-    def energies(self, network: Network, x: Value, vectors: Tensor) -> Tensor:
+    def energies(self, tape: Tape, x: Variable, vectors: Tensor) -> Tensor:
         """Per-atom energies `(n,)` from features x `(n, f)`."""
         for layer in self.of.readout[:-1]:
-            x = network.add(Activation(layers.linear(network, x, layer), silu_jet))
-        x = layers.linear(network, x, self.of.readout[-1])
-        network.add(Energies(x, self.of.scale))
-        return network.energies(vectors)
+            x = tape.add(Activation(layers.linear(tape, x, layer), silu_jet))
+        x = layers.linear(tape, x, self.of.readout[-1])
+        tape.add(Energies(x, self.of.scale))
+        return tape.energies(vectors)

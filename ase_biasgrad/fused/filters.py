@@ -1,4 +1,4 @@
-"""Dense layers one after another, for what depends on parameters alone: filters at knots."""
+"""Dense layers in sequence for filters at knots, which depend on parameters alone."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class _DenseChain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, jets: tuple[Jet | None, ...], x: Tensor, *parameters: Tensor) -> Tensor:
         weights, shifts = parameters[::2], parameters[1::2]
-        inputs, slopes = [], []
+        inputs, derivatives = [], []
         for weight, shift, jet in zip(weights, shifts, jets, strict=True):
             inputs.append(x)
             x = torch.addmm(shift, x, weight.t())
             if jet is not None:
-                x, slope, _ = jet(x)
-                slopes.append(slope)
+                x, derivative, _ = jet(x)
+                derivatives.append(derivative)
         ctx.jets = jets
-        ctx.save_for_backward(*weights, *inputs, *slopes)
+        ctx.save_for_backward(*weights, *inputs, *derivatives)
         return x
 
     @staticmethod
@@ -48,11 +48,11 @@ class _DenseChain(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         (g,), count = cotangents, len(ctx.jets)
         saved = list(ctx.saved_tensors)
-        weights, inputs, slopes = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        weights, inputs, derivatives = saved[:count], saved[count : 2 * count], saved[2 * count :]
         gradients: list[Tensor] = []
         for k in reversed(range(count)):
             if ctx.jets[k] is not None:
-                g = g * slopes.pop()
+                g = g * derivatives.pop()
             gradients = [g.t() @ inputs[k], g.sum(0), *gradients]
             if k > 0:
                 g = g @ weights[k]

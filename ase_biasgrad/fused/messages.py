@@ -2,7 +2,7 @@
 
 With W = Σ_t w_t C_(m + t), a filter between i and j as a spline with coefficients C, messages are
 
-    Convolve:  Σ_j W_ij x_j,         Lift:  Σ_j W_ij T_ij x_j,
+    CFConv:  Σ_j W_ij x_j,         TensorMessage:  Σ_j W_ij T_ij x_j,
 
 ∂P/∂s and ∂Q/∂v of
 
@@ -26,37 +26,36 @@ from torch import Tensor
 from ase_biasgrad.backbones.tensornet import pair_tensors, tensor_polynomials
 from ase_biasgrad.fused.layers import array
 from ase_biasgrad.fused.message_loops import (
-    convolve_curvature_loop,
-    convolve_loop,
-    convolve_slopes_loop,
-    lift_curvature_loop,
-    lift_loop,
-    lift_slopes_loop,
+    cfconv_loop,
+    cfconv_second_order_loop,
+    cfconv_vjp_loop,
+    tensor_message_loop,
+    tensor_message_second_order_loop,
+    tensor_message_vjp_loop,
 )
-from ase_biasgrad.fused.tape import Value
+from ase_biasgrad.fused.tape import Variable
 from ase_biasgrad.numerics.splines import Knots
 
 
 @dataclass(frozen=True)
 class Components:
-    """Which filter each component takes, and its sign when i and j change places."""
+    """Filter of each component, and its sign when i and j change places."""
 
     filters: tuple[int, ...]
     parities: tuple[int, ...] = ()
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """For the loops: filters that any component takes, `(u,)`; components in their order,
-        those of filter k from `ends[k]` to `ends[k + 1]`; `ends (u + 1,)` comes before them;
-        parities."""
+        """Arrays for the loops: filters in use `(u,)`, `ends (u + 1,)`, components `(c,)` in
+        the order of filters, those of filter k from `ends[k]` to `ends[k + 1]`, and parities."""
         used, counts = np.unique(np.array(self.filters, np.int64), return_counts=True)
         ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         order = np.argsort(self.filters, kind="stable").astype(np.int64)
         return used, ends, order, np.array(self.parities, np.float32)
 
 
-class SampledPairs:
-    """Pairs of `n` atoms, each once: where they fall among the knots of splines, and directions.
+class SplinePairs:
+    """Pairs of `n` atoms, each once: weights of splines at their distances, and directions.
 
     Parameters
     ----------
@@ -67,9 +66,9 @@ class SampledPairs:
     vectors
         From i to j, `(p, 3)` float64 in Å, all shorter than the cutoff of `knots`.
     knots
-        Of the splines.
+        Knots of the splines.
     dtype
-        Of the network.
+        Precision of the network.
     """
 
     def __init__(
@@ -78,164 +77,169 @@ class SampledPairs:
         self.n, self._dtype = n, dtype
         self._distances = vectors.square().sum(dim=1, keepdim=True).sqrt_()  # (p, 1)
         self._unit = vectors / self._distances
-        first, weights, self._of_distance = knots.weights_and_slopes(self._distances[:, 0])
+        first, weights, self._weight_derivatives = knots.weights_and_derivatives(
+            self._distances[:, 0]
+        )
         self.weights = weights.to(dtype).contiguous()
-        tensors, self._of_direction = self.directional(self._unit)
+        tensors, self._tensor_derivatives = self.directional(self._unit)
         self.tensors = tensors.to(dtype)
         self.indices = i.numpy(), j.numpy(), first.numpy()
-        self.forget()
+        self.clear_adjoints()
 
     def directional(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Functions of the direction `(p, c)` and their derivatives in it `(p, c, 3)`, or `(c, 3)`
         for all; here the direction itself."""
         return unit, torch.eye(3, dtype=unit.dtype)
 
-    def forget(self) -> None:
+    def clear_adjoints(self) -> None:
         """See `Geometry`."""
-        self.of_weights = torch.zeros_like(self.weights)
-        self.of_tensors = torch.zeros_like(self.tensors)
+        self.adj_weights = torch.zeros_like(self.weights)
+        self.adj_tensors = torch.zeros_like(self.tensors)
 
-    def slopes(self) -> Tensor:
+    def vjp(self) -> Tensor:
         """See `Geometry`."""
-        along = (self.of_weights * self._of_distance).sum(dim=1, keepdim=True)  # (p, 1) float64
-        of_tensors = self.of_tensors.to(torch.float64).unsqueeze(1)  # (p, 1, c)
-        across = (of_tensors @ self._of_direction).squeeze(1) / self._distances  # (p, 3)
+        along = self.adj_weights * self._weight_derivatives  # (p, 6) float64
+        along = along.sum(dim=1, keepdim=True)
+        adj_tensors = self.adj_tensors.to(torch.float64).unsqueeze(1)  # (p, 1, c)
+        across = (adj_tensors @ self._tensor_derivatives).squeeze(1) / self._distances  # (p, 3)
         along -= (across * self._unit).sum(dim=1, keepdim=True)
         return across.addcmul_(along, self._unit)
 
-    def move(self, along: Tensor) -> None:
+    def jvp(self, along: Tensor) -> None:
         """See `Geometry`."""
         of_distance = (along * self._unit).sum(dim=1, keepdim=True)  # (p, 1)
-        self.weights_tangent = (self._of_distance * of_distance).to(self._dtype)
+        self.weights_tangent = (self._weight_derivatives * of_distance).to(self._dtype)
         across = torch.addcmul(along, of_distance, self._unit, value=-1.0)
         across /= self._distances
-        changes = self._of_direction @ across.unsqueeze(2)  # (p, c, 1)
+        changes = self._tensor_derivatives @ across.unsqueeze(2)  # (p, c, 1)
         self.tensors_tangent = changes.squeeze(2).to(self._dtype)
 
 
-class TensorPairs(SampledPairs):
-    """With `pair_tensors` of the directions."""
+class TensorPairs(SplinePairs):
+    """`SplinePairs` with `pair_tensors` of the directions."""
 
     def directional(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SampledPairs`; `(p, 9)` and `(p, 9, 3)`."""
+        """See `SplinePairs`; `(p, 9)` and `(p, 9, 3)`."""
         linear, quadratic = tensor_polynomials()
         derivatives = linear + torch.einsum("kab,pb->pka", 2 * quadratic, unit)
         return pair_tensors(unit), derivatives
 
 
-class Convolve:
-    """Σ_j W_ij x_j for each atom i; see `pair_messages.convolve`.
+class CFConv:
+    """Σ_j W_ij x_j for each atom i.
 
-    x is `(n, c, f)`, or `(n, f)` for one component; rows `(rows, g, f)`.
+    x is `(n, c, f)`, or `(n, f)` for one component; coefficients `(k, g, f)`.
     """
 
-    def __init__(self, pairs: SampledPairs, x: Value, rows: Value, components: Components) -> None:
-        self.pairs, self.x, self.rows = pairs, x, rows
+    def __init__(
+        self, pairs: SplinePairs, x: Variable, coefficients: Variable, components: Components
+    ) -> None:
+        self.pairs, self.x, self.coefficients = pairs, x, coefficients
         self._shape = len(x.data), len(components.filters), x.data.shape[-1]
         self._indices = *pairs.indices, *components.arrays
-        self._given = self._split(x.data), array(rows.data), pairs.weights.numpy()
+        self._given = self._split(x.data), array(coefficients.data), pairs.weights.numpy()
         received = torch.zeros_like(x.data)
-        convolve_loop(*self._indices, *self._given, self._split(received))
-        self.y = Value(received)
+        cfconv_loop(*self._indices, *self._given, self._split(received))
+        self.y = Variable(received)
         self.results = (self.y,)
 
     def _split(self, tensor: Tensor) -> np.ndarray:
         return array(tensor).reshape(self._shape)
 
-    def reverse(self) -> None:
-        assert self.y.slope is not None
-        of_x, nothing = torch.zeros_like(self.x.data), self._given[1][:0]
-        convolve_slopes_loop(
-            *self._indices, self._split(self.y.slope), *self._given,
-            self._split(of_x), nothing, self.pairs.of_weights.numpy(), False, True,
+    def vjp(self) -> None:
+        assert self.y.adjoint is not None
+        adj_x, nothing = torch.zeros_like(self.x.data), self._given[1][:0]
+        cfconv_vjp_loop(
+            *self._indices, self._split(self.y.adjoint), *self._given,
+            self._split(adj_x), nothing, self.pairs.adj_weights.numpy(), False, True,
         )  # fmt: skip
-        if self.x.moves:
-            self.x.add_slope(of_x)
+        if self.x.active:
+            self.x.add_adjoint(adj_x)
 
-    def tangent(self) -> None:
-        if self.y.slope is None:
+    def jvp(self) -> None:
+        if self.y.adjoint is None:
             return
         x = self._given[0]
         dx = np.zeros_like(x) if self.x.tangent is None else self._split(self.x.tangent)
         moved = self.pairs.weights_tangent.numpy()
-        of_y, of_x = torch.zeros_like(self.x.data), self.x.own_gradient()
-        of_rows = self.rows.own_gradient()
-        convolve_curvature_loop(
-            *self._indices, self._split(self.y.slope), *self._given, dx, moved,
-            self._split(of_y), self._split(of_x), of_rows.numpy(),
+        tangent, grad_x = torch.zeros_like(self.x.data), self.x.own_gradient()
+        grad_coefficients = self.coefficients.own_gradient()
+        cfconv_second_order_loop(
+            *self._indices, self._split(self.y.adjoint), *self._given, dx, moved,
+            self._split(tangent), self._split(grad_x), grad_coefficients.numpy(),
         )  # fmt: skip
-        self.y.tangent = of_y
+        self.y.tangent = tangent
 
-    def learn(self) -> None:
+    def second_order(self) -> None:
         if self.y.gradient is not None:
-            of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
-            convolve_slopes_loop(
+            grad_x, grad_coefficients = self.x.own_gradient(), self.coefficients.own_gradient()
+            cfconv_vjp_loop(
                 *self._indices, self._split(self.y.gradient), *self._given,
-                self._split(of_x), of_rows.numpy(), self._given[2][:0], True, False,
+                self._split(grad_x), grad_coefficients.numpy(), self._given[2][:0], True, False,
             )  # fmt: skip
 
 
-class Lift:
-    """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`; see `pair_messages.lift`.
+class TensorMessage:
+    """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`.
 
-    x is `(n, f)`, rows `(rows, g, f)`; T are the `tensors` of `pairs`. With `centre` `(n, f)`,
-    which must not move, x_j + centre_i is in place of x_j.
+    x is `(n, f)`, coefficients `(k, g, f)`; T are the `tensors` of `pairs`. With `centre` `(n, f)`,
+    which must not be active, x_j + centre_i is in place of x_j.
     """
 
     def __init__(
         self,
-        pairs: SampledPairs,
-        x: Value,
-        rows: Value,
+        pairs: SplinePairs,
+        x: Variable,
+        coefficients: Variable,
         components: Components,
-        centre: Value | None = None,
+        centre: Variable | None = None,
     ) -> None:
-        self.pairs, self.x, self.rows, self.centre = pairs, x, rows, centre
+        self.pairs, self.x, self.coefficients, self.centre = pairs, x, coefficients, centre
         self._indices = *pairs.indices, *components.arrays
-        of_centre = x.data[:0] if centre is None else centre.data
-        self._given = arrays(x.data, of_centre, rows.data, pairs.weights, pairs.tensors)
+        centre_data = x.data[:0] if centre is None else centre.data
+        self._given = arrays(x.data, centre_data, coefficients.data, pairs.weights, pairs.tensors)
         n, features = x.data.shape
         received = x.data.new_zeros((n, len(components.filters), features))
-        lift_loop(*self._indices, *self._given, received.numpy())
-        self.y = Value(received)
+        tensor_message_loop(*self._indices, *self._given, received.numpy())
+        self.y = Variable(received)
         self.results = (self.y,)
 
-    def reverse(self) -> None:
-        assert self.y.slope is not None
-        of_x, nothing = torch.zeros_like(self.x.data), (self._given[0][:0], self._given[2][:0])
-        of_pairs = self.pairs.of_weights.numpy(), self.pairs.of_tensors.numpy()
-        lift_slopes_loop(
-            *self._indices, array(self.y.slope), *self._given,
-            of_x.numpy(), *nothing, *of_pairs, False, True,
+    def vjp(self) -> None:
+        assert self.y.adjoint is not None
+        adj_x, nothing = torch.zeros_like(self.x.data), (self._given[0][:0], self._given[2][:0])
+        of_pairs = self.pairs.adj_weights.numpy(), self.pairs.adj_tensors.numpy()
+        tensor_message_vjp_loop(
+            *self._indices, array(self.y.adjoint), *self._given,
+            adj_x.numpy(), *nothing, *of_pairs, False, True,
         )  # fmt: skip
-        if self.x.moves:
-            self.x.add_slope(of_x)
+        if self.x.active:
+            self.x.add_adjoint(adj_x)
 
-    def tangent(self) -> None:
-        if self.y.slope is None:
+    def jvp(self) -> None:
+        if self.y.adjoint is None:
             return
         x = self._given[0]
         dx = np.zeros_like(x) if self.x.tangent is None else array(self.x.tangent)
         moved = arrays(self.pairs.weights_tangent, self.pairs.tensors_tangent)
         self.y.tangent = torch.zeros_like(self.y.data)
-        lift_curvature_loop(
-            *self._indices, array(self.y.slope), *self._given, dx, *moved,
+        tensor_message_second_order_loop(
+            *self._indices, array(self.y.adjoint), *self._given, dx, *moved,
             self.y.tangent.numpy(), *self._gradients(),
         )  # fmt: skip
 
-    def learn(self) -> None:
+    def second_order(self) -> None:
         if self.y.gradient is not None:
             unused = [of_pairs[:0] for of_pairs in self._given[3:]]
-            lift_slopes_loop(
+            tensor_message_vjp_loop(
                 *self._indices, array(self.y.gradient), *self._given,
                 *self._gradients(), *unused, True, False,
             )  # fmt: skip
 
     def _gradients(self) -> list[np.ndarray]:
-        """Of x, centre and rows, to be added to."""
-        of_x, of_rows = self.x.own_gradient(), self.rows.own_gradient()
-        of_centre = of_x[:0] if self.centre is None else self.centre.own_gradient()
-        return arrays(of_x, of_centre, of_rows)
+        """Gradients of x, centre and coefficients, to be added to."""
+        grad_x, grad_coefficients = self.x.own_gradient(), self.coefficients.own_gradient()
+        grad_centre = grad_x[:0] if self.centre is None else self.centre.own_gradient()
+        return arrays(grad_x, grad_centre, grad_coefficients)
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:

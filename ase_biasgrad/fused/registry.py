@@ -1,4 +1,4 @@
-"""Which backbones have a fused form."""
+"""Choice of the fused form of a backbone."""
 
 from __future__ import annotations
 

@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from ase_biasgrad.backbones import TensorNet
 from ase_biasgrad.backbones.tensornet import PARTS, Interaction, PartwiseLinear
 from ase_biasgrad.fused.message_loops import (
-    convolve_loop,
-    convolve_slopes_loop,
-    lift_loop,
-    lift_slopes_loop,
+    cfconv_loop,
+    cfconv_vjp_loop,
+    tensor_message_loop,
+    tensor_message_vjp_loop,
 )
 from ase_biasgrad.fused.tensornet import tensors_of_layer
 from ase_biasgrad.fused.tensors import (
     ENDS,
-    by_part_loops,
-    dot_by_part_loops,
-    filled,
+    irreps_dot_loops,
     normalised_loops,
-    normalised_slope_loops,
+    normalised_vjp_loops,
     product_loops,
-    product_slope_loops,
+    product_vjp_loops,
+    run_loops,
+    scale_irreps_loops,
 )
 from ase_biasgrad.numerics.splines import sampled
 
@@ -71,43 +71,44 @@ class SampledTensorNet:
         self.table = sampled(filters, of.cutoff, of.sampled_functions)
         net = copy.deepcopy(exact).to(dtype)
         shape = (-1, 1 + len(net.layers), len(PARTS), of.arguments["features"])
-        rows = torch.from_numpy(self.table.rows).to(dtype).reshape(shape)
+        coefficients = torch.from_numpy(self.table.coefficients).to(dtype).reshape(shape)
         at_zero = filters(torch.zeros(1, dtype=torch.float64)).to(dtype).reshape(shape)
-        rows_of = [part.contiguous().numpy() for part in rows.unbind(dim=1)]  # (rows, 3, f)
+        # (k, 3, f) for each layer
+        coefficients_of = [part.contiguous().numpy() for part in coefficients.unbind(dim=1)]
         own_of = [part[0].contiguous().numpy() for part in at_zero.unbind(dim=1)]  # (3, f)
-        self.embedding = SampledEmbedding(net, rows_of[0], own_of[0])
-        layers = zip(net.layers, rows_of[1:], own_of[1:], strict=True)
+        self.embedding = SampledEmbedding(net, coefficients_of[0], own_of[0])
+        layers = zip(net.layers, coefficients_of[1:], own_of[1:], strict=True)
         self.layers = [SampledInteraction(*layer) for layer in layers]  # type: ignore[arg-type]
         self.read_out = ReadOut(net)
 
     def evaluate(
         self, numbers: np.ndarray, near: Neighbours, derivatives: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Energies `(n,)` eV; of their sum ∂/∂weights `(p, 6)` and ∂/∂tensors `(p, 9)`.
+        """Energies `(n,)` eV; adjoints of weights `(p, 6)` and tensors `(p, 9)`.
 
         Without `derivatives` the last two are 0.
         """
-        of_weights, of_tensors = np.zeros_like(near.weights), np.zeros_like(near.tensors)
+        adj_weights, adj_tensors = np.zeros_like(near.weights), np.zeros_like(near.tensors)
         x, embedded = self.embedding.forward(numbers, near)
-        passed = []
+        kept = []
         for layer in self.layers:
-            x, through = layer.forward(x, near)
-            passed.append(through)
+            x, saved = layer.forward(x, near)
+            kept.append(saved)
         energies, read = self.read_out.forward(x)
         if derivatives:
-            g = self.read_out.backward(x, read)
-            for layer, through in zip(reversed(self.layers), reversed(passed), strict=True):
-                g = layer.backward(g, through, near, of_weights)
-            self.embedding.backward(g, embedded, near, of_weights, of_tensors)
-        return energies, of_weights, of_tensors
+            g = self.read_out.vjp(x, read)
+            for layer, saved in zip(reversed(self.layers), reversed(kept), strict=True):
+                g = layer.vjp(g, saved, near, adj_weights)
+            self.embedding.vjp(g, embedded, near, adj_weights, adj_tensors)
+        return energies, adj_weights, adj_tensors
 
 
 class SampledEmbedding:
     """`TensorEmbedding`, in which an element is a row of two tables."""
 
-    def __init__(self, net: TensorNet, rows: np.ndarray, own: np.ndarray) -> None:
+    def __init__(self, net: TensorNet, coefficients: np.ndarray, own: np.ndarray) -> None:
         embedding = net.embedding
-        self.rows = rows
+        self.coefficients = coefficients
         self.centre = embedding.centre(embedding.element.weight).numpy()  # (elements, f)
         self.neighbour = embedding.neighbour(embedding.element.weight).numpy()
         self.own = own.dtype.type(3**0.5) * own[0]  # (f,)
@@ -115,79 +116,81 @@ class SampledEmbedding:
         self.scalars = ScalarNetwork(embedding.norm, list(embedding.scalars))
 
     def forward(self, numbers: np.ndarray, near: Neighbours) -> tuple[np.ndarray, Any]:
-        """Tensors `(n, 9, f)`, and what the derivative needs."""
+        """Tensors `(n, 9, f)`, and the data for the VJP."""
         centre, neighbour = self.centre[numbers], self.neighbour[numbers]
         x = np.zeros((len(numbers), sum(PARTS), len(self.own)), self.own.dtype)
-        lift_loop(*near.indices, neighbour, centre, self.rows, near.weights, near.tensors, x)
+        tensor_message_loop(
+            *near.indices, neighbour, centre, self.coefficients, near.weights, near.tensors, x
+        )
         x[:, 0] += self.own * (centre + neighbour)
         squares = np.einsum("ncf,ncf->nf", x, x)
-        scalars, through = self.scalars.forward(squares)
-        mix = mixed(x, self.mix)
-        return by_part(mix, scalars), (centre, neighbour, x, mix, scalars, through)
+        scalars, saved = self.scalars.forward(squares)
+        mix = irreps_linear(x, self.mix)
+        return scale_irreps(mix, scalars), (centre, neighbour, x, mix, scalars, saved)
 
-    def backward(
+    def vjp(
         self,
         g: np.ndarray,
         embedded: Any,
         near: Neighbours,
-        of_weights: np.ndarray,
-        of_tensors: np.ndarray,
+        adj_weights: np.ndarray,
+        adj_tensors: np.ndarray,
     ) -> None:
-        """Add the derivatives in weights and tensors, from the cotangent g of the tensors."""
-        centre, neighbour, x, mix, scalars, through = embedded
-        of_squares = self.scalars.backward(dot_by_part(g, mix), through)
-        of_x = mixed_slopes(by_part(g, scalars), self.mix)
-        of_x += 2 * of_squares[:, None] * x
+        """Add the derivatives in weights and tensors, from the adjoint g of the tensors."""
+        centre, neighbour, x, mix, scalars, saved = embedded
+        adj_squares = self.scalars.vjp(irreps_dot(g, mix), saved)
+        adj_x = irreps_linear_vjp(scale_irreps(g, scalars), self.mix)
+        adj_x += 2 * adj_squares[:, None] * x
         unused = np.zeros_like(centre)
-        lift_slopes_loop(
-            *near.indices, of_x, neighbour, centre, self.rows, near.weights, near.tensors,
-            unused, unused[:0], self.rows[:0], of_weights, of_tensors, False, True,
+        tensor_message_vjp_loop(
+            *near.indices, adj_x, neighbour, centre, self.coefficients, near.weights, near.tensors,
+            unused, unused[:0], self.coefficients[:0], adj_weights, adj_tensors, False, True,
         )  # fmt: skip
 
 
 class SampledInteraction:
     """`Interaction` with the filters of its pairs as splines."""
 
-    def __init__(self, layer: Interaction, rows: np.ndarray, own: np.ndarray) -> None:
-        self.rows, self.own = rows, own
+    def __init__(self, layer: Interaction, coefficients: np.ndarray, own: np.ndarray) -> None:
+        self.coefficients, self.own = coefficients, own
         self.before, self.after = matrices_of(layer.before), matrices_of(layer.after)
 
     def forward(self, x: np.ndarray, near: Neighbours) -> tuple[np.ndarray, Any]:
-        """Tensors `(n, 9, f)`, and what the derivative needs."""
-        (start,) = filled(normalised_loops, [x])
-        y = mixed(start, self.before)
-        message = by_part(y, self.own)
-        convolve_loop(*near.indices, y, self.rows, near.weights, message)
-        (product,) = filled(product_loops, [y, message])
-        change = mixed(filled(normalised_loops, [product])[0], self.after)
-        (square,) = filled(product_loops, [change, change])
+        """Tensors `(n, 9, f)`, and the data for the VJP."""
+        (start,) = run_loops(normalised_loops, [x])
+        y = irreps_linear(start, self.before)
+        message = scale_irreps(y, self.own)
+        cfconv_loop(*near.indices, y, self.coefficients, near.weights, message)
+        (product,) = run_loops(product_loops, [y, message])
+        change = irreps_linear(run_loops(normalised_loops, [product])[0], self.after)
+        (square,) = run_loops(product_loops, [change, change])
         square *= 0.5
         square += change
         square += start
         return square, (x, y, message, product, change)
 
-    def backward(
-        self, g: np.ndarray, through: Any, near: Neighbours, of_weights: np.ndarray
+    def vjp(
+        self, g: np.ndarray, saved: Any, near: Neighbours, adj_weights: np.ndarray
     ) -> np.ndarray:
-        """The cotangent of x from that of the result; adds the derivatives in weights."""
-        x, y, message, product, change = through
-        of_change, _ = filled(product_slope_loops, [g, change, change], 2)  # ½ (one + the same)
-        of_change += g
-        of_normalised = mixed_slopes(of_change, self.after)
-        (of_product,) = filled(normalised_slope_loops, [of_normalised, product])
-        of_y, of_message = filled(product_slope_loops, [of_product, y, message], 2)
-        convolve_slopes_loop(
-            *near.indices, of_message, y, self.rows, near.weights,
-            of_y, self.rows[:0], of_weights, False, True,
+        """Adjoint of x from that of the result; adds the derivatives in weights."""
+        x, y, message, product, change = saved
+        adj_change, _ = run_loops(product_vjp_loops, [g, change, change], 2)  # ½ (one + the same)
+        adj_change += g
+        adj_normalised = irreps_linear_vjp(adj_change, self.after)
+        (adj_product,) = run_loops(normalised_vjp_loops, [adj_normalised, product])
+        adj_y, adj_message = run_loops(product_vjp_loops, [adj_product, y, message], 2)
+        cfconv_vjp_loop(
+            *near.indices, adj_message, y, self.coefficients, near.weights,
+            adj_y, self.coefficients[:0], adj_weights, False, True,
         )  # fmt: skip
-        of_y += by_part(of_message, self.own)
-        of_start = mixed_slopes(of_y, self.before)
-        of_start += g
-        return filled(normalised_slope_loops, [of_start, x])[0]
+        adj_y += scale_irreps(adj_message, self.own)
+        adj_start = irreps_linear_vjp(adj_y, self.before)
+        adj_start += g
+        return run_loops(normalised_vjp_loops, [adj_start, x])[0]
 
 
 class ReadOut:
-    """From squares of the parts to energies."""
+    """Energies of the squares of the parts."""
 
     def __init__(self, net: TensorNet) -> None:
         *hidden, last = net.readout
@@ -196,14 +199,14 @@ class ReadOut:
         self.bias = net.scale * last.bias.numpy()  # type: ignore[operator]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Energies `(n,)` of tensors `(n, 9, f)`, and what the derivative needs."""
-        hidden, through = self.scalars.forward(dot_by_part(x, x))
-        return hidden @ self.weight + self.bias, through
+        """Energies `(n,)` of tensors `(n, 9, f)`, and the data for the VJP."""
+        hidden, saved = self.scalars.forward(irreps_dot(x, x))
+        return hidden @ self.weight + self.bias, saved
 
-    def backward(self, x: np.ndarray, through: Any) -> np.ndarray:
-        """The derivative of all energies in x."""
+    def vjp(self, x: np.ndarray, saved: Any) -> np.ndarray:
+        """Adjoint of x."""
         g = np.broadcast_to(self.weight, (len(x), len(self.weight)))
-        return by_part(x, 2 * self.scalars.backward(g, through))
+        return scale_irreps(x, 2 * self.scalars.vjp(g, saved))
 
 
 class ScalarNetwork:
@@ -214,39 +217,39 @@ class ScalarNetwork:
         self.layers = [(layer.weight.numpy(), layer.bias.numpy()) for layer in layers]
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Outputs `(n, out)` of x `(n, in)`, and what the derivative needs."""
+        """Outputs `(n, out)` of x `(n, in)`, and the data for the VJP."""
         x = x - x.mean(axis=1, keepdims=True)
         deviation = np.sqrt((x * x).mean(axis=1, keepdims=True) + x.dtype.type(self.epsilon))
         x /= deviation
-        hidden, passed = x * self.scale + self.shift, []
+        hidden, kept = x * self.scale + self.shift, []
         for weight, bias in self.layers:
             inputs = hidden @ weight.T + bias
             sigmoid = 1 / (1 + np.exp(-inputs))
             hidden = inputs * sigmoid
-            passed.append(sigmoid + hidden * (1 - sigmoid))
-        return hidden, (x, deviation, passed)
+            kept.append(sigmoid + hidden * (1 - sigmoid))
+        return hidden, (x, deviation, kept)
 
-    def backward(self, g: np.ndarray, through: Any) -> np.ndarray:
-        """The cotangent of the scalars from that of the outputs."""
-        x, deviation, passed = through
-        for (weight, _), slope in zip(reversed(self.layers), reversed(passed), strict=True):
-            g = (g * slope) @ weight
+    def vjp(self, g: np.ndarray, saved: Any) -> np.ndarray:
+        """Adjoint of the scalars from that of the outputs."""
+        x, deviation, kept = saved
+        for (weight, _), derivative in zip(reversed(self.layers), reversed(kept), strict=True):
+            g = (g * derivative) @ weight
         g = g * self.scale
         mean, along = g.mean(axis=1, keepdims=True), (g * x).mean(axis=1, keepdims=True)
         return (g - mean - x * along) / deviation
 
 
-def by_part(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """See `tensornet.by_part`; factors `(n, 3 f)`, or `(3, f)` for all atoms."""
+def scale_irreps(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """`tensors.ScaleIrreps` of x with factors `(n, 3 f)`, or `(3, f)` for all atoms."""
     out = np.zeros_like(x)
-    by_part_loops(x.shape[2])(x.reshape(-1), factors.reshape(-1), out.reshape(-1))
+    scale_irreps_loops(x.shape[2])(x.reshape(-1), factors.reshape(-1), out.reshape(-1))
     return out
 
 
-def dot_by_part(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def irreps_dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Sums `(n, 3 f)` of xy over the components of each part."""
     out = np.empty((len(x), len(PARTS) * x.shape[2]), x.dtype)
-    dot_by_part_loops(x.shape[2])(x.reshape(-1), y.reshape(-1), out.reshape(-1))
+    irreps_dot_loops(x.shape[2])(x.reshape(-1), y.reshape(-1), out.reshape(-1))
     return out
 
 
@@ -255,13 +258,13 @@ def matrices_of(mix: PartwiseLinear) -> Matrices:
     return tuple(part.weight.numpy() for part in mix.parts)  # type: ignore[operator, union-attr]
 
 
-def mixed(x: np.ndarray, matrices: Matrices) -> np.ndarray:
-    """See `tensor_products.Mixed`."""
-    return mixed_slopes(x, tuple(matrix.T for matrix in matrices))
+def irreps_linear(x: np.ndarray, matrices: Matrices) -> np.ndarray:
+    """`tensors.IrrepsLinear` of x with one matrix for each part."""
+    return irreps_linear_vjp(x, tuple(matrix.T for matrix in matrices))
 
 
-def mixed_slopes(g: np.ndarray, matrices: Matrices) -> np.ndarray:
-    """The cotangent of x from that of what `mixed` made of it."""
+def irreps_linear_vjp(g: np.ndarray, matrices: Matrices) -> np.ndarray:
+    """Adjoint of x from that of the result of `irreps_linear`."""
     n, _, features = g.shape
     out = np.empty_like(g)
     for (start, end), matrix in zip(ENDS, matrices, strict=True):

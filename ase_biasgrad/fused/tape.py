@@ -1,64 +1,64 @@
-"""The gradient of a loss of forces in four passes over a network, written out.
+"""Tape of layers that know their derivatives: gradients of losses of forces in four passes.
 
-With G = ∂E/∂r, the slopes of all energies in the vectors r of all pairs, forces and stress are
-sums of G. Let U = ∂L/∂G for a loss L of them. Then
+With G = ∂E/∂r, the adjoints of the vectors r of all pairs, forces and stress are sums of G.
+Let U = ∂L/∂G for a loss L of them. Then
 
     ∂L/∂θ = ∂/∂θ Σ G·U = ∂/∂θ [d/dε E(r + εU)]:
 
 the gradient of a derivative of E in one direction. Four passes give it, each of which asks every
-operation y = f(x, θ) of the network for one thing:
+layer y = f(x, θ) for one thing:
 
-    forward    y,
-    reverse    the slope of E in x from that in y: all that forces need,
-    tangent    how y changes along U from how x does,
-    learn      the gradient of d/dε E in x and θ from that in y.
+    forward         y,
+    VJP             the adjoint of x, ∂E/∂x, from that of y: all that forces need,
+    JVP             the tangent of y, its change along U, from that of x,
+    second order    the gradient of d/dε E in x and θ from that in y: the VJP of the JVP.
 
-Autograd does the same by recording the reverse pass, with several times as many operations, which
-for molecules take longer to dispatch than to work. Here a network is a list of operations that
-know their four passes; autograd sees a single function of the vectors and of what learns.
+Autograd does the same by recording the VJP, with several times as many operations, which for
+molecules take longer to dispatch than to work. Here a network is a list of layers that know their
+four passes; autograd sees a single function of the vectors and of the parameters.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Value:
-    """A tensor of a network, and what the passes leave with it; None stands for zeros.
+class Variable:
+    """A tensor on the tape with its derivatives; None stands for zeros.
 
-    `slope` is that of the energy in `data`, `tangent` the change of `data`, and `gradient` that of
-    what learns.
+    `adjoint` is ∂E/∂data, `tangent` the change of `data`, and `gradient` that of the loss. A
+    variable is `active` if it depends on the vectors.
     """
 
-    __slots__ = ("_owned", "data", "gradient", "moves", "slope", "tangent")
+    __slots__ = ("_owned", "active", "adjoint", "data", "gradient", "tangent")
 
-    def __init__(self, data: Tensor, moves: bool = True) -> None:
-        self.data, self.moves = data, moves  # whether it depends on the vectors
-        self.slope: Tensor | None = None
-        self.rest()
+    def __init__(self, data: Tensor, active: bool = True) -> None:
+        self.data, self.active = data, active
+        self.adjoint: Tensor | None = None
+        self.clear()
 
-    def rest(self) -> None:
+    def clear(self) -> None:
         """Forget tangent and gradient."""
         self.tangent: Tensor | None = None
         self.gradient: Tensor | None = None
         self._owned: Tensor | None = None  # the gradient, if it may be changed in place
 
-    def add_slope(self, slope: Tensor) -> None:
-        self.slope = slope if self.slope is None else self.slope + slope
+    def add_adjoint(self, adjoint: Tensor) -> None:
+        self.adjoint = adjoint if self.adjoint is None else self.adjoint + adjoint
 
     def add_gradient(self, gradient: Tensor) -> None:
-        """The tensor may belong to others, too."""
+        """Add a tensor that may belong to others, too."""
         if self.gradient is None:
             self.gradient = gradient
         else:
             self.own_gradient().add_(gradient)
 
     def give_gradient(self, gradient: Tensor) -> None:
-        """As `add_gradient`, of a contiguous tensor that nobody else has."""
+        """Add a contiguous tensor that nobody else has."""
         if self.gradient is None:
             self.gradient = self._owned = gradient
         else:
@@ -82,119 +82,118 @@ class Value:
         return self._owned
 
 
-class Operation(Protocol):
+class Layer(Protocol):
     """One step of a network. Its forward pass is its construction, which makes `results`."""
 
     @property
-    def results(self) -> tuple[Value, ...]: ...
+    def results(self) -> tuple[Variable, ...]: ...
 
-    def reverse(self) -> None:
-        """Add to the slopes of inputs that move, from those of the results."""
+    def vjp(self) -> None:
+        """Add to the adjoints of active inputs, from those of the results."""
 
-    def tangent(self) -> None:
+    def jvp(self) -> None:
         """Set the tangents of the results from those of the inputs; may add to the gradients of
-        the inputs what follows from both tangents and slopes, or leave it for `learn`."""
+        the inputs the part that needs tangents and adjoints, or leave it for `second_order`."""
 
-    def learn(self) -> None:
-        """Add to the gradients of the inputs: from those of the results, and from the slopes of
-        the results where inputs have tangents."""
+    def second_order(self) -> None:
+        """Add to the gradients of the inputs: from those of the results, and from their
+        adjoints where inputs have tangents."""
 
 
 class Geometry(Protocol):
-    """What operations see of the vectors of pairs."""
+    """The vectors of pairs as layers see them."""
 
-    def forget(self) -> None:
-        """Set slopes to 0, to which operations add in the reverse pass."""
+    def clear_adjoints(self) -> None:
+        """Set adjoints to 0; layers add to them in their VJP."""
 
-    def slopes(self) -> Tensor:
-        """Slopes in the vectors, `(p, 3)` float64, after the reverse pass."""
+    def vjp(self) -> Tensor:
+        """Adjoints of the vectors, `(p, 3)` float64, after the VJP of all layers."""
 
-    def move(self, along: Tensor) -> None:
-        """Make tangents for vectors that change by `along` `(p, 3)` float64."""
-
-
-Made = TypeVar("Made", bound=Operation)
+    def jvp(self, along: Tensor) -> None:
+        """Set tangents for vectors that change by `along` `(p, 3)` float64."""
 
 
-class Network:
-    """Operations in the order of the forward pass, and the values that learn.
+class Tape:
+    """Layers in the order of the forward pass, and the parameters.
 
-    The last operation gives energies `(n,)` in eV.
+    The last layer gives energies `(n,)` in eV.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
-        self._layers: list[Operation] = []
+        self._layers: list[Layer] = []
         self._tensors: list[Tensor] = []
-        self._learning: list[Value] = []
-        self.reverse_passes = 0  # so far; values hold the slopes of the last one
+        self._parameters: list[Variable] = []
+        self.vjp_count = 0  # so far; variables hold the adjoints of the last one
 
-    def learns(self, tensor: Tensor) -> Value:
+    def parameter(self, tensor: Tensor) -> Variable:
         """A parameter, or anything made from parameters alone, as an input of layers."""
-        value = Value(tensor.detach(), moves=False)
+        value = Variable(tensor.detach(), active=False)
         self._tensors.append(tensor)
-        self._learning.append(value)
+        self._parameters.append(value)
         return value
 
-    def add(self, operation: Operation) -> Value:
-        """The next operation; returns its result, or the first of several."""
-        self._layers.append(operation)
-        return operation.results[0]
+    def add(self, layer: Layer) -> Variable:
+        """Append a layer; return its result, or the first of several."""
+        self._layers.append(layer)
+        return layer.results[0]
 
     def energies(self, vectors: Tensor) -> Tensor:
-        """What the last operation made, as a function of the `vectors` of the geometry `(p, 3)`
-        and of all that learns.
+        """Energies of the last layer, as a function of the `vectors` of the geometry `(p, 3)` and
+        of all parameters.
 
-        Differentiable once in the vectors, and what comes of that once in what learns, but not
-        again in the vectors: there is no Hessian. The network stays until the last tensor that
-        was made of it has gone.
+        Differentiable once in the vectors, and the result once in the parameters, but not again
+        in the vectors: there is no Hessian. The tape stays until the last tensor that depends on
+        it has gone.
         """
-        return _OfVectors.apply(self, vectors) + _OfParameters.apply(self, *self._tensors)
+        return _EnergiesOfVectors.apply(self, vectors) + _EnergiesOfParameters.apply(
+            self, *self._tensors
+        )
 
     @property
-    def _result(self) -> Value:
+    def _result(self) -> Variable:
         return self._layers[-1].results[0]
 
-    def slopes(self, of_energies: Tensor) -> Tensor:
-        """Reverse pass: slopes `(p, 3)` in the vectors, from those in the energies `(n,)`."""
-        self.reverse_passes += 1
-        self.geometry.forget()
-        for operation in self._layers:
-            for value in operation.results:
-                value.slope = None
-        self._result.slope = of_energies
-        for operation in reversed(self._layers):
-            if any(value.slope is not None for value in operation.results):
-                operation.reverse()
-        return self.geometry.slopes()
+    def vjp(self, adj_energies: Tensor) -> Tensor:
+        """Adjoints `(p, 3)` of the vectors, from those of the energies `(n,)`."""
+        self.vjp_count += 1
+        self.geometry.clear_adjoints()
+        for layer in self._layers:
+            for value in layer.results:
+                value.adjoint = None
+        self._result.adjoint = adj_energies
+        for layer in reversed(self._layers):
+            if any(value.adjoint is not None for value in layer.results):
+                layer.vjp()
+        return self.geometry.vjp()
 
-    def move(self, along: Tensor) -> Tensor:
-        """Tangent pass: change of the energies `(n,)` for vectors that change `along` `(p, 3)`."""
-        self.rest()
-        self.geometry.move(along)
-        for operation in self._layers:
-            operation.tangent()
+    def jvp(self, along: Tensor) -> Tensor:
+        """Change of the energies `(n,)` for vectors that change `along` `(p, 3)`."""
+        self.clear()
+        self.geometry.jvp(along)
+        for layer in self._layers:
+            layer.jvp()
         moved = self._result.tangent
         return torch.zeros_like(self._result.data) if moved is None else moved
 
-    def learn(self, of_energies: Tensor | None) -> list[Tensor | None]:
-        """Gradients of all that learns: of the change that the last tangent pass found, times the
-        slopes of the last reverse pass, and of `of_energies` `(n,)` times the energies."""
-        self._result.gradient = of_energies
-        for operation in reversed(self._layers):
-            operation.learn()
-        return [value.gradient for value in self._learning]
+    def second_order(self, grad_energies: Tensor | None) -> list[Tensor | None]:
+        """Gradients of all parameters: of the last JVP times the adjoints of the last VJP, and of
+        `grad_energies` `(n,)` times the energies."""
+        self._result.gradient = grad_energies
+        for layer in reversed(self._layers):
+            layer.second_order()
+        return [value.gradient for value in self._parameters]
 
-    def rest(self) -> None:
+    def clear(self) -> None:
         """Forget tangents and gradients."""
-        for value in self._learning:
-            value.rest()
-        for operation in self._layers:
-            for value in operation.results:
-                value.rest()
+        for value in self._parameters:
+            value.clear()
+        for layer in self._layers:
+            for value in layer.results:
+                value.clear()
 
 
-class _OfVectors(torch.autograd.Function):
+class _EnergiesOfVectors(torch.autograd.Function):
     """The energies as a function of the vectors alone.
 
     Autograd runs backward only what leads to the tensors that are asked for. Forces ask for the
@@ -202,53 +201,53 @@ class _OfVectors(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, network: Network, vectors: Tensor) -> Tensor:
-        ctx.network = network
-        return network._result.data.clone()
+    def forward(ctx: Any, tape: Tape, vectors: Tensor) -> Tensor:
+        ctx.tape = tape
+        return tape._result.data.clone()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return None, _Slopes.apply(ctx.network, cotangents[0], *ctx.network._tensors)
+        return None, _VectorAdjoints.apply(ctx.tape, cotangents[0], *ctx.tape._tensors)
 
 
-class _OfParameters(torch.autograd.Function):
-    """Zeros `(n,)` with the derivatives of the energies in all that learns."""
+class _EnergiesOfParameters(torch.autograd.Function):
+    """Zeros `(n,)` with the derivatives of the energies in all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, network: Network, *learning: Tensor) -> Tensor:
-        ctx.network = network
-        return torch.zeros_like(network._result.data)
+    def forward(ctx: Any, tape: Tape, *parameters: Tensor) -> Tensor:
+        ctx.tape = tape
+        return torch.zeros_like(tape._result.data)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("a network has no second derivatives in its parameters")
-        ctx.network.rest()
-        gradients = ctx.network.learn(cotangents[0])
-        ctx.network.rest()
+        ctx.tape.clear()
+        gradients = ctx.tape.second_order(cotangents[0])
+        ctx.tape.clear()
         return None, *gradients
 
 
-class _Slopes(torch.autograd.Function):
+class _VectorAdjoints(torch.autograd.Function):
     """∂/∂vectors of the energies times g."""
 
     @staticmethod
-    def forward(ctx: Any, network: Network, g: Tensor, *learning: Tensor) -> Tensor:
-        ctx.network = network
-        ctx.save_for_backward(g, *learning)
-        slopes = network.slopes(g)
-        ctx.reverse_pass = network.reverse_passes
-        return slopes
+    def forward(ctx: Any, tape: Tape, g: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.tape = tape
+        ctx.save_for_backward(g, *parameters)
+        adjoints = tape.vjp(g)
+        ctx.vjp_number = tape.vjp_count
+        return adjoints
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         g, *_ = ctx.saved_tensors  # autograd refuses if any has been changed since
-        network = ctx.network
-        if network.reverse_passes != ctx.reverse_pass:  # that of other energies came after it
-            network.slopes(g)
-            ctx.reverse_pass = network.reverse_passes
-        moved = network.move(cotangents[0])
-        gradients = network.learn(None)
-        network.rest()
+        tape = ctx.tape
+        if tape.vjp_count != ctx.vjp_number:  # that of other energies came after it
+            tape.vjp(g)
+            ctx.vjp_number = tape.vjp_count
+        moved = tape.jvp(cotangents[0])
+        gradients = tape.second_order(None)
+        tape.clear()
         return None, moved, *gradients

@@ -1,4 +1,4 @@
-"""`TensorNet` in its form for training, in four passes (`passes`) on the CPU."""
+"""`TensorNet` in its fused form."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from ase_biasgrad.backbones.tensornet import (
 )
 from ase_biasgrad.fused import layers
 from ase_biasgrad.fused.filters import dense_chain
-from ase_biasgrad.fused.layers import Activation, Energies, Scaled, Sum
-from ase_biasgrad.fused.messages import Components, Convolve, Lift, SampledPairs, TensorPairs
-from ase_biasgrad.fused.tape import Network, Value
-from ase_biasgrad.fused.tensors import ByPart, Mixed, Normalised, Squares, SymmetricProduct
+from ase_biasgrad.fused.layers import Activation, Energies, Scale, Sum
+from ase_biasgrad.fused.messages import CFConv, Components, SplinePairs, TensorMessage, TensorPairs
+from ase_biasgrad.fused.tape import Tape, Variable
+from ase_biasgrad.fused.tensors import (
+    IrrepsLinear,
+    Normalised,
+    ScaleIrreps,
+    SquaredNorms,
+    SymmetricProduct,
+)
 from ase_biasgrad.graph import AtomGraph, near_pair_vectors
 from ase_biasgrad.numerics.activations import silu_jet
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
@@ -46,7 +52,7 @@ class FusedTensorNet(Backbone):
         self.of = of
         self.arguments, self.cutoff = of.arguments, of.cutoff
         self.knots = Knots.for_functions(of.cutoff, of.sampled_functions)
-        self._made: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
@@ -55,23 +61,23 @@ class FusedTensorNet(Backbone):
         i, j, vectors = near_pair_vectors(graph, self.cutoff)
         n, dtype = len(graph.numbers), self.of.dtype
         pairs = TensorPairs(i, j, n, vectors.detach(), self.knots, dtype)
-        network = Network(pairs)
-        rows, own = self._filters()
-        rows_value = network.learns(rows)
-        x = _embedded(network, pairs, graph.numbers, rows_value, own[0], self.of.embedding)
+        tape = Tape(pairs)
+        splines, own = self._filters()
+        coefficients = tape.parameter(splines)
+        x = _embedded(tape, pairs, graph.numbers, coefficients, own[0], self.of.embedding)
         for k, layer in enumerate(self.of.layers, start=1):
             assert isinstance(layer, Interaction)
-            x = _passed_on(network, pairs, x, rows_value, own[k], k, layer)
-        hidden = network.add(Squares(x, parts=True))
-        hidden = layers.layer_norm(network, hidden, self.of.norm)
+            x = _passed_on(tape, pairs, x, coefficients, own[k], k, layer)
+        hidden = tape.add(SquaredNorms(x, parts=True))
+        hidden = layers.layer_norm(tape, hidden, self.of.norm)
         for dense in self.of.readout[:-1]:
-            hidden = _silu(network, layers.linear(network, hidden, dense))
-        last = layers.linear(network, hidden, self.of.readout[-1])
-        network.add(Energies(last, self.of.scale))
-        return network.energies(vectors)
+            hidden = _silu(tape, layers.linear(tape, hidden, dense))
+        last = layers.linear(tape, hidden, self.of.readout[-1])
+        tape.add(Energies(last, self.of.scale))
+        return tape.energies(vectors)
 
     def _filters(self) -> tuple[Tensor, list[Tensor]]:
-        """Spline coefficients of all layers `(rows, 3 l, f)`; filters at distance 0 of each,
+        """Spline coefficients of all layers `(k, 3 l, f)`; filters at distance 0 of each,
         `(1, 3, f)`."""
         basis, envelope = self._constants(self.of.dtype)
         filters = [dense_chain(basis, [self.of.embedding.radial], [None])]
@@ -79,98 +85,98 @@ class FusedTensorNet(Backbone):
             networks = layer.radial
             filters.append(dense_chain(basis, networks, [silu_jet] * len(networks)))  # type: ignore[arg-type]
         values = torch.cat(filters, dim=1).mul_(envelope)
-        values = values.unflatten(1, (len(filters) * len(PARTS), -1))  # (rows, 3 l, f)
-        rows = spline_coefficients(self.knots, values)
-        return rows, list(values[:1].split(len(PARTS), dim=1))
+        values = values.unflatten(1, (len(filters) * len(PARTS), -1))  # (k, 3 l, f)
+        coefficients = spline_coefficients(self.knots, values)
+        return coefficients, list(values[:1].split(len(PARTS), dim=1))
 
     def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Radial basis times cutoff function `(rows, functions)`, cutoff function `(rows, 1)`."""
-        if dtype not in self._made:
+        """Radial basis times cutoff function `(k, functions)`, cutoff function `(k, 1)`."""
+        if dtype not in self._prepared:
             # what is made in inference mode could not be trained with afterwards
             with torch.inference_mode(False), torch.no_grad():
                 distances = self.knots.distances()
                 distances[0] = 0.0
                 basis, envelope = self.of.basis_and_cutoff(distances)
-                self._made[dtype] = basis.to(dtype), envelope.to(dtype)
-        return self._made[dtype]
+                self._prepared[dtype] = basis.to(dtype), envelope.to(dtype)
+        return self._prepared[dtype]
 
 
 def _embedded(
-    network: Network,
-    pairs: SampledPairs,
+    tape: Tape,
+    pairs: SplinePairs,
     numbers: Tensor,
-    rows: Value,
+    coefficients: Variable,
     own: Tensor,
     layer: TensorEmbedding,
-) -> Value:
+) -> Variable:
     """`TensorEmbedding`."""
     elements, which = torch.unique(numbers, return_inverse=True)
     of_elements = layer.element(elements)  # (elements, f)
-    # what moves with nothing is left to autograd
+    # functions of parameters alone are left to autograd
     centre, neighbour = layer.centre(of_elements), layer.neighbour(of_elements)
     at_zero = 3**0.5 * own[:, 0] * (centre + neighbour)
-    lifted = Lift(
+    lifted = TensorMessage(
         pairs,
-        network.learns(neighbour[which]),
-        rows,
+        tape.parameter(neighbour[which]),
+        coefficients,
         tensors_of_layer(0),
-        network.learns(centre[which]),
+        tape.parameter(centre[which]),
     )
-    received = network.add(lifted)
-    x = network.add(_PlusIsotropic(received, network.learns(at_zero[which])))
-    scalars = layers.layer_norm(network, network.add(Squares(x, parts=False)), layer.norm)
+    received = tape.add(lifted)
+    x = tape.add(_PlusIsotropic(received, tape.parameter(at_zero[which])))
+    scalars = layers.layer_norm(tape, tape.add(SquaredNorms(x, parts=False)), layer.norm)
     for dense in layer.scalars:
-        scalars = _silu(network, layers.linear(network, scalars, dense))
-    return network.add(ByPart(_mixed(network, x, layer.mix), scalars))
+        scalars = _silu(tape, layers.linear(tape, scalars, dense))
+    return tape.add(ScaleIrreps(_irreps_linear(tape, x, layer.mix), scalars))
 
 
 def _passed_on(
-    network: Network,
-    pairs: SampledPairs,
-    x: Value,
-    rows: Value,
+    tape: Tape,
+    pairs: SplinePairs,
+    x: Variable,
+    coefficients: Variable,
     own: Tensor,
     k: int,
     layer: Interaction,
-) -> Value:
+) -> Variable:
     """`Interaction` number k."""
-    x = network.add(Normalised(x))
-    y = _mixed(network, x, layer.before)
-    received = network.add(Convolve(pairs, y, rows, tensors_of_layer(k)))
-    kept = network.add(ByPart(y, network.learns(own)))
-    product = network.add(SymmetricProduct(y, network.add(Sum(received, kept))))
-    change = _mixed(network, network.add(Normalised(product)), layer.after)
-    square = network.add(Scaled(network.add(SymmetricProduct(change, change)), 0.5))
-    return network.add(Sum(x, change, square))
+    x = tape.add(Normalised(x))
+    y = _irreps_linear(tape, x, layer.before)
+    received = tape.add(CFConv(pairs, y, coefficients, tensors_of_layer(k)))
+    kept = tape.add(ScaleIrreps(y, tape.parameter(own)))
+    product = tape.add(SymmetricProduct(y, tape.add(Sum(received, kept))))
+    change = _irreps_linear(tape, tape.add(Normalised(product)), layer.after)
+    square = tape.add(Scale(tape.add(SymmetricProduct(change, change)), 0.5))
+    return tape.add(Sum(x, change, square))
 
 
-def _mixed(network: Network, x: Value, mix: PartwiseLinear) -> Value:
-    weights: Any = [network.learns(part.weight) for part in mix.parts]  # type: ignore[arg-type]
-    return network.add(Mixed(x, weights))
+def _irreps_linear(tape: Tape, x: Variable, mix: PartwiseLinear) -> Variable:
+    weights: Any = [tape.parameter(part.weight) for part in mix.parts]  # type: ignore[arg-type]
+    return tape.add(IrrepsLinear(x, weights))
 
 
-def _silu(network: Network, x: Value) -> Value:
-    return network.add(Activation(x, silu_jet))
+def _silu(tape: Tape, x: Variable) -> Variable:
+    return tape.add(Activation(x, silu_jet))
 
 
 class _PlusIsotropic:
-    """Components x `(n, 9, f)`, with y `(n, f)`, which does not move, added to the first."""
+    """Components x `(n, 9, f)`, with y `(n, f)`, which is not active, added to the first."""
 
-    def __init__(self, x: Value, y: Value) -> None:
+    def __init__(self, x: Variable, y: Variable) -> None:
         self.x, self.y = x, y
         total = x.data.clone()
         total[:, 0] += y.data
-        self.z = Value(total, x.moves)
+        self.z = Variable(total, x.active)
         self.results = (self.z,)
 
-    def reverse(self) -> None:
-        if self.z.slope is not None:
-            self.x.add_slope(self.z.slope)
+    def vjp(self) -> None:
+        if self.z.adjoint is not None:
+            self.x.add_adjoint(self.z.adjoint)
 
-    def tangent(self) -> None:
+    def jvp(self) -> None:
         self.z.tangent = self.x.tangent
 
-    def learn(self) -> None:
+    def second_order(self) -> None:
         if self.z.gradient is not None:
             self.x.add_gradient(self.z.gradient)
             self.y.add_gradient(self.z.gradient[:, 0])

@@ -1,10 +1,10 @@
-"""What TensorNet does with tensors of one atom, in four passes (`passes`), on the CPU.
+"""TensorNet's layers on the tensors of one atom, on the CPU.
 
     SymmetricProduct:  XY + YX,               P(z, x, y) = tr Zᵀ(XY + YX),
     Normalised:        X / (|X|² + 1),        N(g, x) = tr Gᵀ X / (|X|² + 1),
-    Mixed:             one matrix over features for each irreducible part,
-    ByPart:            one factor for each feature and irreducible part,
-    Squares:           |X|², of each irreducible part or of all.
+    IrrepsLinear:      one matrix over features for each irreducible part,
+    ScaleIrreps:       one factor for each feature and irreducible part,
+    SquaredNorms:      |X|², of each irreducible part or of all.
 
 Tensors are components `(n, 9, f)` in the basis of `tensornet.matrix_basis`. Derivatives of P are
 products once more, with transposed matrices. Loops run over features with all of an atom's
@@ -22,139 +22,139 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.fused.layers import Tensors, WrittenOut
-from ase_biasgrad.fused.tape import Value
+from ase_biasgrad.fused.layers import FunctionLayer, Tensors
+from ase_biasgrad.fused.tape import Variable
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 Part = TypeVar("Part")
 ENDS = ((0, 1), (1, 4), (4, 9))  # of the irreducible parts among the components
 
 
-class SymmetricProduct(WrittenOut):
+class SymmetricProduct(FunctionLayer):
     """XY + YX of components `(n, 9, f)`."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
-        return _filled(product_loops, inputs, 1)
+        return _run_loops(product_loops, inputs, 1)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
-        return _filled(product_slope_loops, [*g, *inputs], 2)
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        return _run_loops(product_vjp_loops, [*g, *inputs], 2)
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
-        of_g, *slopes = _filled(_product_curvature_loops, [*g, *inputs, *d], 3)
-        return (of_g,), tuple(slopes)
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        jvp, *gradients = _run_loops(_product_second_order_loops, [*g, *inputs, *d], 3)
+        return (jvp,), tuple(gradients)
 
 
-class Normalised(WrittenOut):
+class Normalised(FunctionLayer):
     """X / (|X|² + 1) of components `(n, 9, f)`, with the Frobenius norm."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
-        return _filled(normalised_loops, inputs, 1)
+        return _run_loops(normalised_loops, inputs, 1)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
-        return _filled(normalised_slope_loops, [*g, *inputs], 1)
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
+        return _run_loops(normalised_vjp_loops, [*g, *inputs], 1)
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
-        of_g, of_x = _filled(_normalised_curvature_loops, [*g, *inputs, *d], 2)
-        return (of_g,), (of_x,)
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        jvp, grad_x = _run_loops(_normalised_second_order_loops, [*g, *inputs, *d], 2)
+        return (jvp,), (grad_x,)
 
 
-class ByPart(WrittenOut):
+class ScaleIrreps(FunctionLayer):
     """Components x `(n, 9, f)` times factors `(n, 3f)`, or `(1, 3, f)` for all atoms."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
-        return (self._by_part([inputs]),)
+        return (self._scale_irreps([inputs]),)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
         x, factors = inputs
-        return self._by_part([(g[0], factors)]), self._dot(g[0], x)
+        return self._scale_irreps([(g[0], factors)]), self._dot(g[0], x)
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         (x, factors), (dx, dfactors) = inputs, d
-        change = self._by_part([(dx, factors), (x, dfactors)])
-        return (change,), (self._by_part([(g[0], dfactors)]), self._dot(g[0], dx))
+        change = self._scale_irreps([(dx, factors), (x, dfactors)])
+        return (change,), (self._scale_irreps([(g[0], dfactors)]), self._dot(g[0], dx))
 
     @staticmethod
-    def _by_part(products: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _scale_irreps(products: Sequence[Sequence[Tensor]]) -> Tensor:
         out = torch.zeros_like(products[0][0])
         for x, factors in products:
-            loop = by_part_loops(x.shape[2])
+            loop = scale_irreps_loops(x.shape[2])
             loop(*(_flat(tensor) for tensor in (x, factors, out)))
         return out
 
     def _dot(self, g: Tensor, x: Tensor) -> Tensor:
         dot = x.new_empty((len(x), 3 * x.shape[2]))
-        dot_by_part_loops(x.shape[2])(_flat(g), _flat(x), _flat(dot))
+        irreps_dot_loops(x.shape[2])(_flat(g), _flat(x), _flat(dot))
         factors = self.inputs[1].data
         return dot if factors.dim() == 2 else dot.sum(0).view_as(factors)
 
 
-class Squares(WrittenOut):
+class SquaredNorms(FunctionLayer):
     """Σ x² over all components, `(n, f)`, or over those of each irreducible part, `(n, 3f)`."""
 
-    def __init__(self, x: Value, parts: bool) -> None:
+    def __init__(self, x: Variable, parts: bool) -> None:
         self.parts = parts
         super().__init__(x)
 
     def forward(self, *inputs: Tensor) -> Tensors:
         return (self._dot(inputs[0], inputs[0]),)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
         return (self._times(2 * g[0], inputs[0]),)
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         return (2 * self._dot(inputs[0], d[0]),), (self._times(2 * g[0], d[0]),)
 
     def _dot(self, x: Tensor, y: Tensor) -> Tensor:
         dot = x.new_empty((len(x), 3, x.shape[2]))
-        dot_by_part_loops(x.shape[2])(_flat(x), _flat(y), _flat(dot))
+        irreps_dot_loops(x.shape[2])(_flat(x), _flat(y), _flat(dot))
         return dot.flatten(1) if self.parts else dot.sum(1)
 
     def _times(self, g: Tensor, x: Tensor) -> Tensor:
-        return ByPart._by_part([(x, g)]) if self.parts else g.unsqueeze(1) * x
+        return ScaleIrreps._scale_irreps([(x, g)]) if self.parts else g.unsqueeze(1) * x
 
 
-class Mixed:
+class IrrepsLinear:
     """x_p Wᵀ_p of the three irreducible parts of components `(n, 9, f)`, with W_p `(f, f)`."""
 
-    def __init__(self, x: Value, weights: Sequence[Value]) -> None:
+    def __init__(self, x: Variable, weights: Sequence[Variable]) -> None:
         self.x, self.weights = x, weights
-        self.y = Value(_by_parts(x.data, self._transposed()), x.moves)
+        self.y = Variable(_multiply_irreps(x.data, self._transposed()), x.active)
         self.results = (self.y,)
 
     def _transposed(self) -> list[Tensor]:
         return [weight.data.t() for weight in self.weights]
 
     def _back(self, g: Tensor) -> Tensor:
-        return _by_parts(g, [weight.data for weight in self.weights])
+        return _multiply_irreps(g, [weight.data for weight in self.weights])
 
-    def reverse(self) -> None:
-        if self.x.moves and self.y.slope is not None:
-            self.x.add_slope(self._back(self.y.slope))
+    def vjp(self) -> None:
+        if self.x.active and self.y.adjoint is not None:
+            self.x.add_adjoint(self._back(self.y.adjoint))
 
-    def tangent(self) -> None:
+    def jvp(self) -> None:
         if self.x.tangent is not None:
-            self.y.tangent = _by_parts(self.x.tangent, self._transposed())
+            self.y.tangent = _multiply_irreps(self.x.tangent, self._transposed())
 
-    def learn(self) -> None:
+    def second_order(self) -> None:
         if self.y.gradient is not None:
             self.x.give_gradient(self._back(self.y.gradient))
             self._add_products(self.y.gradient, self.x.data)
-        if self.y.slope is not None and self.x.tangent is not None:
-            self._add_products(self.y.slope, self.x.tangent)
+        if self.y.adjoint is not None and self.x.tangent is not None:
+            self._add_products(self.y.adjoint, self.x.tangent)
 
     def _add_products(self, g: Tensor, x: Tensor) -> None:
         weights = _of_components(self.weights)
-        for weight, of_g, of_x in zip(weights, g.unbind(1), x.unbind(1), strict=True):
-            weight.add_product(of_g, of_x)
+        for weight, g_c, x_c in zip(weights, g.unbind(1), x.unbind(1), strict=True):
+            weight.add_product(g_c, x_c)
 
 
-def _by_parts(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def _multiply_irreps(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     out = torch.empty_like(x)
     # component by component: parts would have to be copied to be rows of one matrix
-    for matrix, of_x, of_out in zip(
+    for matrix, x_c, out_c in zip(
         _of_components(matrices), x.unbind(1), out.unbind(1), strict=True
     ):
-        torch.mm(of_x, matrix, out=of_out)
+        torch.mm(x_c, matrix, out=out_c)
     return out
 
 
@@ -162,20 +162,20 @@ def _of_components(parts: Sequence[Part]) -> list[Part]:
     return [part for part, (a, b) in zip(parts, ENDS, strict=True) for _ in range(a, b)]
 
 
-def filled(
+def run_loops(
     loops: Callable[[int], Callable[..., None]], arguments: Sequence[np.ndarray], results: int = 1
 ) -> list[np.ndarray]:
-    """What the loops for so many features make of contiguous `(n, 9, f)`; all are of one shape."""
+    """Results of the loops for so many features on contiguous `(n, 9, f)`, of the same shape."""
     made = [np.empty_like(arguments[0]) for _ in range(results)]
     loops(arguments[0].shape[2])(*(array.reshape(-1) for array in (*arguments, *made)))
     return made
 
 
-def _filled(
+def _run_loops(
     loops: Callable[[int], Callable[..., None]], arguments: Sequence[Tensor], results: int
 ) -> tuple[Tensor, ...]:
     arrays = [argument.contiguous().numpy() for argument in arguments]
-    return tuple(torch.from_numpy(array) for array in filled(loops, arrays, results))
+    return tuple(torch.from_numpy(array) for array in run_loops(loops, arrays, results))
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -188,7 +188,7 @@ _inline = compiled(fastmath=True, inline="always")
 
 @_inline
 def _inverse_norms(dtype):  # type: ignore[no-untyped-def]
-    """Of the basis: that of the unit matrix, of most others, and of the last."""
+    """Inverse norms in the basis: of the unit matrix, of most others, and of the last."""
     return dtype.type(np.sqrt(1 / 3)), dtype.type(np.sqrt(1 / 2)), dtype.type(np.sqrt(1 / 6))
 
 
@@ -278,9 +278,9 @@ def product_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def product_slope_loops(features: int) -> Callable[..., None]:
+def product_vjp_loops(features: int) -> Callable[..., None]:
     @_loop
-    def slopes(z, x, y, of_x, of_y):  # type: ignore[no-untyped-def]
+    def adjoints(z, x, y, adj_x, adj_y):  # type: ignore[no-untyped-def]
         norms = _inverse_norms(x.dtype)
         for n in range(len(z) // (9 * features)):
             for f in range(features):
@@ -288,16 +288,16 @@ def product_slope_loops(features: int) -> Callable[..., None]:
                 c = _matrix(z, o, features, norms)
                 a = _transposed(_matrix(x, o, features, norms))
                 b = _transposed(_matrix(y, o, features, norms))
-                _put(_both_ways(c, b), of_x, o, features, norms)
-                _put(_both_ways(c, a), of_y, o, features, norms)
+                _put(_both_ways(c, b), adj_x, o, features, norms)
+                _put(_both_ways(c, a), adj_y, o, features, norms)
 
-    return slopes
+    return adjoints
 
 
 @cache
-def _product_curvature_loops(features: int) -> Callable[..., None]:
+def _product_second_order_loops(features: int) -> Callable[..., None]:
     @_loop
-    def curvature(z, x, y, dx, dy, of_z, of_x, of_y):  # type: ignore[no-untyped-def]
+    def jvp_adjoints(z, x, y, dx, dy, jvp, grad_x, grad_y):  # type: ignore[no-untyped-def]
         """Derivatives in (z, x, y) of the change of P along (dx, dy)."""
         norms = _inverse_norms(x.dtype)
         for n in range(len(z) // (9 * features)):
@@ -306,11 +306,11 @@ def _product_curvature_loops(features: int) -> Callable[..., None]:
                 a, da = _matrix(x, o, features, norms), _matrix(dx, o, features, norms)
                 b, db = _matrix(y, o, features, norms), _matrix(dy, o, features, norms)
                 c = _matrix(z, o, features, norms)
-                _put(_sum(_both_ways(da, b), _both_ways(a, db)), of_z, o, features, norms)
-                _put(_both_ways(c, _transposed(db)), of_x, o, features, norms)
-                _put(_both_ways(c, _transposed(da)), of_y, o, features, norms)
+                _put(_sum(_both_ways(da, b), _both_ways(a, db)), jvp, o, features, norms)
+                _put(_both_ways(c, _transposed(db)), grad_x, o, features, norms)
+                _put(_both_ways(c, _transposed(da)), grad_y, o, features, norms)
 
-    return curvature
+    return jvp_adjoints
 
 
 @cache
@@ -328,9 +328,9 @@ def normalised_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def normalised_slope_loops(features: int) -> Callable[..., None]:
+def normalised_vjp_loops(features: int) -> Callable[..., None]:
     @_loop
-    def slopes(g, x, out):  # type: ignore[no-untyped-def]
+    def adjoints(g, x, out):  # type: ignore[no-untyped-def]
         for n in range(len(out) // (9 * features)):
             for f in range(features):
                 o = 9 * features * n + f
@@ -340,13 +340,13 @@ def normalised_slope_loops(features: int) -> Callable[..., None]:
                     k = o + c * features
                     out[k] = factor * g[k] - along * x[k]
 
-    return slopes
+    return adjoints
 
 
 @cache
-def _normalised_curvature_loops(features: int) -> Callable[..., None]:
+def _normalised_second_order_loops(features: int) -> Callable[..., None]:
     @_loop
-    def curvature(g, x, dx, of_g, of_x):  # type: ignore[no-untyped-def]
+    def jvp_adjoints(g, x, dx, jvp, grad_x):  # type: ignore[no-untyped-def]
         """Derivatives in (g, x) of the change of N along dx."""
         for n in range(len(g) // (9 * features)):
             for f in range(features):
@@ -358,14 +358,14 @@ def _normalised_curvature_loops(features: int) -> Callable[..., None]:
                 along = square * (4 * factor * gx * xd - gd)
                 for c in range(9):
                     k = o + c * features
-                    of_g[k] = factor * dx[k] - square * xd * x[k]
-                    of_x[k] = along * x[k] - square * (gx * dx[k] + xd * g[k])
+                    jvp[k] = factor * dx[k] - square * xd * x[k]
+                    grad_x[k] = along * x[k] - square * (gx * dx[k] + xd * g[k])
 
-    return curvature
+    return jvp_adjoints
 
 
 @cache
-def by_part_loops(features: int) -> Callable[..., None]:
+def scale_irreps_loops(features: int) -> Callable[..., None]:
     """x times one factor `(n, 3, f)`, or `(3, f)` for all atoms, for each part; added to `out`."""
 
     @_loop
@@ -383,7 +383,7 @@ def by_part_loops(features: int) -> Callable[..., None]:
 
 
 @cache
-def dot_by_part_loops(features: int) -> Callable[..., None]:
+def irreps_dot_loops(features: int) -> Callable[..., None]:
     """Sums `(n, 3, f)` of xy over the components of each part."""
 
     @_loop

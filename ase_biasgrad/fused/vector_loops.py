@@ -1,4 +1,4 @@
-"""The loops of `vector_products` on the CPU: over atoms and features.
+"""Loops of `vectors` on the CPU: over atoms and features.
 
 Arrays are C-contiguous and of one floating-point type: mixed vectors `(n, 3, 2, f)`, v before w,
 factors and vectors `(n, 3, f)`, scalars `(n, f)`. Features are taken in whole vectors; where their
@@ -24,9 +24,9 @@ def norm_loop(mixed, norm, epsilon):  # type: ignore[no-untyped-def]
             store(norm, a * features + f, square_root(v1 * v1 + v2 * v2 + v3 * v3 + added))
 
 
-@for_any_width("g mixed norm", "slopes")
+@for_any_width("g mixed norm", "adjoints")
 @_loop
-def norm_slopes_loop(g, mixed, norm, slopes):  # type: ignore[no-untyped-def]
+def norm_vjp_loop(g, mixed, norm, adjoints):  # type: ignore[no-untyped-def]
     n, features = norm.shape
     zero = splat(norm.dtype.type(0))
     for a in range(n):
@@ -34,13 +34,13 @@ def norm_slopes_loop(g, mixed, norm, slopes):  # type: ignore[no-untyped-def]
             q, o = a * features + f, 6 * a * features + f
             factor = load(g, q) / load(norm, q)
             for k in range(o, o + 6 * features, 2 * features):
-                store(slopes, k, factor * load(mixed, k))
-                store(slopes, k + features, zero)
+                store(adjoints, k, factor * load(mixed, k))
+                store(adjoints, k + features, zero)
 
 
-@for_any_width("g mixed norm tangent", "of_g of_mixed")
+@for_any_width("g mixed norm tangent", "jvp grad_mixed")
 @_loop
-def norm_curvature_loop(g, mixed, norm, tangent, of_g, of_mixed):  # type: ignore[no-untyped-def]
+def norm_second_order_loop(g, mixed, norm, tangent, jvp, grad_mixed):  # type: ignore[no-untyped-def]
     """Derivatives in (g, v) of the change of Σ g|v| along `tangent`."""
     n, features = norm.shape
     zero, one = splat(norm.dtype.type(0)), splat(norm.dtype.type(1))
@@ -51,19 +51,19 @@ def norm_curvature_loop(g, mixed, norm, tangent, of_g, of_mixed):  # type: ignor
             v1, v2, v3 = _vector(mixed, o, 2 * features)
             d1, d2, d3 = _vector(tangent, o, 2 * features)
             along = (v1 * d1 + v2 * d2 + v3 * d3) * inverse
-            store(of_g, q, along)
+            store(jvp, q, along)
             factor = load(g, q) * inverse
             along = along * inverse
-            store(of_mixed, o, factor * (d1 - along * v1))
-            store(of_mixed, o + 2 * features, factor * (d2 - along * v2))
-            store(of_mixed, o + 4 * features, factor * (d3 - along * v3))
+            store(grad_mixed, o, factor * (d1 - along * v1))
+            store(grad_mixed, o + 2 * features, factor * (d2 - along * v2))
+            store(grad_mixed, o + 4 * features, factor * (d3 - along * v3))
             for k in range(o + features, o + 6 * features, 2 * features):
-                store(of_mixed, k, zero)
+                store(grad_mixed, k, zero)
 
 
 @for_any_width("factors mixed", "scalar vector")
 @_loop
-def update_loop(factors, mixed, scalar, vector):  # type: ignore[no-untyped-def]
+def mixing_loop(factors, mixed, scalar, vector):  # type: ignore[no-untyped-def]
     n, features = scalar.shape
     for a in range(n):
         for f in range(0, features, WIDTH):
@@ -77,9 +77,9 @@ def update_loop(factors, mixed, scalar, vector):  # type: ignore[no-untyped-def]
             store(vector, p + 2 * features, a1 * w3)
 
 
-@for_any_width("s m factors mixed", "of_factors of_mixed")
+@for_any_width("s m factors mixed", "adj_factors adj_mixed")
 @_loop
-def update_slopes_loop(s, m, factors, mixed, of_factors, of_mixed):  # type: ignore[no-untyped-def]
+def mixing_vjp_loop(s, m, factors, mixed, adj_factors, adj_mixed):  # type: ignore[no-untyped-def]
     n, features = s.shape
     for a in range(n):
         for f in range(0, features, WIDTH):
@@ -87,22 +87,22 @@ def update_slopes_loop(s, m, factors, mixed, of_factors, of_mixed):  # type: ign
             m1, m2, m3 = _vector(m, p, features)
             v1, v2, v3 = _vector(mixed, o, 2 * features)
             w1, w2, w3 = _vector(mixed, o + features, 2 * features)
-            store(of_factors, p, g)
-            store(of_factors, p + features, m1 * w1 + m2 * w2 + m3 * w3)
-            store(of_factors, p + 2 * features, g * (v1 * w1 + v2 * w2 + v3 * w3))
+            store(adj_factors, p, g)
+            store(adj_factors, p + features, m1 * w1 + m2 * w2 + m3 * w3)
+            store(adj_factors, p + 2 * features, g * (v1 * w1 + v2 * w2 + v3 * w3))
             a1, both = load(factors, p + features), g * load(factors, p + 2 * features)
-            store(of_mixed, o, both * w1)
-            store(of_mixed, o + 2 * features, both * w2)
-            store(of_mixed, o + 4 * features, both * w3)
-            store(of_mixed, o + features, both * v1 + a1 * m1)
-            store(of_mixed, o + 3 * features, both * v2 + a1 * m2)
-            store(of_mixed, o + 5 * features, both * v3 + a1 * m3)
+            store(adj_mixed, o, both * w1)
+            store(adj_mixed, o + 2 * features, both * w2)
+            store(adj_mixed, o + 4 * features, both * w3)
+            store(adj_mixed, o + features, both * v1 + a1 * m1)
+            store(adj_mixed, o + 3 * features, both * v2 + a1 * m2)
+            store(adj_mixed, o + 5 * features, both * v3 + a1 * m3)
 
 
-@for_any_width("s m factors mixed dfactors dmixed", "of_s of_m of_factors of_mixed")
+@for_any_width("s m factors mixed dfactors dmixed", "jvp_s jvp_m grad_factors grad_mixed")
 @_loop
-def update_curvature_loop(  # type: ignore[no-untyped-def]
-    s, m, factors, mixed, dfactors, dmixed, of_s, of_m, of_factors, of_mixed
+def mixing_second_order_loop(  # type: ignore[no-untyped-def]
+    s, m, factors, mixed, dfactors, dmixed, jvp_s, jvp_m, grad_factors, grad_mixed
 ):
     """Derivatives in (s, m, a, v, w) of the change along (da, dv, dw)."""
     n, features = s.shape
@@ -119,25 +119,25 @@ def update_curvature_loop(  # type: ignore[no-untyped-def]
             g, a1, a2 = load(s, q), load(factors, p + features), load(factors, p + 2 * features)
             dot = v1 * w1 + v2 * w2 + v3 * w3
             ddot = dv1 * w1 + dv2 * w2 + dv3 * w3 + v1 * dw1 + v2 * dw2 + v3 * dw3
-            store(of_s, q, da0 + da2 * dot + a2 * ddot)
-            store(of_m, p, da1 * w1 + a1 * dw1)
-            store(of_m, p + features, da1 * w2 + a1 * dw2)
-            store(of_m, p + 2 * features, da1 * w3 + a1 * dw3)
-            store(of_factors, p, zero)
-            store(of_factors, p + features, m1 * dw1 + m2 * dw2 + m3 * dw3)
-            store(of_factors, p + 2 * features, g * ddot)
+            store(jvp_s, q, da0 + da2 * dot + a2 * ddot)
+            store(jvp_m, p, da1 * w1 + a1 * dw1)
+            store(jvp_m, p + features, da1 * w2 + a1 * dw2)
+            store(jvp_m, p + 2 * features, da1 * w3 + a1 * dw3)
+            store(grad_factors, p, zero)
+            store(grad_factors, p + features, m1 * dw1 + m2 * dw2 + m3 * dw3)
+            store(grad_factors, p + 2 * features, g * ddot)
             both, change = g * a2, g * da2
-            store(of_mixed, o, change * w1 + both * dw1)
-            store(of_mixed, o + 2 * features, change * w2 + both * dw2)
-            store(of_mixed, o + 4 * features, change * w3 + both * dw3)
-            store(of_mixed, o + features, change * v1 + both * dv1 + da1 * m1)
-            store(of_mixed, o + 3 * features, change * v2 + both * dv2 + da1 * m2)
-            store(of_mixed, o + 5 * features, change * v3 + both * dv3 + da1 * m3)
+            store(grad_mixed, o, change * w1 + both * dw1)
+            store(grad_mixed, o + 2 * features, change * w2 + both * dw2)
+            store(grad_mixed, o + 4 * features, change * w3 + both * dw3)
+            store(grad_mixed, o + features, change * v1 + both * dv1 + da1 * m1)
+            store(grad_mixed, o + 3 * features, change * v2 + both * dv2 + da1 * m2)
+            store(grad_mixed, o + 5 * features, change * v3 + both * dv3 + da1 * m3)
 
 
 @for_any_width("factors mu", "sent")
 @_loop
-def send_loop(factors, mu, sent):  # type: ignore[no-untyped-def]
+def message_loop(factors, mu, sent):  # type: ignore[no-untyped-def]
     """a² mu, added to components 1 to 3 of `sent` `(n, 4, f)`."""
     n, _, features = mu.shape
     for a in range(n):
@@ -148,21 +148,21 @@ def send_loop(factors, mu, sent):  # type: ignore[no-untyped-def]
                 store(sent, at, load(sent, at) + factor * load(mu, (3 * a + k) * features + f))
 
 
-@for_any_width("g factors mu", "of_factors of_mu")
+@for_any_width("g factors mu", "adj_factors adj_mu")
 @_loop
-def send_slopes_loop(g, factors, mu, of_factors, of_mu):  # type: ignore[no-untyped-def]
-    """Of `send_loop`, from g `(n, 4, f)`; added."""
+def message_vjp_loop(g, factors, mu, adj_factors, adj_mu):  # type: ignore[no-untyped-def]
+    """VJP of `message_loop` from g `(n, 4, f)`; added."""
     n, _, features = mu.shape
     for a in range(n):
         for f in range(0, features, WIDTH):
             at = (3 * a + 2) * features + f
-            factor, total = load(factors, at), load(of_factors, at)
+            factor, total = load(factors, at), load(adj_factors, at)
             for k in range(3):
                 o = (3 * a + k) * features + f
-                slope = load(g, (4 * a + 1 + k) * features + f)
-                store(of_mu, o, load(of_mu, o) + factor * slope)
-                total = total + slope * load(mu, o)
-            store(of_factors, at, total)
+                adjoint = load(g, (4 * a + 1 + k) * features + f)
+                store(adj_mu, o, load(adj_mu, o) + factor * adjoint)
+                total = total + adjoint * load(mu, o)
+            store(adj_factors, at, total)
 
 
 @_loop

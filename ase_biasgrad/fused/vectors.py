@@ -1,4 +1,4 @@
-"""PaiNN's products of vector features, and as operations in four passes (`passes`) on the CPU.
+"""PaiNN's layers on vector features, on the CPU.
 
 `v` and `w` are the halves of mixed vectors `(n, 3, 2f)`: products of their components summed over
 the three directions, and what they add to the features of an atom.
@@ -12,24 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_biasgrad.fused.layers import Tensors, WrittenOut, array, filled
-from ase_biasgrad.fused.tape import Value
+from ase_biasgrad.fused.layers import FunctionLayer, Tensors, array, zeros_for_none
+from ase_biasgrad.fused.tape import Variable
 from ase_biasgrad.fused.vector_loops import (
-    norm_curvature_loop,
+    message_loop,
+    message_vjp_loop,
+    mixing_loop,
+    mixing_second_order_loop,
+    mixing_vjp_loop,
     norm_loop,
-    norm_slopes_loop,
-    send_loop,
-    send_slopes_loop,
-    update_curvature_loop,
-    update_loop,
-    update_slopes_loop,
+    norm_second_order_loop,
+    norm_vjp_loop,
 )
 
 
-class Norms(WrittenOut):
+class VectorNorms(FunctionLayer):
     """√(v·v + ε) `(n, f)` of mixed vectors `(n, 3, 2f)`."""
 
-    def __init__(self, mixed: Value, epsilon: float) -> None:
+    def __init__(self, mixed: Variable, epsilon: float) -> None:
         self.epsilon = epsilon
         super().__init__(mixed)
 
@@ -39,23 +39,23 @@ class Norms(WrittenOut):
         norm_loop(_halves(mixed), self.norm.numpy(), self.epsilon)
         return (self.norm,)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
         (mixed,) = inputs
-        slopes = torch.empty_like(mixed)
-        norm_slopes_loop(array(g[0]), _halves(mixed), self.norm.numpy(), _halves(slopes))
-        return (slopes,)
+        adjoints = torch.empty_like(mixed)
+        norm_vjp_loop(array(g[0]), _halves(mixed), self.norm.numpy(), _halves(adjoints))
+        return (adjoints,)
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         (mixed,) = inputs
-        change, slopes = torch.empty_like(self.norm), torch.empty_like(mixed)
-        norm_curvature_loop(
+        change, gradients = torch.empty_like(self.norm), torch.empty_like(mixed)
+        norm_second_order_loop(
             array(g[0]), _halves(mixed), self.norm.numpy(), _halves(d[0]),
-            change.numpy(), _halves(slopes),
+            change.numpy(), _halves(gradients),
         )  # fmt: skip
-        return (change,), (slopes,)
+        return (change,), (gradients,)
 
 
-class Updates(WrittenOut):
+class PaiNNMixing(FunctionLayer):
     """a⁰ + a² v·w `(n, f)` and a¹ w `(n, 3, f)` of factors a `(n, 3f)` and mixed vectors."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
@@ -63,45 +63,44 @@ class Updates(WrittenOut):
         features = mixed.shape[2] // 2
         scalar = mixed.new_empty((len(mixed), features))
         vector = mixed.new_empty((len(mixed), 3, features))
-        update_loop(_three(factors), _halves(mixed), scalar.numpy(), vector.numpy())
+        mixing_loop(_three(factors), _halves(mixed), scalar.numpy(), vector.numpy())
         return scalar, vector
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
         factors, mixed = inputs
-        slopes = torch.empty_like(factors), torch.empty_like(mixed)
-        update_slopes_loop(
-            *map(array, g), _three(factors), _halves(mixed), _three(slopes[0]), _halves(slopes[1])
-        )
-        return slopes
+        adjoints = torch.empty_like(factors), torch.empty_like(mixed)
+        adj_factors, adj_mixed = _three(adjoints[0]), _halves(adjoints[1])
+        mixing_vjp_loop(*map(array, g), _three(factors), _halves(mixed), adj_factors, adj_mixed)
+        return adjoints
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         factors, mixed = inputs
         changes = torch.empty_like(g[0]), torch.empty_like(g[1])
-        slopes = torch.empty_like(factors), torch.empty_like(mixed)
-        update_curvature_loop(
+        gradients = torch.empty_like(factors), torch.empty_like(mixed)
+        mixing_second_order_loop(
             *map(array, g), _three(factors), _halves(mixed), _three(d[0]), _halves(d[1]),
-            *map(array, changes), _three(slopes[0]), _halves(slopes[1]),
+            *map(array, changes), _three(gradients[0]), _halves(gradients[1]),
         )  # fmt: skip
-        return changes, slopes
+        return changes, gradients
 
 
-class Send(WrittenOut):
+class PaiNNMessage(FunctionLayer):
     """a⁰ and a² mu, `(n, 4, f)`, of factors a `(n, 3f)` and vectors mu `(n, 3, f)`."""
 
     def forward(self, *inputs: Tensor) -> Tensors:
         factors, mu = inputs
         return (self._sent(factors, (factors, mu)),)
 
-    def slopes(self, g: Tensors, *inputs: Tensor) -> Tensors:
+    def adjoints(self, g: Tensors, *inputs: Tensor) -> Tensors:
         factors, mu = inputs
-        of_factors, of_mu = self._slopes(g[0], factors, mu)
-        of_factors[:, : mu.shape[2]] = g[0][:, 0]
-        return of_factors, of_mu
+        adj_factors, adj_mu = self._adjoints(g[0], factors, mu)
+        adj_factors[:, : mu.shape[2]] = g[0][:, 0]
+        return adj_factors, adj_mu
 
-    def curvature(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+    def jvp_adjoints(self, g: Tensors, d: Tensors, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         factors, mu = inputs
         dfactors, dmu = d
-        return (self._sent(dfactors, (dfactors, mu), (factors, dmu)),), self._slopes(g[0], *d)
+        return (self._sent(dfactors, (dfactors, mu), (factors, dmu)),), self._adjoints(g[0], *d)
 
     @staticmethod
     def _sent(first: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
@@ -109,47 +108,49 @@ class Send(WrittenOut):
         sent = first.new_zeros((n, 4, features))
         sent[:, 0] = first[:, :features]
         for factors, mu in products:
-            send_loop(_three(factors), array(mu), sent.numpy())
+            message_loop(_three(factors), array(mu), sent.numpy())
         return sent
 
     @staticmethod
-    def _slopes(g: Tensor, factors: Tensor, mu: Tensor) -> Tensors:
-        slopes = torch.zeros_like(factors), torch.zeros_like(mu)
-        send_slopes_loop(array(g), _three(factors), array(mu), _three(slopes[0]), slopes[1].numpy())
-        return slopes
+    def _adjoints(g: Tensor, factors: Tensor, mu: Tensor) -> Tensors:
+        adjoints = torch.zeros_like(factors), torch.zeros_like(mu)
+        message_vjp_loop(
+            array(g), _three(factors), array(mu), _three(adjoints[0]), adjoints[1].numpy()
+        )
+        return adjoints
 
 
-class Receive:
-    """What was received `(n, 4, f)`, added to scalars `(n, f)` and vectors `(n, 3, f)`."""
+class PaiNNAggregate:
+    """Messages received `(n, 4, f)`, added to scalars `(n, f)` and vectors `(n, 3, f)`."""
 
-    def __init__(self, scalars: Value, vectors: Value, received: Value) -> None:
+    def __init__(self, scalars: Variable, vectors: Variable, received: Variable) -> None:
         self.inputs = scalars, vectors, received
-        self.results = tuple(map(Value, self._sums([value.data for value in self.inputs])))
+        self.results = tuple(map(Variable, self._sums([value.data for value in self.inputs])))
 
     @staticmethod
     def _sums(terms: Sequence[Tensor]) -> Tensors:
         scalars, vectors, received = terms
         return scalars + received[:, 0], vectors + received[:, 1:]
 
-    def reverse(self) -> None:
-        slopes = filled([value.slope for value in self.results], self.results)
-        for value, slope in zip(self.inputs, (*slopes, self._joined(slopes)), strict=True):
-            if value.moves:
-                value.add_slope(slope)
+    def vjp(self) -> None:
+        adjoints = zeros_for_none([value.adjoint for value in self.results], self.results)
+        for value, adjoint in zip(self.inputs, (*adjoints, self._joined(adjoints)), strict=True):
+            if value.active:
+                value.add_adjoint(adjoint)
 
     @staticmethod
     def _joined(parts: Tensors) -> Tensor:
         return torch.cat([parts[0].unsqueeze(1), parts[1]], dim=1)
 
-    def tangent(self) -> None:
+    def jvp(self) -> None:
         if any(value.tangent is not None for value in self.inputs):
-            moved = filled([value.tangent for value in self.inputs], self.inputs)
+            moved = zeros_for_none([value.tangent for value in self.inputs], self.inputs)
             for value, tangent in zip(self.results, self._sums(moved), strict=True):
                 value.tangent = tangent
 
-    def learn(self) -> None:
+    def second_order(self) -> None:
         if any(value.gradient is not None for value in self.results):
-            g = filled([value.gradient for value in self.results], self.results)
+            g = zeros_for_none([value.gradient for value in self.results], self.results)
             for value, gradient in zip(self.inputs, (*g, self._joined(g)), strict=True):
                 value.add_gradient(gradient)
 

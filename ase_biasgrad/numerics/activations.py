@@ -62,10 +62,10 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return _Slope.apply(cotangents[0], *ctx.saved_tensors)
+        return _Derivative.apply(cotangents[0], *ctx.saved_tensors)
 
 
-class _Slope(torch.autograd.Function):
+class _Derivative(torch.autograd.Function):
     """cotangent · f′(x)."""
 
     @staticmethod

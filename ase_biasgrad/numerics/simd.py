@@ -138,7 +138,7 @@ def total(typing: Any, vector: Any) -> Any:
 
 
 def _suffix(vector: Any) -> str:
-    """Of the names of LLVM's functions of such vectors."""
+    """Ending of the names of LLVM's functions of such vectors."""
     return f"v{WIDTH}f{8 * _bytes(vector.element)}"
 
 

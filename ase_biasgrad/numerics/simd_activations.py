@@ -71,10 +71,10 @@ def logistic(x):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def shifted_softplus(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
-    """rows ← log(½ + ½ exp(rows + bias)), slopes ← its derivative, for rows first to last.
+def shifted_softplus(rows, bias, derivatives, first, last):  # type: ignore[no-untyped-def]
+    """rows ← log(½ + ½ exp(rows + bias)), derivatives ← its derivative, for rows first to last.
 
-    rows and slopes `(n, width)`, bias `(width,)`.
+    rows and derivatives `(n, width)`, bias `(width,)`.
     """
     width = rows.shape[1]
     for i in range(first, last):
@@ -83,19 +83,19 @@ def shifted_softplus(rows, bias, slopes, first, last):  # type: ignore[no-untype
             e = exp_negative(splat(ZERO) - absolute(x))
             value = larger(x, splat(ZERO)) + log1p(e) - splat(LOG2)
             store(rows, i * width + f, value)
-            store(slopes, i * width + f, logistic(x))
+            store(derivatives, i * width + f, logistic(x))
 
 
 @compiled()
-def silu(rows, bias, slopes, first, last):  # type: ignore[no-untyped-def]
-    """rows ← x σ(x) with x = rows + bias, slopes ← its derivative, for rows first to last."""
+def silu(rows, bias, derivatives, first, last):  # type: ignore[no-untyped-def]
+    """rows ← x σ(x) with x = rows + bias, derivatives ← f′(x), for rows first to last."""
     width = rows.shape[1]
     for i in range(first, last):
         for f in range(0, width, WIDTH):
             x = load(rows, i * width + f) + load(bias, f)
             s = logistic(x)
             store(rows, i * width + f, x * s)
-            store(slopes, i * width + f, s + x * s * (splat(ONE) - s))
+            store(derivatives, i * width + f, s + x * s * (splat(ONE) - s))
 
 
 @compiled()
@@ -127,7 +127,7 @@ def silu_jets(x, value, first, second):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _starts(size):  # type: ignore[no-untyped-def]
-    """Where vectors begin that cover so many numbers; the last two may overlap."""
+    """Starts of vectors that cover so many numbers; the last two may overlap."""
     starts = np.arange(0, size, WIDTH)
     if size % WIDTH:
         starts[-1] = size - WIDTH

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.splines import DEGREE, TAPS, Knots, collocation
+from ase_biasgrad.numerics.splines import DEGREE, N_WEIGHTS, Knots, collocation
 
 COLUMNS = 192  # that are solved for at once, so that all rows of them stay in the cache
 
 
 def spline_coefficients(knots: Knots, values: Tensor) -> Tensor:
-    """Coefficients from values at `knots.distances()`, both `(n_rows, ...)`.
+    """Coefficients from values at `knots.distances()`, both `(n_coefficients, ...)`.
 
     Differentiable any number of times.
     """
@@ -47,14 +47,14 @@ class _Solution(torch.autograd.Function):
 
 @cache
 def _factors(count: int, transposed: bool, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Of A = LU or its transpose, for `_solve`: of the rows r ∓ 1 … r ∓ 5, and a scale, `(n, 6)`.
+    """Factors of A = LU or its transpose for `_solve`: rows r ∓ 1 … r ∓ 5, scale, `(n, 6)`.
 
     B-splines need no pivoting: A is totally positive (de Boor and Pinkus 1977, Numer. Math. 27).
     """
-    interval, taps = collocation(count)
-    n = len(taps)
+    bin, weights = collocation(count)
+    n = len(weights)
     a = np.zeros((n, n))
-    a[np.arange(n)[:, None], interval[:, None] + np.arange(TAPS)] = taps
+    a[np.arange(n)[:, None], bin[:, None] + np.arange(N_WEIGHTS)] = weights
     for k in range(n):
         below = slice(k + 1, k + 1 + DEGREE)
         a[below, k] /= a[k, k]
@@ -101,7 +101,7 @@ def _eliminate(x, r, step, factors, start, stop):  # type: ignore[no-untyped-def
 
 @_loop
 def _solve(before, after, x):  # type: ignore[no-untyped-def]
-    """First the rows before each one, then those after it, count; both `(n, 6)`, scales last."""
+    """Solve in place: rows before each one, then rows after it; factors `(n, 6)`, scales last."""
     for start in range(0, x.shape[1], COLUMNS):
         for r in range(len(x)):
             _eliminate(x, r, -1, before[r], start, start + COLUMNS)

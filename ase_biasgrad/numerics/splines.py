@@ -22,7 +22,7 @@ from scipy.linalg import solve_banded
 from torch import Tensor
 
 DEGREE = 5
-TAPS = DEGREE + 1  # coefficients that matter in each interval
+N_WEIGHTS = DEGREE + 1  # coefficients that matter in each bin
 # the narrowest feature of a basis is as wide as the spacing of its functions
 KNOTS_PER_FUNCTION = 7
 REFINEMENTS = 9
@@ -45,7 +45,7 @@ class Knots:
 
     @classmethod
     def for_functions(cls, cutoff: float, functions: int) -> Knots:
-        """Enough for a basis of `functions` radial functions on [0, cutoff]."""
+        """Knots enough for a basis of `functions` radial functions on [0, cutoff]."""
         return cls(cutoff, KNOTS_PER_FUNCTION * max(functions, 8) + 1)
 
     @property
@@ -53,19 +53,19 @@ class Knots:
         return self.cutoff / (self.count - 1)
 
     @property
-    def n_rows(self) -> int:
+    def n_coefficients(self) -> int:
         """Coefficients of the spline."""
         return self.count + DEGREE - 1
 
     def distances(self) -> Tensor:
-        """Where to sample, `(n_rows,)` float64: the knots, and between the outer three at each end.
+        """Distances to sample, `(n_coefficients,)` float64: the knots, and two places at each end.
 
         The first is not quite 0, where SchNetPack's Bessel basis jumps.
         """
         return torch.from_numpy(self.spacing * _sites(self.count)).clamp_min(1e-9)
 
     def interpolation(self) -> Tensor:
-        """Matrix `(n_rows, n_rows)` float64 from values at `distances` to spline coefficients."""
+        """Matrix from values at `distances` to coefficients, `(n_coefficients,) * 2` float64."""
         return torch.from_numpy(_interpolation(self.count))
 
     def weights(self, distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,18 +73,18 @@ class Knots:
 
         The weights are differentiable in the distances.
         """
-        place = distances / self.spacing
-        interval = place.detach().floor().clamp_(0, self.count - 2)  # (p,)
-        powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
-        return interval.long(), powers @ _polynomials_on(distances.device)
+        position = distances / self.spacing
+        bin = position.detach().floor().clamp_(0, self.count - 2)  # (p,)
+        powers = torch.stack(_powers(position - bin), dim=1)  # (p, 6)
+        return bin.long(), powers @ _polynomials_on(distances.device)
 
-    def weights_and_slopes(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `weights`, and the derivatives of the weights by the distances (per Å), `(p, 6)`."""
-        place = distances / self.spacing
-        interval = place.floor().clamp_(0, self.count - 2)  # (p,)
-        powers = torch.stack(_powers(place - interval), dim=1)  # (p, 6)
-        values, slopes = (powers @ _jets_on(distances.device)).split(TAPS, dim=1)
-        return interval.long(), values, slopes / self.spacing
+    def weights_and_derivatives(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`weights`, and their derivatives by the distances (per Å), `(p, 6)`."""
+        position = distances / self.spacing
+        bin = position.floor().clamp_(0, self.count - 2)  # (p,)
+        powers = torch.stack(_powers(position - bin), dim=1)  # (p, 6)
+        values, derivatives = (powers @ _jets_on(distances.device)).split(N_WEIGHTS, dim=1)
+        return bin.long(), values, derivatives / self.spacing
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,23 @@ class RadialTable:
     """Functions of a distance as splines."""
 
     knots: Knots
-    rows: np.ndarray  # (n_rows, channels) float64, coefficients
+    coefficients: np.ndarray  # (n_coefficients, channels) float64
     value_error: float  # measured between the knots, relative to the largest value
     slope_error: float  # and to the largest slope
 
     @property
-    def intervals(self) -> int:
+    def n_bins(self) -> int:
         return self.knots.count - 1
 
 
 def evaluate(table: RadialTable, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and slopes (per Å) `(len(distances), channels)`; distances within the grid."""
     spacing = table.knots.spacing
-    interval = np.clip((distances / spacing).astype(int), 0, table.intervals - 1)
-    powers = (distances / spacing - interval)[:, None] ** np.arange(TAPS)  # (d, 6)
-    taps = table.rows[interval[:, None] + np.arange(TAPS)]  # (d, 6, channels)
-    value = np.einsum("dt,dtc->dc", powers @ polynomials(), taps)
-    slope = np.einsum("dt,dtc->dc", powers[:, :DEGREE] @ slope_polynomials(), taps)
+    bin = np.clip((distances / spacing).astype(int), 0, table.n_bins - 1)
+    powers = (distances / spacing - bin)[:, None] ** np.arange(N_WEIGHTS)  # (d, 6)
+    near = table.coefficients[bin[:, None] + np.arange(N_WEIGHTS)]  # (d, 6, channels)
+    value = np.einsum("dt,dtc->dc", powers @ polynomials(), near)
+    slope = np.einsum("dt,dtc->dc", powers[:, :DEGREE] @ slope_polynomials(), near)
     return value, slope / spacing
 
 
@@ -157,17 +157,17 @@ def sampled(
 def _on_knots(function: Callable[[Tensor], Tensor], knots: Knots) -> RadialTable:
     with torch.no_grad():
         at_knots = function(knots.distances()).numpy()
-    table = RadialTable(knots, coefficients(knots.count, at_knots), 0.0, 0.0)
+    table = RadialTable(knots, interpolate(knots.count, at_knots), 0.0, 0.0)
     errors, sizes = [], []
-    for place in BETWEEN:
-        distances = (np.arange(knots.count - 1) + place) * knots.spacing
+    for t in BETWEEN:
+        distances = (np.arange(knots.count - 1) + t) * knots.spacing
         exact = _values_and_slopes(function, distances)
         errors.append(
             [np.abs(a - b).max() for a, b in zip(evaluate(table, distances), exact, strict=True)]
         )
         sizes.append([np.abs(part).max() for part in exact])
     value_error, slope_error = np.max(errors, axis=0) / np.maximum(np.max(sizes, axis=0), 1e-300)
-    return RadialTable(knots, table.rows, float(value_error), float(slope_error))
+    return RadialTable(knots, table.coefficients, float(value_error), float(slope_error))
 
 
 def _values_and_slopes(
@@ -186,17 +186,17 @@ def _powers(t: Tensor) -> list[Tensor]:
 
 @cache
 def polynomials() -> np.ndarray:
-    """Column s holds the coefficients of 1, t, … t⁵ in the weight of tap s: B-spline pieces.
+    """Column s holds the coefficients of 1, t, … t⁵ in weight s: B-spline pieces.
 
-    The place t goes from 0 to 1 over an interval;
-    B(x) = Σ_k (−1)^k C(6, k) (x − k)₊⁵ / 5! on [0, 6]; tap s sees x = t + 5 − s.
+    t goes from 0 to 1 over a bin;
+    B(x) = Σ_k (−1)^k C(6, k) (x − k)₊⁵ / 5! on [0, 6]; weight s sees x = t + 5 − s.
     """
-    columns = np.zeros((TAPS, TAPS))
-    for tap in range(TAPS):
-        for k in range(DEGREE - tap + 1):
-            shift = DEGREE - tap - k  # (t + shift)⁵
-            for power in range(TAPS):
-                columns[power, tap] += (
+    columns = np.zeros((N_WEIGHTS, N_WEIGHTS))
+    for s in range(N_WEIGHTS):
+        for k in range(DEGREE - s + 1):
+            shift = DEGREE - s - k  # (t + shift)⁵
+            for power in range(N_WEIGHTS):
+                columns[power, s] += (
                     (-1) ** k * comb(6, k) * comb(5, power) * float(shift) ** (5 - power) / 120
                 )
     return columns
@@ -210,14 +210,14 @@ def _polynomials_on(device: torch.device) -> Tensor:
 @cache
 def _jets_on(device: torch.device) -> Tensor:
     """Values and slopes by t from powers, `(6, 12)`."""
-    slopes = np.concatenate([slope_polynomials(), np.zeros((1, TAPS))])
+    slopes = np.concatenate([slope_polynomials(), np.zeros((1, N_WEIGHTS))])
     return torch.from_numpy(np.concatenate([polynomials(), slopes], axis=1)).to(device)
 
 
 @cache
 def slope_polynomials() -> np.ndarray:
-    """As `polynomials`, of the derivatives by t: coefficients of 1, t, … t⁴."""
-    return polynomials()[1:] * np.arange(1, TAPS)[:, None]
+    """`polynomials` of the derivatives by t: coefficients of 1, t, … t⁴."""
+    return polynomials()[1:] * np.arange(1, N_WEIGHTS)[:, None]
 
 
 def _sites(count: int) -> np.ndarray:
@@ -231,24 +231,23 @@ def _sites(count: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _interpolation(count: int) -> np.ndarray:
-    """Matrix from values at the sites to coefficients: what `coefficients` does, as training needs
-    it."""
-    return coefficients(count, np.eye(len(_sites(count))))
+    """Matrix from values at the sites to coefficients: `interpolate` for training."""
+    return interpolate(count, np.eye(len(_sites(count))))
 
 
 def collocation(count: int) -> tuple[np.ndarray, np.ndarray]:
     """The matrix from coefficients to values at all sites: for each site the first of its six
     coefficients `(count + 4,)`, and their weights `(count + 4, 6)`."""
     sites = _sites(count)
-    interval = np.minimum(sites.astype(int), count - 2)
-    return interval, (sites - interval)[:, None] ** np.arange(TAPS) @ polynomials()
+    bin = np.minimum(sites.astype(int), count - 2)
+    return bin, (sites - bin)[:, None] ** np.arange(N_WEIGHTS) @ polynomials()
 
 
-def coefficients(count: int, values: np.ndarray) -> np.ndarray:
+def interpolate(count: int, values: np.ndarray) -> np.ndarray:
     """Spline coefficients `(count + 4, channels)` from values at all sites, of the same shape."""
-    interval, taps = collocation(count)
+    bin, weights = collocation(count)
     # row r has its six entries at most five places off the diagonal
-    rows, columns = np.arange(len(taps))[:, None], interval[:, None] + np.arange(TAPS)
-    bands = np.zeros((2 * DEGREE + 1, len(taps)))
-    bands[DEGREE + rows - columns, columns] = taps
+    rows, columns = np.arange(len(weights))[:, None], bin[:, None] + np.arange(N_WEIGHTS)
+    bands = np.zeros((2 * DEGREE + 1, len(weights)))
+    bands[DEGREE + rows - columns, columns] = weights
     return solve_banded((DEGREE, DEGREE), bands, values)

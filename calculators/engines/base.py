@@ -1,4 +1,4 @@
-"""What an engine is: the way in which a calculator evaluates the backbones of its potentials.
+"""Interface of engines, by which a calculator evaluates the backbones of its potentials.
 
 Engines know nothing of biases: the calculator adds these in float64, so no engine can let a
 bias touch a force.
@@ -38,7 +38,7 @@ class Evaluation:
 def split(
     energies: np.ndarray, forces: np.ndarray, strain: np.ndarray, sizes: Sequence[int]
 ) -> list[Evaluation]:
-    """Of several structures with `sizes` atoms, evaluated as one.
+    """Split the evaluation of several structures at once into theirs, with `sizes` atoms.
 
     energies `(members, n)`, forces `(members, n, 3)`, strain `(members, structures, 3, 3)`.
     """

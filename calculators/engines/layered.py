@@ -1,4 +1,4 @@
-"""The sampled engine: TensorNet in float32 or float64 on a CPU, pairs counted once, no autograd."""
+"""The layered engine: TensorNet in float32 or float64 on a CPU, pairs counted once, no autograd."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 from ase_biasgrad.backbones import Backbone, TensorNet
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
 from ase_biasgrad.calculators.engines.cpu.geometry import directed_forces, within_cutoff
-from ase_biasgrad.calculators.engines.verlet_list import PerSearch
+from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.fused.sampled_tensornet import Neighbours, SampledTensorNet
 from ase_biasgrad.neighbours import HalfPairs, half, joined, neighbour_list
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.splines import DEGREE, TAPS, polynomials, slope_polynomials
+from ase_biasgrad.numerics.splines import DEGREE, N_WEIGHTS, polynomials, slope_polynomials
 
 
 def fits(backbones: list[Backbone]) -> bool:
-    """Whether this engine can evaluate these backbones."""
+    """True if this engine can evaluate these backbones."""
     return all(isinstance(backbone, TensorNet) for backbone in backbones)
 
 
-class SampledEngine:
+class LayeredEngine:
     """Evaluates one or several `TensorNet` on the CPU.
 
     Radial filters are sampled when the engine is made. Networks run in `dtype`; positions,
     distances, energy sums and forces of pairs are float64.
     """
 
-    name = "sampled"
+    name = "layered"
 
     def __init__(self, backbones: Sequence[Any], dtype: torch.dtype, skin: float) -> None:
         self.backbones: list[Backbone] = [b.requires_grad_(False) for b in backbones]
@@ -38,7 +38,7 @@ class SampledEngine:
         self.dtype = torch.empty(0, dtype=dtype).numpy().dtype
         self.cutoff = max(float(backbone.cutoff) for backbone in backbones)
         self.models = [SampledTensorNet(backbone, dtype) for backbone in backbones]
-        self.list = PerSearch(self.cutoff, skin, lambda edges, _: half(edges))
+        self.list = VerletCache(self.cutoff, skin, lambda edges, _: half(edges))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backbones": self.backbones, "dtype": self.torch_dtype, "skin": self.list.list.skin}
@@ -50,9 +50,9 @@ class SampledEngine:
         """Forget the neighbour list."""
         self.list.reset()
 
-    def fresh(self) -> SampledEngine:
+    def fresh(self) -> LayeredEngine:
         """Another engine without neighbour list that shares the weights."""
-        other = object.__new__(SampledEngine)
+        other = object.__new__(LayeredEngine)
         other.__dict__ |= self.__dict__
         other.list = self.list.fresh()
         return other
@@ -81,19 +81,20 @@ class SampledEngine:
         energies, forces = np.empty((members, n)), np.zeros((members, n, 3))
         strain = np.zeros((members, len(structures), 3, 3))
         for m, model in enumerate(self.models):
-            found = Found(structures, candidates, model, self.dtype)
-            energies[m], of_weights, of_tensors = model.evaluate(numbers, found.near, derivatives)
+            found = PairGeometry(structures, candidates, model, self.dtype)
+            energies[m], adj_weights, adj_tensors = model.evaluate(numbers, found.near, derivatives)
             if derivatives:
                 directed_forces(
-                    found.atoms, found.vectors, len(found.atoms), found.slopes(of_weights),
-                    model.table.knots.spacing, turns_of(found.vectors, of_tensors),
+                    found.atoms, found.vectors, len(found.atoms),
+                    found.distance_adjoints(adj_weights), model.table.knots.spacing,
+                    unit_vector_adjoints(found.vectors, adj_tensors),
                     found.structure, forces[m], strain[m],
                 )  # fmt: skip
         return energies, forces, strain
 
 
-class Found:
-    """The pairs within a model's cutoff, and where they lie on its grid."""
+class PairGeometry:
+    """The pairs within a model's cutoff, with bins and spline weights on its grid."""
 
     def __init__(
         self,
@@ -104,28 +105,28 @@ class Found:
     ) -> None:
         knots, count = model.table.knots, len(candidates.i)
         self.structure = np.repeat(np.arange(len(structures)), [len(s.numbers) for s in structures])
-        atoms, interval = np.empty((count, 2), np.int64), np.empty(count, np.int64)
-        vectors, place = np.empty((count, 4)), np.empty(count)
+        atoms, bin = np.empty((count, 2), np.int64), np.empty(count, np.int64)
+        vectors, t = np.empty((count, 4)), np.empty(count)
         found = within_cutoff(
             np.concatenate([s.positions for s in structures]),
             np.stack([s.cell for s in structures]),
             self.structure, candidates.i, candidates.j, candidates.shift,
-            knots.cutoff, knots.spacing, model.table.intervals, atoms, vectors, interval, place,
+            knots.cutoff, knots.spacing, model.table.n_bins, atoms, vectors, bin, t,
         )  # fmt: skip
         self.atoms, self.vectors = atoms[:found], vectors[:found]  # (p, 2), (p, 4)
-        self._powers = place[:found, None] ** np.arange(TAPS)  # (p, 6)
+        self._powers = t[:found, None] ** np.arange(N_WEIGHTS)  # (p, 6)
         self.near = Neighbours(
             np.ascontiguousarray(self.atoms[:, 0]),
             np.ascontiguousarray(self.atoms[:, 1]),
-            interval[:found],
+            bin[:found],
             (self._powers @ polynomials()).astype(dtype),
-            tensors_of(self.vectors).astype(dtype),
+            pair_tensors(self.vectors).astype(dtype),
         )
 
-    def slopes(self, of_weights: np.ndarray) -> np.ndarray:
+    def distance_adjoints(self, adj_weights: np.ndarray) -> np.ndarray:
         """∂E by the distances `(p,)`, per spacing of the knots, from that by weights `(p, 6)`."""
-        of_places = self._powers[:, :DEGREE] @ slope_polynomials()  # (p, 6)
-        return np.einsum("pt,pt->p", of_places, of_weights)
+        adj_t = self._powers[:, :DEGREE] @ slope_polynomials()  # (p, 6)
+        return np.einsum("pt,pt->p", adj_t, adj_weights)
 
 
 _loop = compiled(error_model="numpy")
@@ -133,7 +134,7 @@ _DIAGONAL, _OTHER, _LAST = 3**0.5, 2**0.5, 6**-0.5  # of the components of `matr
 
 
 @_loop
-def tensors_of(vectors):  # type: ignore[no-untyped-def]
+def pair_tensors(vectors):  # type: ignore[no-untyped-def]
     """`tensornet.pair_tensors` `(p, 9)` of vectors and their lengths `(p, 4)`."""
     out = np.empty((len(vectors), 9))
     for p in range(len(vectors)):
@@ -148,7 +149,7 @@ def tensors_of(vectors):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def turns_of(vectors, of):  # type: ignore[no-untyped-def]
+def unit_vector_adjoints(vectors, of):  # type: ignore[no-untyped-def]
     """∂E/∂u `(p, 3)` of the unit vectors from ∂E/∂T `(p, 9)`."""
     out = np.empty((len(vectors), 3))
     for p in range(len(vectors)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ase_biasgrad.backbones import Backbone
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_arrays
-from ase_biasgrad.neighbours import SkinList
+from ase_biasgrad.neighbours import VerletList
 from ase_biasgrad.potential import strained
 
 
@@ -29,7 +29,7 @@ class ReferenceEngine:
         for backbone in self.backbones:
             backbone.requires_grad_(False)
         self.cutoff = max(backbone.cutoff for backbone in backbones)
-        self.list = SkinList(self.cutoff, skin)
+        self.list = VerletList(self.cutoff, skin)
 
     def reset(self) -> None:
         self.list.reset()
@@ -37,7 +37,7 @@ class ReferenceEngine:
     def fresh(self) -> ReferenceEngine:
         """Another engine without neighbour list that shares the weights."""
         other = copy.copy(self)
-        other.list = SkinList(self.cutoff, self.list.skin)
+        other.list = VerletList(self.cutoff, self.list.skin)
         return other
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:

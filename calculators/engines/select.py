@@ -1,4 +1,4 @@
-"""Which engine runs: a fast one where it fits, else autograd."""
+"""Choice of the engine: a fast one where it fits, else autograd."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 import torch
 
 from ase_biasgrad.backbones import Backbone
-from ase_biasgrad.calculators.engines import layered as sampled_engine
+from ase_biasgrad.calculators.engines import layered
 from ase_biasgrad.calculators.engines.base import Engine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
 from ase_biasgrad.calculators.engines.weights import fits
 from ase_biasgrad.numerics.splines import SplineError
 
-ENGINES = ("auto", "cpu", "sampled", "reference")
+ENGINES = ("auto", "cpu", "layered", "reference")
 
 
 def select_engine(
@@ -22,7 +22,7 @@ def select_engine(
     """The engine for these backbones.
 
     Fused engines work in float32 and on SchNet and PaiNN, committees of one shape included; the
-    sampled engine on TensorNet; everything else is evaluated by autograd.
+    layered engine on TensorNet; everything else is evaluated by autograd.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def select_engine(
         return ReferenceEngine(backbones, device, dtype, skin)
     wanted = engine
     if engine == "auto":
-        wanted = "sampled" if sampled_engine.fits(backbones) else "cpu"
+        wanted = "layered" if layered.fits(backbones) else "cpu"
     obstacle = _obstacle(wanted, backbones, device, dtype)
     if obstacle is None:
         try:
@@ -52,11 +52,11 @@ def select_engine(
 def _obstacle(
     engine: str, backbones: list[Backbone], device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Why this engine cannot run, if so."""
+    """Reason why this engine cannot run, or None."""
     if device.type != "cpu":
         return f"the device is {device}"
-    if engine == "sampled":
-        return None if sampled_engine.fits(backbones) else "it evaluates TensorNet"
+    if engine == "layered":
+        return None if layered.fits(backbones) else "it evaluates TensorNet"
     if dtype != torch.float32:
         return "it works in float32"
     if not fits(backbones):
@@ -67,8 +67,8 @@ def _obstacle(
 def _made(
     engine: str, backbones: list[Backbone], device: torch.device, dtype: torch.dtype, skin: float
 ) -> Engine:
-    if engine == "sampled":
-        return sampled_engine.SampledEngine(backbones, dtype, skin)
+    if engine == "layered":
+        return layered.LayeredEngine(backbones, dtype, skin)
     from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 
     return CpuEngine(backbones, skin)

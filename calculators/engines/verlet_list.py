@@ -1,4 +1,4 @@
-"""What an engine makes of candidate edges, made once for each neighbour search."""
+"""A cache of what an engine prepares from candidate edges at each neighbour search."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.neighbours import Edges, SkinList
+from ase_biasgrad.neighbours import Edges, VerletList
 
 T = TypeVar("T")
 
 
-class PerSearch(Generic[T]):
-    """What `make(candidates, structure)` makes, under a `SkinList`; candidates are not kept."""
+class VerletCache(Generic[T]):
+    """`prepare(candidates, structure)` under a `VerletList`; candidates are not kept."""
 
-    def __init__(self, cutoff: float, skin: float, make: Callable[[Edges, Structure], T]) -> None:
-        self.list, self.make = SkinList(cutoff, skin), make
+    def __init__(
+        self, cutoff: float, skin: float, prepare: Callable[[Edges, Structure], T]
+    ) -> None:
+        self.list, self.prepare = VerletList(cutoff, skin), prepare
         self.reset()
 
     def reset(self) -> None:
         """Forget the neighbour list; the next call searches anew."""
         self.list.reset()
-        self._made: T | None = None
+        self._prepared: T | None = None
 
-    def fresh(self) -> PerSearch[T]:
+    def fresh(self) -> VerletCache[T]:
         """Another one without a list."""
-        return PerSearch(self.list.cutoff, self.list.skin, self.make)
+        return VerletCache(self.list.cutoff, self.list.skin, self.prepare)
 
     def find(self, structure: Structure) -> T | None:
-        """What was made last, if its candidates still hold every pair within the cutoff."""
-        s = structure
-        if self._made is None or not self.list.is_complete(s.numbers, s.positions, s.cell, s.pbc):
+        """The last result, if its candidates still hold every pair within the cutoff, or None."""
+        s, kept = structure, self._prepared
+        if kept is None or not self.list.is_complete(s.numbers, s.positions, s.cell, s.pbc):
             return None
-        return self._made
+        return kept
 
     def search(self, structure: Structure) -> T:
-        """Of new candidates."""
-        s, self._made = structure, None  # the old one need not wait in memory
-        self._made = self.make(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
-        return self._made
+        """Search candidates anew, and prepare them."""
+        s, self._prepared = structure, None  # the old one need not wait in memory
+        self._prepared = self.prepare(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
+        return self._prepared
 
     def of(self, structure: Structure) -> T:
-        """Of the candidates of a structure; the same object until they are searched anew."""
+        """The result for a structure; the same object until candidates are searched anew."""
         found = self.find(structure)
         return self.search(structure) if found is None else found

@@ -1,4 +1,4 @@
-"""What the fused engines compute with: weights as arrays, radial filters as one table.
+"""Weights of SchNet and PaiNN as arrays, and their radial filters as one table.
 
 Committees are stacked along a first axis `members`; all members share one grid of the filters.
 """
@@ -66,7 +66,7 @@ class PaiNNWeights:
 
 
 def fits(backbones: Sequence[Backbone]) -> bool:
-    """Whether the fused engines can evaluate these backbones together."""
+    """True if the CPU engine can evaluate these backbones together."""
     first = backbones[0]
     ignored = {"scale", "radial_functions", "radial_basis", "cutoff_function"}
     shapes = [{k: v for k, v in b.arguments.items() if k not in ignored} for b in backbones]
@@ -224,7 +224,7 @@ def widened_parts(array: np.ndarray, features: int, width: int) -> np.ndarray:
 
 
 def widened_matrix(array: np.ndarray, features: int, width: int) -> np.ndarray:
-    """Both of the last axes as in `widened_parts`."""
+    """`widened_parts` of both last axes."""
     turned = np.swapaxes(widened_parts(array, features, width), -1, -2)
     return np.swapaxes(widened_parts(turned, features, width), -1, -2)
 
@@ -232,10 +232,10 @@ def widened_matrix(array: np.ndarray, features: int, width: int) -> np.ndarray:
 def packed_filters(
     table: RadialTable, lead: tuple[int, ...], parts: tuple[int, int], width: int
 ) -> np.ndarray:
-    """Spline coefficients `(*lead, rows, parts × width)`.
+    """Spline coefficients `(*lead, coefficients, parts × width)`.
 
     The channels of `table` are lead × parts × features, with `parts` = (parts, features).
     """
-    rows = table.rows.reshape(len(table.rows), int(np.prod(lead)), *parts)
-    rows = widened(np.moveaxis(rows, 1, 0), width)
-    return single(rows.reshape(*lead, len(table.rows), parts[0] * width))
+    coefficients = table.coefficients.reshape(len(table.coefficients), int(np.prod(lead)), *parts)
+    coefficients = widened(np.moveaxis(coefficients, 1, 0), width)
+    return single(coefficients.reshape(*lead, len(table.coefficients), parts[0] * width))

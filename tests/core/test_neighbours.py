@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_biasgrad import neighbours
-from ase_biasgrad.neighbours import SkinList, complete_cell, neighbour_list, pairs_within
+from ase_biasgrad.neighbours import VerletList, complete_cell, neighbour_list, pairs_within
 
 PBC = st.tuples(st.booleans(), st.booleans(), st.booleans())
 
@@ -94,7 +94,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="atom 1 is not finite"):
         neighbour_list(positions, np.eye(3), np.ones(3, bool), 2.0)
     with pytest.raises(ValueError, match="skin"):
-        SkinList(3.0, np.inf)
+        VerletList(3.0, np.inf)
     with pytest.raises(ValueError, match="linearly independent"):
         complete_cell(np.diag([1.0, 0.0, 1.0]), np.ones(3, bool))
 
@@ -106,7 +106,7 @@ def test_skin_list_stays_exact_under_any_change(seed, pbc, skin):
     pbc, n = np.array(pbc), 34  # more than ALL_PAIRS_UP_TO
     cell = random_cell(random, 7.0)
     positions, numbers = random.uniform(0, 1, (n, 3)) @ cell, random.integers(1, 9, n)
-    skin_list = SkinList(3.0, skin)
+    skin_list = VerletList(3.0, skin)
     for _ in range(12):
         change = random.integers(6)
         if change == 0:
@@ -129,7 +129,7 @@ def test_skin_list_stays_exact_under_any_change(seed, pbc, skin):
 def test_skin_saves_searches():
     random = np.random.default_rng(0)
     positions, cell = random.uniform(0, 8, (40, 3)), np.eye(3) * 8
-    skin_list = SkinList(3.0, 0.5)
+    skin_list = VerletList(3.0, 0.5)
     for _ in range(20):
         positions = positions + random.normal(0, 0.005, positions.shape)
         cell = cell * 1.0005

@@ -1,4 +1,4 @@
-"""Atoms and pairs in an order in which what is wanted next lies in the processor's cache.
+"""Order of atoms and pairs that keeps the next data in the processor's cache.
 
 Neighbours in space become neighbours in memory, and pairs of a few atoms follow one another by
 their length, so that they share coefficients of the filters. A fluid of a thousand atoms in random
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.calculators.engines.verlet_list import PerSearch
+from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.neighbours import Edges, HalfPairs, complete_cell, half
 
 # the rows of fewer atoms are in the cache in any order
@@ -61,14 +61,14 @@ def by_length(pairs: HalfPairs, structure: Structure) -> None:
         first = last
 
 
-def _made(edges: Edges, structure: Structure) -> HalfPairs:
+def _half_pairs(edges: Edges, structure: Structure) -> HalfPairs:
     pairs = half(edges)
     if len(structure.numbers) >= ARRANGED_FROM:
         by_length(pairs, structure)
     return pairs
 
 
-class Arranged(NamedTuple):
+class SortedStructure(NamedTuple):
     """A structure as it lies in memory, its pairs, and which atoms stand where, if moved."""
 
     structure: Structure
@@ -76,11 +76,11 @@ class Arranged(NamedTuple):
     order: np.ndarray | None  # (n,)
 
 
-class ArrangedPairs:
+class SortedPairs:
     """Half pairs under a skin; many atoms, and their pairs, are rearranged at every search."""
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        self.list = PerSearch(cutoff, skin, _made)
+        self.list = VerletCache(cutoff, skin, _half_pairs)
         self._order: np.ndarray | None = None
 
     @property
@@ -92,24 +92,24 @@ class ArrangedPairs:
         self.list.reset()
         self._order = None
 
-    def fresh(self) -> ArrangedPairs:
+    def fresh(self) -> SortedPairs:
         """Another one without a list."""
-        return ArrangedPairs(self.list.list.cutoff, self.skin)
+        return SortedPairs(self.list.list.cutoff, self.skin)
 
-    def find(self, structure: Structure) -> Arranged | None:
-        """As the last search left it, if the pairs within the cutoff are still among its pairs."""
+    def find(self, structure: Structure) -> SortedStructure | None:
+        """The structure as last sorted, if its pairs still hold all within the cutoff, or None."""
         if self._order is not None and len(self._order) != len(structure.numbers):
             return None
         arranged = _taken(structure, self._order)
         pairs = self.list.find(arranged)
-        return None if pairs is None else Arranged(arranged, pairs, self._order)
+        return None if pairs is None else SortedStructure(arranged, pairs, self._order)
 
-    def search(self, structure: Structure) -> Arranged:
-        """Arranged and searched anew."""
+    def search(self, structure: Structure) -> SortedStructure:
+        """Sort the structure and search its pairs anew."""
         many = len(structure.numbers) >= ARRANGED_FROM
         self._order = z_order(structure) if many else None
         arranged = _taken(structure, self._order)
-        return Arranged(arranged, self.list.search(arranged), self._order)
+        return SortedStructure(arranged, self.list.search(arranged), self._order)
 
 
 def _taken(structure: Structure, order: np.ndarray | None) -> Structure:

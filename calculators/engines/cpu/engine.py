@@ -9,7 +9,7 @@ import numpy as np
 
 from ase_biasgrad.backbones import Backbone, SchNet
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
-from ase_biasgrad.calculators.engines.cpu.arrangement import ArrangedPairs, put_back
+from ase_biasgrad.calculators.engines.cpu.arrangement import SortedPairs, put_back
 from ase_biasgrad.calculators.engines.cpu.geometry import (
     directed_forces,
     radial_forces,
@@ -36,7 +36,7 @@ class CpuEngine:
         self.model: CpuSchNet | CpuPaiNN = (
             CpuSchNet(backbones) if isinstance(backbones[0], SchNet) else CpuPaiNN(backbones)
         )
-        self.list = ArrangedPairs(self.cutoff, skin)
+        self.list = SortedPairs(self.cutoff, skin)
         self._memory: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,18 +105,18 @@ class CpuEngine:
         """
         model, table, n = self.model, self.model.table, len(numbers)
         blocks = blocks_for(n, 4 * n * model.message_width)
-        (atoms, vectors, interval, place), work = self._buffers(n, blocks, len(pairs.i))
+        (atoms, vectors, bin, t), work = self._buffers(n, blocks, len(pairs.i))
         found = within_cutoff(
             positions, cells, structure, pairs.i, pairs.j, pairs.shift, self.cutoff,
-            table.knots.spacing, table.intervals, atoms, vectors, interval, place,
+            table.knots.spacing, table.n_bins, atoms, vectors, bin, t,
         )  # fmt: skip
         energies = np.empty((model.members, n))
-        slopes = np.zeros((model.members, found))
-        turns = np.zeros((model.members, found if model.directed else 0, 3))
-        geometry: tuple[Any, ...] = (numbers, atoms, interval, place, found)
+        adj_distances = np.zeros((model.members, found))
+        adj_units = np.zeros((model.members, found if model.directed else 0, 3))
+        geometry: tuple[Any, ...] = (numbers, atoms, bin, t, found)
         if model.directed:
-            geometry += (vectors, turns)
-        arrays = (*model.weights, *geometry, *work, energies, slopes)
+            geometry += (vectors, adj_units)
+        arrays = (*model.weights, *geometry, *work, energies, adj_distances)
         phases = model.kernel.plan(model.members, model.layers, derivatives)
         run(model.kernel.whole, model.kernel.phase, phases, blocks, arrays)
         if not derivatives:
@@ -124,9 +124,9 @@ class CpuEngine:
         forces = np.zeros((model.members, n, 3))
         strain = np.zeros((model.members, len(cells), 3, 3))
         for m in range(model.members):
-            pair = (atoms, vectors, found, slopes[m], table.knots.spacing)
+            pair = (atoms, vectors, found, adj_distances[m], table.knots.spacing)
             if model.directed:
-                directed_forces(*pair, turns[m], structure, forces[m], strain[m])
+                directed_forces(*pair, adj_units[m], structure, forces[m], strain[m])
             else:
                 radial_forces(*pair, structure, forces[m], strain[m])
         return energies, forces, strain

@@ -1,4 +1,4 @@
-"""From candidate pairs to those within the cutoff, and from their derivatives to forces."""
+"""Pairs within the cutoff among candidates, and forces of their derivatives."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ase_biasgrad.numerics.kernel_cache import compiled
 
 @compiled(error_model="numpy")
 def within_cutoff(  # type: ignore[no-untyped-def]
-    positions, cells, structure, i, j, shift, cutoff, spacing, intervals, atoms, vectors,
-    interval, place,
+    positions, cells, structure, i, j, shift, cutoff, spacing, n_bins, atoms, vectors,
+    bin, t,
 ):  # fmt: skip
     """Write the pairs closer than `cutoff`, in order, and return how many there are.
 
     positions `(n, 3)`, cells `(structures, 3, 3)` and structure `(n,)` of the atoms; candidates
     i, j `(c,)`, shift `(c, 3)`. Out: atoms `(p, 2)`; vectors `(p, 4)`, r_j − r_i and its length
-    in Å; interval `(p,)` and place `(p,)`, 0 to 1, on the grid of the filters.
+    in Å; bin `(p,)` and t `(p,)`, 0 to 1, on the grid of the filters.
     """
     found = 0
     for p in range(len(i)):
@@ -35,34 +35,37 @@ def within_cutoff(  # type: ignore[no-untyped-def]
             atoms[found, 0], atoms[found, 1] = a, b
             vectors[found, 0], vectors[found, 1], vectors[found, 2] = x, y, z
             vectors[found, 3] = d
-            k = min(int(d / spacing), intervals - 1)
-            interval[found] = k
-            place[found] = d / spacing - k
+            k = min(int(d / spacing), n_bins - 1)
+            bin[found] = k
+            t[found] = d / spacing - k
             found += 1
     return found
 
 
 @compiled(error_model="numpy")
-def radial_forces(atoms, vectors, pairs, slopes, spacing, structure, forces, strain):  # type: ignore[no-untyped-def]
+def radial_forces(atoms, vectors, pairs, adj_distances, spacing, structure, forces, strain):  # type: ignore[no-untyped-def]
     """Add the forces of ∂E/∂d along the pairs, and ∂E/∂ε of each structure.
 
-    slopes `(p,)` in eV per `spacing`, forces `(n, 3)` in eV/Å, strain `(structures, 3, 3)` in eV.
+    adj_distances `(p,)` in eV per `spacing`, forces `(n, 3)` in eV/Å,
+    strain `(structures, 3, 3)` in eV.
     """
     for p in range(pairs):
-        slope = slopes[p] / (spacing * vectors[p, 3])
-        _add(atoms, vectors, p, slope * vectors[p, 0], slope * vectors[p, 1],
-             slope * vectors[p, 2], structure, forces, strain)  # fmt: skip
+        along = adj_distances[p] / (spacing * vectors[p, 3])
+        _add(atoms, vectors, p, along * vectors[p, 0], along * vectors[p, 1],
+             along * vectors[p, 2], structure, forces, strain)  # fmt: skip
 
 
 @compiled(error_model="numpy")
-def directed_forces(atoms, vectors, pairs, slopes, spacing, turns, structure, forces, strain):  # type: ignore[no-untyped-def]
-    """As `radial_forces`, with turns `(p, 3)`: ∂E/∂u of the unit vectors, in eV."""
+def directed_forces(  # type: ignore[no-untyped-def]
+    atoms, vectors, pairs, adj_distances, spacing, adj_units, structure, forces, strain
+):
+    """`radial_forces` with adj_units `(p, 3)` too: ∂E/∂u of the unit vectors, in eV."""
     for p in range(pairs):
         d = vectors[p, 3]
         x, y, z = vectors[p, 0] / d, vectors[p, 1] / d, vectors[p, 2] / d
-        tx, ty, tz = turns[p, 0], turns[p, 1], turns[p, 2]
+        tx, ty, tz = adj_units[p, 0], adj_units[p, 1], adj_units[p, 2]
         # a unit vector turns only across itself
-        along = slopes[p] / spacing - (tx * x + ty * y + tz * z) / d
+        along = adj_distances[p] / spacing - (tx * x + ty * y + tz * z) / d
         _add(atoms, vectors, p, along * x + tx / d, along * y + ty / d, along * z + tz / d,
              structure, forces, strain)  # fmt: skip
 

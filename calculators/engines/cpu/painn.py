@@ -10,7 +10,7 @@ and the mixing, with V, W = μ M and a = mixing(q, |V|),
 
     q += a1 + a2 ∘ Σ_k V_k W_k,    μ += a3 ∘ W.
 
-Formulas: Schütt, Unke, Gastegger 2021. Filters are spline coefficients `(rows, 3 F)`. Blocks as
+Formulas: Schütt, Unke, Gastegger 2021. Filters are spline coefficients `(k, 3 F)`. Blocks as
 in `schnet.py`.
 """
 
@@ -34,9 +34,9 @@ from ase_biasgrad.calculators.engines.cpu.splines import (
     no_sums,
     sample,
     sample_and_add,
-    slope_taps,
+    slope_weights,
     total_slope,
-    value_taps,
+    value_weights,
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, square_root, store, total
@@ -57,20 +57,20 @@ def unit(vectors, p):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def send(x, mu, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
+def message(x, mu, filters, atoms, bin, t, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
     """Messages of pairs first to last and their mirrors: scalars `(n, F)`, out `(3 n, F)`."""
     width = mu.shape[1]
     stride = 3 * width
     scalars[:] = 0
     out[:] = 0
     for p in range(first, last):
-        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
-        c = interval[p] * stride
+        i, j, weights = atoms[p, 0] * width, atoms[p, 1] * width, value_weights(t[p])
+        c = bin[p] * stride
         ux, uy, uz = unit(vectors, p)
         for f in range(0, width, WIDTH):
-            w1 = sample(filters, c + f, stride, taps)
-            w2 = sample(filters, c + width + f, stride, taps)
-            w3 = sample(filters, c + 2 * width + f, stride, taps)
+            w1 = sample(filters, c + f, stride, weights)
+            w2 = sample(filters, c + width + f, stride, weights)
+            w3 = sample(filters, c + 2 * width + f, stride, weights)
             xi, xj, vi, vj = 3 * i + f, 3 * j + f, 3 * i + f, 3 * j + f
             store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
             a, b = w2 * load(x, xj + width), w3 * load(x, xj + 2 * width)
@@ -90,19 +90,19 @@ def _add_vector(out, at, width, ax, ay, az, b, mu, of):  # type: ignore[no-untyp
 
 
 @compiled()
-def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
-    """As `send` where all vectors are zero: in the first interaction."""
+def first_message(x, filters, atoms, bin, t, vectors, first, last, scalars, out):  # type: ignore[no-untyped-def]
+    """Messages of the first interaction, where all vectors are zero."""
     width = out.shape[1]
     stride = 3 * width
     scalars[:] = 0
     out[:] = 0
     for p in range(first, last):
-        i, j, taps = atoms[p, 0] * width, atoms[p, 1] * width, value_taps(place[p])
-        c = interval[p] * stride
+        i, j, weights = atoms[p, 0] * width, atoms[p, 1] * width, value_weights(t[p])
+        c = bin[p] * stride
         ux, uy, uz = unit(vectors, p)
         for f in range(0, width, WIDTH):
-            w1 = sample(filters, c + f, stride, taps)
-            w2 = sample(filters, c + width + f, stride, taps)
+            w1 = sample(filters, c + f, stride, weights)
+            w2 = sample(filters, c + width + f, stride, weights)
             xi, xj = 3 * i + f, 3 * j + f
             store(scalars, i + f, load(scalars, i + f) + w1 * load(x, xj))
             store(scalars, j + f, load(scalars, j + f) + w1 * load(x, xi))
@@ -114,30 +114,30 @@ def send_first(x, filters, atoms, interval, place, vectors, first, last, scalars
 
 
 @compiled()
-def send_backward(  # type: ignore[no-untyped-def]
-    x, mu, gq, gmu, filters, atoms, interval, place, vectors, first, last, out_x, out_mu, slopes,
-    turns,
+def message_vjp(  # type: ignore[no-untyped-def]
+    x, mu, adj_q, adj_mu, filters, atoms, bin, t, vectors, first, last, out_x, out_mu,
+    adj_distances, adj_units,
 ):  # fmt: skip
-    """From ∂E/∂q and ∂E/∂μ: out_x = ∂E/∂x `(n, 3 F)`, out_mu = ∂E/∂μ of the messages' senders
-    `(3 n, F)`; slopes += ∂E/∂d in units of the grid spacing, turns += ∂E/∂u."""
+    """VJP of `message`: from ∂E/∂q and ∂E/∂μ, out_x = ∂E/∂x `(n, 3 F)`, out_mu = ∂E/∂μ of the
+    messages' senders `(3 n, F)`; adj_distances += ∂E/∂d in grid spacings, adj_units += ∂E/∂u."""
     width = mu.shape[1]
     stride = 3 * width
     out_x[:] = 0
     out_mu[:] = 0
     for p in range(first, last):
         i, j = atoms[p, 0] * width, atoms[p, 1] * width
-        taps, sums = value_taps(place[p]), no_sums()
-        c = interval[p] * stride
+        weights, sums = value_weights(t[p]), no_sums()
+        c = bin[p] * stride
         ux, uy, uz = unit(vectors, p)
         tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO)
         for f in range(0, width, WIDTH):
             wi, wj = 3 * i + f, 3 * j + f  # rows of atoms in x and, component x, in μ
-            gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
-            gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
+            gix, giy, giz = load(adj_mu, wi), load(adj_mu, wi + width), load(adj_mu, wi + 2 * width)
+            gjx, gjy, gjz = load(adj_mu, wj), load(adj_mu, wj + width), load(adj_mu, wj + 2 * width)
             # scalar messages
-            gi, gj = load(gq, i + f), load(gq, j + f)
+            gi, gj = load(adj_q, i + f), load(adj_q, j + f)
             along = load(x, wj) * gi + load(x, wi) * gj
-            w, sums = sample_and_add(filters, c + f, stride, taps, along, sums)
+            w, sums = sample_and_add(filters, c + f, stride, weights, along, sums)
             store(out_x, wj, load(out_x, wj) + w * gi)
             store(out_x, wi, load(out_x, wi) + w * gj)
             # messages along the unit vector
@@ -145,7 +145,7 @@ def send_backward(  # type: ignore[no-untyped-def]
             si, sj = gix * ux + giy * uy + giz * uz, splat(ZERO) - (gjx * ux + gjy * uy + gjz * uz)
             xi, xj = load(x, ai), load(x, aj)
             along = xj * si + xi * sj
-            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
+            w, sums = sample_and_add(filters, c + width + f, stride, weights, along, sums)
             store(out_x, aj, load(out_x, aj) + w * si)
             store(out_x, ai, load(out_x, ai) + w * sj)
             xi, xj = w * xi, w * xj
@@ -158,7 +158,7 @@ def send_backward(  # type: ignore[no-untyped-def]
             sj = gjx * load(mu, wi) + gjy * load(mu, wi + width) + gjz * load(mu, ai)
             xi, xj = load(x, ai), load(x, aj)
             along = xj * si + xi * sj
-            w, sums = sample_and_add(filters, c + 2 * width + f, stride, taps, along, sums)
+            w, sums = sample_and_add(filters, c + 2 * width + f, stride, weights, along, sums)
             store(out_x, aj, load(out_x, aj) + w * si)
             store(out_x, ai, load(out_x, ai) + w * sj)
             xi, xj = w * xi, w * xj
@@ -168,58 +168,58 @@ def send_backward(  # type: ignore[no-untyped-def]
             store(out_mu, wi, load(out_mu, wi) + xi * gjx)
             store(out_mu, wi + width, load(out_mu, wi + width) + xi * gjy)
             store(out_mu, ai, load(out_mu, ai) + xi * gjz)
-        slopes[p] += total_slope(sums, place[p])
-        turns[p, 0] += total(tx)
-        turns[p, 1] += total(ty)
-        turns[p, 2] += total(tz)
+        adj_distances[p] += total_slope(sums, t[p])
+        adj_units[p, 0] += total(tx)
+        adj_units[p, 1] += total(ty)
+        adj_units[p, 2] += total(tz)
 
 
 @compiled()
-def send_first_backward(  # type: ignore[no-untyped-def]
-    x, gq, gmu, filters, atoms, interval, place, vectors, first, last, slopes, turns
+def first_message_vjp(  # type: ignore[no-untyped-def]
+    x, adj_q, adj_mu, filters, atoms, bin, t, vectors, first, last, adj_distances, adj_units
 ):
-    """As `send_backward` in the first interaction: only slopes and turns."""
-    width = gmu.shape[1]
+    """VJP of `first_message` in distances and unit vectors alone."""
+    width = adj_mu.shape[1]
     stride = 3 * width
     for p in range(first, last):
         i, j = atoms[p, 0] * width, atoms[p, 1] * width
-        taps, of_slope, sums = value_taps(place[p]), slope_taps(place[p]), no_sums()
-        c = interval[p] * stride
+        weights, of_slope, sums = value_weights(t[p]), slope_weights(t[p]), no_sums()
+        c = bin[p] * stride
         ux, uy, uz = unit(vectors, p)
         slope, tx, ty, tz = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
         for f in range(0, width, WIDTH):
             wi, wj = 3 * i + f, 3 * j + f
-            gix, giy, giz = load(gmu, wi), load(gmu, wi + width), load(gmu, wi + 2 * width)
-            gjx, gjy, gjz = load(gmu, wj), load(gmu, wj + width), load(gmu, wj + 2 * width)
-            along = load(x, wj) * load(gq, i + f) + load(x, wi) * load(gq, j + f)
+            gix, giy, giz = load(adj_mu, wi), load(adj_mu, wi + width), load(adj_mu, wi + 2 * width)
+            gjx, gjy, gjz = load(adj_mu, wj), load(adj_mu, wj + width), load(adj_mu, wj + 2 * width)
+            along = load(x, wj) * load(adj_q, i + f) + load(x, wi) * load(adj_q, j + f)
             slope = slope + sample(filters, c + f, stride, of_slope) * along
             xi, xj = load(x, wi + width), load(x, wj + width)
             vx, vy, vz = xj * gix - xi * gjx, xj * giy - xi * gjy, xj * giz - xi * gjz
             along = vx * ux + vy * uy + vz * uz
-            w, sums = sample_and_add(filters, c + width + f, stride, taps, along, sums)
+            w, sums = sample_and_add(filters, c + width + f, stride, weights, along, sums)
             tx, ty, tz = tx + w * vx, ty + w * vy, tz + w * vz
-        slopes[p] += total(slope) + total_slope(sums, place[p])
-        turns[p, 0] += total(tx)
-        turns[p, 1] += total(ty)
-        turns[p, 2] += total(tz)
+        adj_distances[p] += total(slope) + total_slope(sums, t[p])
+        adj_units[p, 0] += total(tx)
+        adj_units[p, 1] += total(ty)
+        adj_units[p, 2] += total(tz)
 
 
 @compiled()
-def context(q, weight1, bias1, weight2, bias2, spare, slopes, x, first, last):  # type: ignore[no-untyped-def]
+def context(q, weight1, bias1, weight2, bias2, spare, derivatives, x, first, last):  # type: ignore[no-untyped-def]
     """x = silu(q A + a) B + b for rows first to last."""
     product(q, weight1, spare, first, last)
-    silu(spare, bias1, slopes, first, last)
+    silu(spare, bias1, derivatives, first, last)
     product(spare, weight2, x, first, last)
     add_bias(x, bias2, first, last)
 
 
 @compiled()
-def context_backward(gx, weight2_t, slopes, weight1_t, spare, spare2, gq, first, last):  # type: ignore[no-untyped-def]
+def context_vjp(adj_x, weight2_t, derivatives, weight1_t, spare, spare2, adj_q, first, last):  # type: ignore[no-untyped-def]
     """gq += ∂E/∂q through x."""
-    product(gx, weight2_t, spare, first, last)
-    multiply_rows(spare, slopes, first, last)
+    product(adj_x, weight2_t, spare, first, last)
+    multiply_rows(spare, derivatives, first, last)
     product(spare, weight1_t, spare2, first, last)
-    add_to(gq, spare2, first, last)
+    add_to(adj_q, spare2, first, last)
 
 
 @compiled()
@@ -258,42 +258,42 @@ def apply_mixing(a, vw, products, q, mu, mu_out, first, last):  # type: ignore[n
 
 
 @compiled()
-def mixing_gradients(gq, gmu, vw, products, ga, first, last):  # type: ignore[no-untyped-def]
+def mixing_adjoints(adj_q, adj_mu, vw, products, adj_a, first, last):  # type: ignore[no-untyped-def]
     """ga = ∂E/∂a `(n, 3 F)` from ∂E/∂q and ∂E/∂μ after the mixing."""
-    width = gq.shape[1]
+    width = adj_q.shape[1]
     for i in range(first, last):
         for f in range(0, width, WIDTH):
             k, c = i * width + f, 3 * i * width + f
-            g, dot = load(gq, k), splat(ZERO)
+            g, dot = load(adj_q, k), splat(ZERO)
             for component in range(3):
                 row = (3 * i + component) * width + f
                 w = load(vw, (3 * i + component) * 2 * width + width + f)
-                dot = dot + load(gmu, row) * w
-            store(ga, c, g)
-            store(ga, c + width, g * load(products, k))
-            store(ga, c + 2 * width, dot)
+                dot = dot + load(adj_mu, row) * w
+            store(adj_a, c, g)
+            store(adj_a, c + width, g * load(products, k))
+            store(adj_a, c + 2 * width, dot)
 
 
 @compiled()
-def vector_gradients(gq, gmu, gjoint, a, vw, norms, gvw, first, last):  # type: ignore[no-untyped-def]
+def vector_adjoints(adj_q, adj_mu, adj_joint, a, vw, norms, adj_vw, first, last):  # type: ignore[no-untyped-def]
     """gvw = ∂E/∂(V, W) `(3 n, 2 F)`, then gq += ∂E/∂q through the mixing."""
-    width = gq.shape[1]
+    width = adj_q.shape[1]
     for i in range(first, last):
         for f in range(0, width, WIDTH):
             k, c = i * width + f, 3 * i * width + f
-            g = load(gq, k)
+            g = load(adj_q, k)
             of_dot, a3 = g * load(a, c + width), load(a, c + 2 * width)
-            of_norm = load(gjoint, i * 2 * width + width + f) / load(norms, k)
+            of_norm = load(adj_joint, i * 2 * width + width + f) / load(norms, k)
             for component in range(3):
                 row = 3 * i + component
                 v, w = load(vw, row * 2 * width + f), load(vw, row * 2 * width + width + f)
-                store(gvw, row * 2 * width + f, of_dot * w + of_norm * v)
-                of_w = of_dot * v + a3 * load(gmu, row * width + f)
-                store(gvw, row * 2 * width + width + f, of_w)
-            store(gq, k, g + load(gjoint, i * 2 * width + f))
+                store(adj_vw, row * 2 * width + f, of_dot * w + of_norm * v)
+                of_w = of_dot * v + a3 * load(adj_mu, row * width + f)
+                store(adj_vw, row * 2 * width + width + f, of_w)
+            store(adj_q, k, g + load(adj_joint, i * 2 * width + f))
 
 
-EMBED, SEND, MIX, READ_OUT, MIX_BACKWARD, SEND_BACKWARD, CONTEXT_BACKWARD = range(7)
+EMBED, MESSAGE, MIX, READ_OUT, MIX_VJP, MESSAGE_VJP, CONTEXT_VJP = range(7)
 
 
 @cache
@@ -303,11 +303,11 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     for m in range(members):
         phases += [(EMBED, m, 0)]
         for layer in range(layers):
-            phases += [(SEND, m, layer), (MIX, m, layer)]
+            phases += [(MESSAGE, m, layer), (MIX, m, layer)]
         phases += [(READ_OUT, m, 0)]
         for layer in reversed(range(layers if derivatives else 0)):
-            phases += [(MIX_BACKWARD, m, layer), (SEND_BACKWARD, m, layer)]
-            phases += [(CONTEXT_BACKWARD, m, layer)] if layer else []
+            phases += [(MIX_VJP, m, layer), (MESSAGE_VJP, m, layer)]
+            phases += [(CONTEXT_VJP, m, layer)] if layer else []
     return np.array(phases, np.int64)
 
 
@@ -317,36 +317,38 @@ def phase(  # type: ignore[no-untyped-def]
     embedding, context0, context1, context1_t, context1_bias, context2, context2_t,
     context2_bias, mix, mix_t, mixing1, mixing1_t, mixing1_bias, mixing2, mixing2_t,
     mixing2_bias, epsilon, panels, readout, readout_t, readout_bias, last_weight, last_bias,
-    filters, numbers, atoms, interval, place, pairs, vectors, turns,
-    q, gq, x, mu, middle, gmu, vw, gvw, a, norms, products, joint, context_slopes, mixing_slopes,
-    readout_slopes, parts_q, parts_x, parts_mu, spare, energies, slopes,
+    filters, numbers, atoms, bin, t, pairs, vectors, adj_units,
+    q, adj_q, x, mu, middle, adj_mu, vw, adj_vw, a, norms, products, joint,
+    context_derivatives, mixing_derivatives, readout_derivatives, parts_q, parts_x, parts_mu,
+    spare, energies, adj_distances,
 ):  # fmt: skip
-    """One block of one phase; in the end energies `(members, n)`, slopes, ∂E/∂d
-    `(members, pairs)` in units of the spacing, and turns, ∂E/∂u `(members, pairs, 3)`."""
+    """One block of one phase; in the end energies `(members, n)`, adj_distances, ∂E/∂d
+    `(members, pairs)` in units of the spacing, and adj_units, ∂E/∂u `(members, pairs, 3)`."""
     n, layers = len(numbers), filters.shape[1]
     first, last = pairs * block // blocks, pairs * (block + 1) // blocks
-    if kind == SEND:
+    if kind == MESSAGE:
         if layer == 0:
-            send_first(
-                x[0], filters[m, 0], atoms, interval, place, vectors, first, last,
+            first_message(
+                x[0], filters[m, 0], atoms, bin, t, vectors, first, last,
                 parts_q[block], parts_mu[block],
             )  # fmt: skip
         else:
-            send(
-                x[layer], mu[layer], filters[m, layer], atoms, interval, place, vectors,
+            message(
+                x[layer], mu[layer], filters[m, layer], atoms, bin, t, vectors,
                 first, last, parts_q[block], parts_mu[block],
             )  # fmt: skip
         return
-    if kind == SEND_BACKWARD:
+    if kind == MESSAGE_VJP:
         if layer == 0:
-            send_first_backward(
-                x[0], gq, gmu, filters[m, 0], atoms, interval, place, vectors, first, last,
-                slopes[m], turns[m],
+            first_message_vjp(
+                x[0], adj_q, adj_mu, filters[m, 0], atoms, bin, t, vectors, first, last,
+                adj_distances[m], adj_units[m],
             )  # fmt: skip
         else:
-            send_backward(
-                x[layer], mu[layer], gq, gmu, filters[m, layer], atoms, interval, place,
-                vectors, first, last, parts_x[block], parts_mu[block], slopes[m], turns[m],
+            message_vjp(
+                x[layer], mu[layer], adj_q, adj_mu, filters[m, layer], atoms, bin, t,
+                vectors, first, last, parts_x[block], parts_mu[block], adj_distances[m],
+                adj_units[m],
             )  # fmt: skip
         return
     end = n * (block + 1) // blocks
@@ -367,38 +369,40 @@ def phase(  # type: ignore[no-untyped-def]
                 vw[layer], q, joint, norms[layer], products[layer], epsilon, first, last
             )
             product(joint, mixing1[m, layer], spare[0], first, last)
-            silu(spare[0], mixing1_bias[m, layer], mixing_slopes[layer], first, last)
+            silu(spare[0], mixing1_bias[m, layer], mixing_derivatives[layer], first, last)
             product(spare[0], mixing2[m, layer], a[layer], first, last)
             add_bias(a[layer], mixing2_bias[m, layer], first, last)
-            out = mu[layer + 1] if layer + 1 < layers else gmu
+            out = mu[layer + 1] if layer + 1 < layers else adj_mu
             apply_mixing(a[layer], vw[layer], products[layer], q, middle, out, first, last)
             if layer + 1 < layers:
                 context(
                     q, context1[m, layer + 1], context1_bias[m, layer + 1],
                     context2[m, layer + 1], context2_bias[m, layer + 1], spare[0],
-                    context_slopes[layer + 1], x[layer + 1], first, last,
+                    context_derivatives[layer + 1], x[layer + 1], first, last,
                 )  # fmt: skip
         elif kind == READ_OUT:
-            gmu[3 * first : 3 * last] = 0
+            adj_mu[3 * first : 3 * last] = 0
             read_out(
                 q, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
-                last_bias[m], spare, readout_slopes, energies[m], gq, first, last,
+                last_bias[m], spare, readout_derivatives, energies[m], adj_q, first, last,
             )  # fmt: skip
-        elif kind == MIX_BACKWARD:
-            mixing_gradients(gq, gmu, vw[layer], products[layer], parts_x[0], first, last)
+        elif kind == MIX_VJP:
+            mixing_adjoints(adj_q, adj_mu, vw[layer], products[layer], parts_x[0], first, last)
             product(parts_x[0], mixing2_t[m, layer], spare[0], first, last)
-            multiply_rows(spare[0], mixing_slopes[layer], first, last)
+            multiply_rows(spare[0], mixing_derivatives[layer], first, last)
             product(spare[0], mixing1_t[m, layer], joint, first, last)
-            vector_gradients(gq, gmu, joint, a[layer], vw[layer], norms[layer], gvw, first, last)
-            product(gvw, mix_t[m, layer], middle, 3 * first, 3 * last)
-            add_to(gmu, middle, 3 * first, 3 * last)
+            vector_adjoints(
+                adj_q, adj_mu, joint, a[layer], vw[layer], norms[layer], adj_vw, first, last
+            )
+            product(adj_vw, mix_t[m, layer], middle, 3 * first, 3 * last)
+            add_to(adj_mu, middle, 3 * first, 3 * last)
         else:
             add_up(parts_x, first, last)
             add_up(parts_mu, 3 * first, 3 * last)
-            add_to(gmu, parts_mu[0], 3 * first, 3 * last)
-            context_backward(
-                parts_x[0], context2_t[m, layer], context_slopes[layer], context1_t[m, layer],
-                spare[0], spare[1], gq, first, last,
+            add_to(adj_mu, parts_mu[0], 3 * first, 3 * last)
+            context_vjp(
+                parts_x[0], context2_t[m, layer], context_derivatives[layer], context1_t[m, layer],
+                spare[0], spare[1], adj_q, first, last,
             )  # fmt: skip
 
 

@@ -76,13 +76,13 @@ def read_out(  # type: ignore[no-untyped-def]
     last_weight,
     last_bias,
     spare,
-    slopes,
+    derivatives,
     energies,
-    gradient,
+    adjoint,
     first,
     last,
 ):
-    """Energies of rows first to last, and gradient = ∂E/∂x.
+    """Energies of rows first to last, and adjoint = ∂E/∂x.
 
     Hidden layers `(layers, …)` use the first panels[k] panels of their weights only.
     """
@@ -93,15 +93,15 @@ def read_out(  # type: ignore[no-untyped-def]
     for k in range(layers):
         spare[1, first:last] = 0
         product(spare[0], hidden[k, : panels[k]], spare[1], first, last)
-        silu(spare[1], hidden_bias[k], slopes[k], first, last)
+        silu(spare[1], hidden_bias[k], derivatives[k], first, last)
         spare[0, first:last] = spare[1, first:last]
     for i in range(first, last):
         energy = splat(np.float32(0))
         for f in range(0, width, WIDTH):
             energy = energy + load(spare[0], i * width + f) * load(last_weight, f)
-            store(gradient, i * width + f, load(last_weight, f))
+            store(adjoint, i * width + f, load(last_weight, f))
         energies[i] = np.float64(total(energy)) + last_bias
     for k in range(layers - 1, -1, -1):
-        multiply_rows(gradient, slopes[k], first, last)
-        spare[0, first:last] = gradient[first:last]
-        product(spare[0], hidden_t[k], gradient, first, last)
+        multiply_rows(adjoint, derivatives[k], first, last)
+        spare[0, first:last] = adjoint[first:last]
+        product(spare[0], hidden_t[k], adjoint, first, last)

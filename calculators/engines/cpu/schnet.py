@@ -1,8 +1,8 @@
 """SchNet's energies and derivatives on a CPU, written out.
 
 With y = x W, m_i = Σ_j w(d_ij) ∘ y_j, h = ssp(m A + a), x ← x + h B + b in every interaction,
-the backward pass needs y and the slopes of ssp only. Arrays have one row for each atom and the
-width `features`, a multiple of 16; `filters` holds spline coefficients `(rows, features)`.
+the backward pass needs y and the derivatives of ssp only. Arrays have one row for each atom and the
+width `features`, a multiple of 16; `filters` holds spline coefficients `(k, features)`.
 Formulas: Schütt et al. 2018, J. Chem. Phys. 148, 241722.
 
 Work is cut into `blocks` (`threads.py`). A block of pairs adds to messages of its own, which are
@@ -29,9 +29,9 @@ from ase_biasgrad.calculators.engines.cpu.splines import (
     no_sums,
     sample,
     sample_and_add,
-    slope_taps,
+    slope_weights,
     total_slope,
-    value_taps,
+    value_weights,
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
@@ -39,71 +39,73 @@ from ase_biasgrad.numerics.simd_activations import shifted_softplus
 
 
 @compiled()
-def convolve(y, filters, atoms, interval, place, first, last, out):  # type: ignore[no-untyped-def]
+def cfconv(y, filters, atoms, bin, t, first, last, out):  # type: ignore[no-untyped-def]
     """out_i = Σ_j w(d_ij) ∘ y_j over pairs first to last and their mirrors."""
     width = y.shape[1]
     out[:] = 0
     for p in range(first, last):
-        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
-        taps = value_taps(place[p])
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, bin[p] * width
+        weights = value_weights(t[p])
         for f in range(0, width, WIDTH):
-            w = sample(filters, c + f, width, taps)
+            w = sample(filters, c + f, width, weights)
             store(out, i + f, load(out, i + f) + w * load(y, j + f))
             store(out, j + f, load(out, j + f) + w * load(y, i + f))
 
 
 @compiled()
-def convolve_backward(  # type: ignore[no-untyped-def]
-    y, gradient, filters, atoms, interval, place, first, last, out, slopes
+def cfconv_vjp(  # type: ignore[no-untyped-def]
+    y, adjoint, filters, atoms, bin, t, first, last, out, adj_distances
 ):
-    """From ∂E/∂m: out = ∂E/∂y, and slopes += ∂E/∂d in units of the grid spacing."""
+    """VJP of `cfconv`: from ∂E/∂m, out = ∂E/∂y and adj_distances += ∂E/∂d in grid spacings."""
     width = y.shape[1]
     out[:] = 0
     for p in range(first, last):
-        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
-        taps, sums = value_taps(place[p]), no_sums()
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, bin[p] * width
+        weights, sums = value_weights(t[p]), no_sums()
         for f in range(0, width, WIDTH):
-            gi, gj = load(gradient, i + f), load(gradient, j + f)
+            gi, gj = load(adjoint, i + f), load(adjoint, j + f)
             along = gi * load(y, j + f) + gj * load(y, i + f)
-            w, sums = sample_and_add(filters, c + f, width, taps, along, sums)
+            w, sums = sample_and_add(filters, c + f, width, weights, along, sums)
             store(out, i + f, load(out, i + f) + w * gj)
             store(out, j + f, load(out, j + f) + w * gi)
-        slopes[p] += total_slope(sums, place[p])
+        adj_distances[p] += total_slope(sums, t[p])
 
 
 @compiled()
-def radial_slopes(y, gradient, filters, atoms, interval, place, first, last, slopes):  # type: ignore[no-untyped-def]
-    """As `convolve_backward` where ∂E/∂y is not needed: at the embeddings."""
+def distance_adjoints(y, adjoint, filters, atoms, bin, t, first, last, adj_distances):  # type: ignore[no-untyped-def]
+    """VJP of `cfconv` in the distances alone, for the embeddings."""
     width = y.shape[1]
     for p in range(first, last):
-        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, interval[p] * width
-        taps = slope_taps(place[p])
+        i, j, c = atoms[p, 0] * width, atoms[p, 1] * width, bin[p] * width
+        weights = slope_weights(t[p])
         slope = splat(np.float32(0))
         for f in range(0, width, WIDTH):
-            along = load(gradient, i + f) * load(y, j + f) + load(gradient, j + f) * load(y, i + f)
-            slope = slope + sample(filters, c + f, width, taps) * along
-        slopes[p] += total(slope)
+            along = load(adjoint, i + f) * load(y, j + f) + load(adjoint, j + f) * load(y, i + f)
+            slope = slope + sample(filters, c + f, width, weights) * along
+        adj_distances[p] += total(slope)
 
 
 @compiled()
-def update(messages, x, hidden, hidden_bias, outward, outward_bias, slopes, spare, first, last):  # type: ignore[no-untyped-def]
-    """x += ssp(m A + a) B + b for rows first to last; the slopes of ssp are kept."""
+def update(  # type: ignore[no-untyped-def]
+    messages, x, hidden, hidden_bias, outward, outward_bias, derivatives, spare, first, last
+):
+    """x += ssp(m A + a) B + b for rows first to last; the derivatives of ssp are kept."""
     add_up(messages, first, last)
     product(messages[0], hidden, spare[0], first, last)
-    shifted_softplus(spare[0], hidden_bias, slopes, first, last)
+    shifted_softplus(spare[0], hidden_bias, derivatives, first, last)
     product(spare[0], outward, spare[1], first, last)
     add_rows(x, spare[1], outward_bias, first, last)
 
 
 @compiled()
-def update_backward(gradient, outward_t, slopes, hidden_t, spare, out, first, last):  # type: ignore[no-untyped-def]
-    """out = ∂E/∂m from gradient = ∂E/∂x for rows first to last."""
-    product(gradient, outward_t, spare[0], first, last)
-    multiply_rows(spare[0], slopes, first, last)
+def update_vjp(adjoint, outward_t, derivatives, hidden_t, spare, out, first, last):  # type: ignore[no-untyped-def]
+    """out = ∂E/∂m from adjoint = ∂E/∂x for rows first to last."""
+    product(adjoint, outward_t, spare[0], first, last)
+    multiply_rows(spare[0], derivatives, first, last)
     product(spare[0], hidden_t, out, first, last)
 
 
-EMBED, CONVOLVE, UPDATE, READ_OUT, UPDATE_BACKWARD, CONVOLVE_BACKWARD, INWARD_BACKWARD = range(7)
+EMBED, CFCONV, UPDATE, READ_OUT, UPDATE_VJP, CFCONV_VJP, INWARD_VJP = range(7)
 
 
 @cache
@@ -113,11 +115,11 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     for m in range(members):
         phases += [(EMBED, m, 0)]
         for layer in range(layers):
-            phases += [(CONVOLVE, m, layer), (UPDATE, m, layer)]
+            phases += [(CFCONV, m, layer), (UPDATE, m, layer)]
         phases += [(READ_OUT, m, 0)]
         for layer in reversed(range(layers if derivatives else 0)):
-            phases += [(UPDATE_BACKWARD, m, layer), (CONVOLVE_BACKWARD, m, layer)]
-            phases += [(INWARD_BACKWARD, m, layer)] if layer else []
+            phases += [(UPDATE_VJP, m, layer), (CFCONV_VJP, m, layer)]
+            phases += [(INWARD_VJP, m, layer)] if layer else []
     return np.array(phases, np.int64)
 
 
@@ -126,23 +128,25 @@ def phase(  # type: ignore[no-untyped-def]
     kind, m, layer, block, blocks,
     embedding, inward0, inward, inward_t, hidden, hidden_t, hidden_bias, outward, outward_t,
     outward_bias, panels, readout, readout_t, readout_bias, last_weight, last_bias, filters,
-    numbers, atoms, interval, place, pairs,
-    x, y, parts, slopes, readout_slopes, spare, energies, radial,
+    numbers, atoms, bin, t, pairs,
+    x, y, parts, derivatives, readout_derivatives, spare, energies, adj_distances,
 ):  # fmt: skip
-    """One block of one phase; in the end energies `(members, n)` and radial, ∂E/∂d
+    """One block of one phase; in the end energies `(members, n)` and adj_distances, ∂E/∂d
     `(members, pairs)` in units of the spacing. x turns from features into ∂E/∂x."""
     n, layers = len(numbers), filters.shape[1]
     first, last = pairs * block // blocks, pairs * (block + 1) // blocks
-    if kind == CONVOLVE:
-        convolve(y[layer], filters[m, layer], atoms, interval, place, first, last, parts[block])
+    if kind == CFCONV:
+        cfconv(y[layer], filters[m, layer], atoms, bin, t, first, last, parts[block])
         return
-    if kind == CONVOLVE_BACKWARD and layer == 0:
-        radial_slopes(y[0], spare[2], filters[m, 0], atoms, interval, place, first, last, radial[m])
+    if kind == CFCONV_VJP and layer == 0:
+        distance_adjoints(
+            y[0], spare[2], filters[m, 0], atoms, bin, t, first, last, adj_distances[m]
+        )
         return
-    if kind == CONVOLVE_BACKWARD:
-        convolve_backward(
-            y[layer], spare[2], filters[m, layer], atoms, interval, place, first, last,
-            parts[block], radial[m],
+    if kind == CFCONV_VJP:
+        cfconv_vjp(
+            y[layer], spare[2], filters[m, layer], atoms, bin, t, first, last,
+            parts[block], adj_distances[m],
         )  # fmt: skip
         return
     end = n * (block + 1) // blocks
@@ -154,18 +158,18 @@ def phase(  # type: ignore[no-untyped-def]
         elif kind == UPDATE:
             update(
                 parts, x, hidden[m, layer], hidden_bias[m, layer], outward[m, layer],
-                outward_bias[m, layer], slopes[layer], spare, first, last,
+                outward_bias[m, layer], derivatives[layer], spare, first, last,
             )  # fmt: skip
             if layer + 1 < layers:
                 product(x, inward[m, layer + 1], y[layer + 1], first, last)
         elif kind == READ_OUT:
             read_out(
                 x, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
-                last_bias[m], spare, readout_slopes, energies[m], x, first, last,
+                last_bias[m], spare, readout_derivatives, energies[m], x, first, last,
             )  # fmt: skip
-        elif kind == UPDATE_BACKWARD:
-            update_backward(
-                x, outward_t[m, layer], slopes[layer], hidden_t[m, layer], spare, spare[2],
+        elif kind == UPDATE_VJP:
+            update_vjp(
+                x, outward_t[m, layer], derivatives[layer], hidden_t[m, layer], spare, spare[2],
                 first, last,
             )  # fmt: skip
         else:

@@ -51,7 +51,7 @@ class CpuSchNet:
         )
 
     def memory(self, n: int, blocks: int) -> tuple[np.ndarray, ...]:
-        """Arrays for `n` atoms: x, y, parts, slopes, readout_slopes, spare."""
+        """Arrays for `n` atoms: x, y, parts, derivatives, readout_derivatives, spare."""
         hidden_layers = len(self.weights[10])
         lead = ((), (self.layers,), (blocks,), (self.layers,), (hidden_layers,), (3,))
         return tuple(np.empty((*shape, n, self.width), np.float32) for shape in lead)

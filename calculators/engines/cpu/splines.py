@@ -6,46 +6,48 @@ import numpy as np
 
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, lanes, load, splat, total
-from ase_biasgrad.numerics.splines import TAPS, polynomials, slope_polynomials
+from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
 
 
 def _eight_columns(polynomials: np.ndarray) -> np.ndarray:
-    """Polynomials `(powers, 6)` of the taps, filled up to vectors."""
-    return np.pad(polynomials, ((0, 0), (0, WIDTH - TAPS))).astype(np.float32)
+    """Polynomials `(powers, 6)` of the weights, filled up to vectors."""
+    return np.pad(polynomials, ((0, 0), (0, WIDTH - N_WEIGHTS))).astype(np.float32)
 
 
 VALUE, SLOPE = _eight_columns(polynomials()), _eight_columns(slope_polynomials())
-lane0, lane1, lane2, lane3, lane4, lane5 = lanes[:TAPS]
+lane0, lane1, lane2, lane3, lane4, lane5 = lanes[:N_WEIGHTS]
 
 
 @compiled()
-def value_taps(place):  # type: ignore[no-untyped-def]
-    """Weights of the six coefficients at a place, 0 to 1, of an interval: vectors."""
-    return _taps(VALUE, place)
+def value_weights(t):  # type: ignore[no-untyped-def]
+    """Weights of the six coefficients at t, 0 to 1 over a bin: vectors."""
+    return _weights(VALUE, t)
 
 
 @compiled()
-def slope_taps(place):  # type: ignore[no-untyped-def]
-    """As `value_taps`, of the derivative by the place."""
-    return _taps(SLOPE, place)
+def slope_weights(t):  # type: ignore[no-untyped-def]
+    """Weights of the derivative by t."""
+    return _weights(SLOPE, t)
 
 
 @compiled()
-def _taps(polynomials, place):  # type: ignore[no-untyped-def]
-    t, last = splat(place), len(polynomials) - 1
+def _weights(polynomials, t):  # type: ignore[no-untyped-def]
+    x, last = splat(t), len(polynomials) - 1
     w = load(polynomials, last * WIDTH)
     for power in range(last - 1, -1, -1):
-        w = w * t + load(polynomials, power * WIDTH)
+        w = w * x + load(polynomials, power * WIDTH)
     return lane0(w), lane1(w), lane2(w), lane3(w), lane4(w), lane5(w)
 
 
 @compiled()
-def sample(rows, start, stride, taps):  # type: ignore[no-untyped-def]
-    """Σ_s taps_s c_s, with coefficients `stride` apart in `rows` from `start` on."""
-    a = taps[0] * load(rows, start) + taps[1] * load(rows, start + stride)
-    b = taps[2] * load(rows, start + 2 * stride) + taps[3] * load(rows, start + 3 * stride)
-    a = a + taps[4] * load(rows, start + 4 * stride)
-    return a + (b + taps[5] * load(rows, start + 5 * stride))
+def sample(coefficients, start, stride, weights):  # type: ignore[no-untyped-def]
+    """Σ_s w_s c_s, with coefficients `stride` apart in `coefficients` from `start` on."""
+    a = weights[0] * load(coefficients, start) + weights[1] * load(coefficients, start + stride)
+    b = weights[2] * load(coefficients, start + 2 * stride) + weights[3] * load(
+        coefficients, start + 3 * stride
+    )
+    a = a + weights[4] * load(coefficients, start + 4 * stride)
+    return a + (b + weights[5] * load(coefficients, start + 5 * stride))
 
 
 @compiled()
@@ -56,22 +58,22 @@ def no_sums():  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def sample_and_add(rows, start, stride, taps, along, sums):  # type: ignore[no-untyped-def]
+def sample_and_add(coefficients, start, stride, weights, along, sums):  # type: ignore[no-untyped-def]
     """`sample`, and sums_s + c_s ∘ along: one reading of the coefficients serves both."""
-    c0, c1 = load(rows, start), load(rows, start + stride)
-    c2, c3 = load(rows, start + 2 * stride), load(rows, start + 3 * stride)
-    c4, c5 = load(rows, start + 4 * stride), load(rows, start + 5 * stride)
-    a, b = taps[0] * c0 + taps[1] * c1, taps[2] * c2 + taps[3] * c3
-    value = (a + taps[4] * c4) + (b + taps[5] * c5)
+    c0, c1 = load(coefficients, start), load(coefficients, start + stride)
+    c2, c3 = load(coefficients, start + 2 * stride), load(coefficients, start + 3 * stride)
+    c4, c5 = load(coefficients, start + 4 * stride), load(coefficients, start + 5 * stride)
+    a, b = weights[0] * c0 + weights[1] * c1, weights[2] * c2 + weights[3] * c3
+    value = (a + weights[4] * c4) + (b + weights[5] * c5)
     s0, s1, s2 = sums[0] + c0 * along, sums[1] + c1 * along, sums[2] + c2 * along
     s3, s4, s5 = sums[3] + c3 * along, sums[4] + c4 * along, sums[5] + c5 * along
     return value, (s0, s1, s2, s3, s4, s5)
 
 
 @compiled()
-def total_slope(sums, place):  # type: ignore[no-untyped-def]
-    """The derivative by the place of Σ value ∘ along, from the sums of `sample_and_add`."""
-    taps = slope_taps(place)
-    a, b = taps[0] * sums[0] + taps[1] * sums[1], taps[2] * sums[2] + taps[3] * sums[3]
-    a = a + taps[4] * sums[4]
-    return total(a + (b + taps[5] * sums[5]))
+def total_slope(sums, t):  # type: ignore[no-untyped-def]
+    """Derivative by t of Σ value ∘ along, from the sums of `sample_and_add`."""
+    weights = slope_weights(t)
+    a, b = weights[0] * sums[0] + weights[1] * sums[1], weights[2] * sums[2] + weights[3] * sums[3]
+    a = a + weights[4] * sums[4]
+    return total(a + (b + weights[5] * sums[5]))

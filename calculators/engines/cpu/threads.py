@@ -25,7 +25,7 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def blocks_for(atoms: int, bytes_per_block: int) -> int:
-    """How many blocks to cut the work into: at most as many as torch may use threads."""
+    """Number of blocks to cut the work into: at most as many as torch may use threads."""
     if atoms < THREADS_FROM:
         return 1
     return max(1, min(torch.get_num_threads(), MOST_MEMORY // max(1, bytes_per_block)))

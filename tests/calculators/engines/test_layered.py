@@ -1,4 +1,4 @@
-"""The sampled engine against autograd through the same TensorNet."""
+"""The layered engine against autograd through the same TensorNet."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from ase.calculators.calculator import CalculatorSetupError
 from conftest import copper, ethanol, mixed, small_potential, structure_of
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.calculators.engines.layered import SampledEngine
+from ase_biasgrad.calculators.engines.layered import LayeredEngine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
 from ase_biasgrad.numerics.splines import SplineError
 
@@ -27,7 +27,7 @@ def test_energies_forces_and_stress_are_those_of_autograd(make, dtype):
     exact = ReferenceEngine(
         [copy.deepcopy(backbone)], torch.device("cpu"), torch.float64, 0.5
     ).evaluate(s, True)
-    ours = SampledEngine([backbone], dtype, 0.5).evaluate(s, True)
+    ours = LayeredEngine([backbone], dtype, 0.5).evaluate(s, True)
     tolerance = TOLERANCES[dtype] * max(1.0, np.abs(exact.forces).max())
     np.testing.assert_allclose(ours.energies, exact.energies, atol=tolerance)
     np.testing.assert_allclose(ours.forces, exact.forces, atol=tolerance)
@@ -38,7 +38,7 @@ def test_energies_forces_and_stress_are_those_of_autograd(make, dtype):
 
 def test_several_structures_and_a_committee():
     backbones = [small_potential("tensornet", seed=k).backbone for k in range(2)]
-    engine = SampledEngine(backbones, torch.float64, 0.5)
+    engine = LayeredEngine(backbones, torch.float64, 0.5)
     structures = [structure_of(make()) for make in (ethanol, copper)]
     for s, at_once in zip(structures, engine.evaluate_many(structures), strict=True):
         alone = engine.evaluate(s, True)
@@ -52,15 +52,15 @@ def test_several_structures_and_a_committee():
 def test_where_it_runs(monkeypatch):
     tensornet, schnet = small_potential("tensornet"), small_potential("schnet")
     for dtype in ("float32", "float64"):
-        assert BiasGradCalculator(tensornet, device="cpu", dtype=dtype).engine == "sampled"
+        assert BiasGradCalculator(tensornet, device="cpu", dtype=dtype).engine == "layered"
     assert BiasGradCalculator(tensornet, device="cpu", engine="reference").engine == "reference"
     assert BiasGradCalculator([tensornet, schnet], device="cpu").engine == "reference"
     with pytest.raises(CalculatorSetupError, match="it evaluates TensorNet"):
-        BiasGradCalculator(schnet, device="cpu", engine="sampled")
+        BiasGradCalculator(schnet, device="cpu", engine="layered")
 
     def refuse(*_):
         raise SplineError("a kink")
 
-    monkeypatch.setattr("ase_biasgrad.fused.tensornet.sampled", refuse)
+    monkeypatch.setattr("ase_biasgrad.fused.sampled_tensornet.sampled", refuse)
     with pytest.warns(UserWarning, match=r"runs by autograd: .* a kink"):
         assert BiasGradCalculator(tensornet, device="cpu").engine == "reference"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.fused.messages import Components
-from ase_biasgrad.numerics.splines import TAPS
+from ase_biasgrad.numerics.splines import N_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def chosen_and_parities(components: Components) -> tuple[Tensor, Tensor]:
     return torch.tensor(components.filters), parities[:, None]
 
 
-def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> Tensor:
+def cfconv(pairs: Pairs, x: Tensor, coefficients: Tensor, components: Components) -> Tensor:
     """Σ_j W_ij x_j for each atom i, `(n, c, f)`.
 
     Parameters
@@ -37,18 +37,20 @@ def convolve(pairs: Pairs, x: Tensor, rows: Tensor, components: Components) -> T
         Who sends to whom.
     x
         What atoms send, `(n, c, f)`.
-    rows
-        Spline coefficients of g filters, `(rows, g, f)`, of which some may be for others.
+    coefficients
+        Spline coefficients of g filters, `(k, g, f)`, of which some may be for others.
     components
         Which filter each of the `c` components takes.
     """
     chosen, _ = chosen_and_parities(components)
-    filters = _filters(pairs, rows).index_select(1, chosen)  # (p, c, f)
+    filters = _filters(pairs, coefficients).index_select(1, chosen)  # (p, c, f)
     received = torch.zeros_like(x).index_add(0, pairs.i, filters * x[pairs.j])
     return received.index_add(0, pairs.j, filters * x[pairs.i])
 
 
-def lift(pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Components) -> Tensor:
+def tensor_message(
+    pairs: Pairs, x: Tensor, coefficients: Tensor, tensors: Tensor, components: Components
+) -> Tensor:
     """Σ_j W_ij T_ij x_j for each atom i, `(n, c, f)`.
 
     Parameters
@@ -57,32 +59,33 @@ def lift(pairs: Pairs, x: Tensor, rows: Tensor, tensors: Tensor, components: Com
         Who sends to whom.
     x
         What atoms send, `(n, f)`.
-    rows
-        Spline coefficients of g filters, `(rows, g, f)`.
+    coefficients
+        Spline coefficients of g filters, `(k, g, f)`.
     tensors
         `(p, c)`, functions of the direction from i to j.
     components
         Which filter and parity each of the `c` components has.
     """
     chosen, parities = chosen_and_parities(components)
-    filters = _filters(pairs, rows).index_select(1, chosen) * tensors[:, :, None]  # (p, c, f)
+    filters = _filters(pairs, coefficients).index_select(1, chosen)  # (p, c, f)
+    filters = filters * tensors[:, :, None]
     received = x.new_zeros((pairs.n, *filters.shape[1:]))
     received = received.index_add(0, pairs.i, filters * x[pairs.j][:, None])
     return received.index_add(0, pairs.j, parities.to(x.dtype) * filters * x[pairs.i][:, None])
 
 
-def _filters(pairs: Pairs, rows: Tensor) -> Tensor:
-    taps = pairs.first[:, None] + torch.arange(TAPS, device=rows.device)  # (p, 6)
-    return torch.einsum("pt,ptgf->pgf", pairs.weights, rows[taps])
+def _filters(pairs: Pairs, coefficients: Tensor) -> Tensor:
+    near = pairs.first[:, None] + torch.arange(N_WEIGHTS, device=coefficients.device)  # (p, 6)
+    return torch.einsum("pt,ptgf->pgf", pairs.weights, coefficients[near])
 
 
-def norms(mixed: Tensor, epsilon: float) -> Tensor:
+def vector_norms(mixed: Tensor, epsilon: float) -> Tensor:
     """√(v·v + ε) `(n, f)` of mixed vectors `(n, 3, 2f)`."""
     v = mixed[:, :, : mixed.shape[2] // 2]
     return (v.square().sum(dim=1) + epsilon).sqrt()
 
 
-def updates(factors: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+def painn_mixing(factors: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
     """a⁰ + a² v·w `(n, f)` and a¹ w `(n, 3, f)` of factors a `(n, 3, f)`."""
     v, w = mixed.chunk(2, dim=2)
     return factors[:, 0] + factors[:, 2] * (v * w).sum(dim=1), factors[:, 1:2] * w

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
-from ase_biasgrad.numerics.splines import Knots, coefficients
+from ase_biasgrad.numerics.splines import Knots, interpolate
 
 
 @pytest.mark.parametrize("count", [9, 57, 141, 379])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 70), (500,)])
 def test_they_are_those_of_a_pivoting_solver(count, shape):
     knots = Knots(5.0, count)
-    values = torch.randn(knots.n_rows, *shape, generator=torch.Generator().manual_seed(0))
-    values = values.reshape(knots.n_rows, *shape) if shape else values[:, None]
-    expected = coefficients(count, values.double().flatten(1).numpy()).reshape(values.shape)
+    values = torch.randn(knots.n_coefficients, *shape, generator=torch.Generator().manual_seed(0))
+    values = values.reshape(knots.n_coefficients, *shape) if shape else values[:, None]
+    expected = interpolate(count, values.double().flatten(1).numpy()).reshape(values.shape)
     size = np.abs(expected).max()
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
         found = spline_coefficients(knots, values.to(dtype))
@@ -24,13 +24,13 @@ def test_they_are_those_of_a_pivoting_solver(count, shape):
 
 def test_derivatives():
     knots = Knots(4.0, 9)
-    values = torch.randn(knots.n_rows, 2, 3, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(knots.n_coefficients, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: spline_coefficients(knots, v), (values,))
     assert torch.autograd.gradgradcheck(lambda v: spline_coefficients(knots, v), (values,))
 
 
 def test_the_values_given_are_not_changed():
     knots = Knots(4.0, 9)
-    values = torch.ones(knots.n_rows, 2)
+    values = torch.ones(knots.n_coefficients, 2)
     spline_coefficients(knots, values)
     assert (values == 1).all()

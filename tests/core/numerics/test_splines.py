@@ -40,7 +40,7 @@ def test_the_slope_is_the_derivative_of_the_value():
 
 def test_a_knot_lies_at_the_cutoff():
     table = sampled(lambda d: ((3.7 - d) ** 2 * (d < 3.7))[:, None], 3.7, 8)
-    assert table.intervals * table.knots.spacing == pytest.approx(3.7, abs=1e-12)
+    assert table.n_bins * table.knots.spacing == pytest.approx(3.7, abs=1e-12)
     assert evaluate(table, np.array([3.7]))[0] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -71,13 +71,13 @@ def test_quintic_polynomials_are_held_exactly_by_numpy_and_by_torch():
     table = sampled(function, 5.0, 8)
     r = torch.linspace(0.01, 4.999, 200, dtype=torch.float64, requires_grad=True)
     first, weights = table.knots.weights(r)
-    taps = torch.from_numpy(table.rows)[first[:, None] + torch.arange(6), 0]
-    values = (weights * taps).sum(dim=1)
+    coefficients = torch.from_numpy(table.coefficients)[first[:, None] + torch.arange(6), 0]
+    values = (weights * coefficients).sum(dim=1)
     (slopes,) = torch.autograd.grad(values.sum(), r)
     d = r.detach().numpy()
     np.testing.assert_allclose(values.detach(), polynomial(d), atol=1e-7)
     np.testing.assert_allclose(slopes, polynomial.deriv()(d), atol=1e-6)
     for ours, by_torch in zip(evaluate(table, d), (values.detach(), slopes), strict=True):
         np.testing.assert_allclose(ours[:, 0], by_torch, atol=1e-11)
-    assert int(first.max()) + 6 <= table.knots.n_rows
+    assert int(first.max()) + 6 <= table.knots.n_coefficients
     assert torch.allclose(weights.sum(dim=1), torch.ones(200, dtype=torch.float64))

@@ -11,7 +11,7 @@ from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu import arrangement
 from ase_biasgrad.calculators.engines.cpu.arrangement import (
     ARRANGED_FROM,
-    ArrangedPairs,
+    SortedPairs,
     put_back,
     z_order,
 )
@@ -51,7 +51,7 @@ def test_the_order_keeps_neighbours_together():
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)])
 def test_pairs_are_those_of_the_structure(pbc):
     structure = fluid(ARRANGED_FROM + 40, 3, pbc)
-    arranged, pairs, order = ArrangedPairs(3.0, 0.5).search(structure)
+    arranged, pairs, order = SortedPairs(3.0, 0.5).search(structure)
     np.testing.assert_array_equal(arranged.positions, structure.positions[order])
     np.testing.assert_array_equal(arranged.numbers, structure.numbers[order])
     once = half(neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5))
@@ -89,7 +89,7 @@ def test_results_are_in_the_order_of_the_structure(name):
 
 
 def test_a_search_is_needed_only_when_atoms_have_moved_far():
-    arranged, s = ArrangedPairs(3.0, 0.6), fluid(300, 5)
+    arranged, s = SortedPairs(3.0, 0.6), fluid(300, 5)
     assert arranged.find(s) is None
     searched = arranged.search(s)
     near = Structure(s.numbers, s.positions + 0.1, s.cell, s.pbc)  # all of them together
