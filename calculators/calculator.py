@@ -13,19 +13,21 @@ import numpy as np
 import torch
 from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.stress import full_3x3_to_voigt_6_stress
+from ase.symbols import Symbols
 
-from ase_biasgrad.bias import N_ELEMENTS, Bias
+from ase_biasgrad.bias import KNOWN_WITHIN, N_ELEMENTS, Bias
 from ase_biasgrad.calculators.base import PotentialCalculator
 from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.neighbours import complete_cell
+from ase_biasgrad.neighbours import complete_cell, pairs_within
 from ase_biasgrad.potential import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+SAME_ZERO = 0.5  # eV per atom between mean reference energies; another temperature gives less
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -54,7 +56,7 @@ class BiasGradCalculator(PotentialCalculator):
         float64.
     engine
         `auto` takes `cpu`, written-out derivatives over sampled radial filters, for SchNet and
-        PaiNN in float32 on a CPU, `sampled` for TensorNet on a CPU, and `reference`, autograd
+        PaiNN in float32 on a CPU, `layered` for TensorNet on a CPU, and `reference`, autograd
         through the plain backbones, for everything else, CUDA devices included. The attribute
         `engine` names the one that runs.
     skin
@@ -108,9 +110,11 @@ class BiasGradCalculator(PotentialCalculator):
             except ValueError as error:
                 raise CalculatorSetupError(str(error)) from error
         self.biases: list[Bias] = [potential.bias.cpu() for potential in potentials]
+        _check_one_zero(self.biases)
+        self._cutoff = max(p.cutoff for p in potentials)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False
-        self._bias_of: tuple[bytes, np.ndarray] | None = None
+        self._bias_of: tuple[tuple[bytes, bool], np.ndarray] | None = None
 
     def _loaded(self, source: str | Path | Potential) -> Potential:
         if isinstance(source, Potential):
@@ -181,7 +185,7 @@ class BiasGradCalculator(PotentialCalculator):
                 raise InputError(str(error)) from error
 
     def _results(self, structure: Structure, evaluation: Evaluation) -> dict[str, Any]:
-        energies = evaluation.energies + self._bias_per_atom(structure.numbers)  # (members, n)
+        energies = evaluation.energies + self._bias_per_atom(structure)  # (members, n)
         members: dict[str, np.ndarray] = {"energy": energies.sum(axis=1), "energies": energies}
         if evaluation.forces is not None:
             members["forces"] = evaluation.forces
@@ -191,25 +195,33 @@ class BiasGradCalculator(PotentialCalculator):
                 members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
         return _single(members) if len(self.biases) == 1 else _committee(members)
 
-    def _bias_per_atom(self, numbers: np.ndarray) -> np.ndarray:
+    def _bias_per_atom(self, structure: Structure) -> np.ndarray:
         """Biases split over the atoms, `(members, n)`; they depend on the numbers alone."""
-        key = numbers.tobytes()
+        numbers, isolated = structure.numbers, self._is_isolated(structure)
+        key = (numbers.tobytes(), isolated)
         if self._bias_of is None or self._bias_of[0] != key:
-            self._check_energy_zero(numbers)
+            self._check_energy_zero(numbers, isolated)
             z, batch = torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.int64)
             values = [bias.per_atom(z, batch, 1).numpy() for bias in self.biases]
             self._bias_of = (key, np.stack(values))
         return self._bias_of[1]
 
-    def _check_energy_zero(self, numbers: np.ndarray) -> None:
+    def _is_isolated(self, s: Structure) -> bool:
+        """True for one atom without neighbours, which a crystal's cell of one atom has."""
+        if len(s.numbers) != 1 or not s.pbc.any():
+            return len(s.numbers) == 1
+        return not len(pairs_within(s.positions, s.cell, s.pbc, self._cutoff).centre)
+
+    def _check_energy_zero(self, numbers: np.ndarray, isolated: bool) -> None:
         counts = np.bincount(numbers, minlength=N_ELEMENTS)
-        if len(numbers) == 0 or all(bias.knows(counts) for bias in self.biases):
+        if len(numbers) == 0 or all(bias.knows(counts, isolated) for bias in self.biases):
             return
         zeros = {bias.zero for bias in self.biases}
         reason = (
             "the bias of this potential has not been fitted (run `biasgrad fit-bias`)"
             if "none" in zeros
-            else f"the {'/'.join(sorted(zeros))} bias was fitted to other compositions"
+            else f"the {'/'.join(sorted(zeros))} bias was fitted to other compositions, or is off "
+            f"by more than {KNOWN_WITHIN} eV per atom at {Symbols(numbers).get_chemical_formula()}"
         )
         message = (
             f"the energy zero is not known: {reason}. Forces, stress and energy differences at "
@@ -257,6 +269,30 @@ class BiasGradCalculator(PotentialCalculator):
 def _structure(atoms: Atoms) -> Structure:
     numbers, positions = atoms.numbers.astype(np.int64), atoms.positions.astype(np.float64)
     return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
+
+
+def _check_one_zero(biases: list[Bias]) -> None:
+    """Refuse a committee whose energies have different zeros: their mean would have none.
+
+    Members may know different compositions, but were fitted all or none, and to the same level of
+    reference energies (eV per atom) at each composition that they share.
+    """
+    fitted = [bias.zero != "none" for bias in biases]
+    if any(fitted) and not all(fitted):
+        raise CalculatorSetupError(
+            f"the bias of committee member {fitted.index(False)} has not been fitted, that of "
+            f"member {fitted.index(True)} has: run `biasgrad fit-bias` for all on the same data"
+        )
+    levels: dict[str, tuple[float, int]] = {}
+    for k, bias in enumerate(biases):
+        for composition, level in bias.fit_report.get("reference", {}).items():
+            first, member = levels.setdefault(composition, (level, k))
+            if abs(level - first) > SAME_ZERO:
+                raise CalculatorSetupError(
+                    f"committee members {member} and {k} have different energy zeros: they were "
+                    f"fitted to {first:.3f} and {level:.3f} eV per atom at {composition}; run "
+                    "`biasgrad fit-bias` for all on the same data"
+                )
 
 
 def _single(members: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import Checkpoint
     from ase_biasgrad.training.frames.resident import ResidentFrames
 
@@ -26,9 +27,7 @@ def fit_bias(
     output: Annotated[Path, typer.Option("--output", "-o", help="new checkpoint")],
     method: Annotated[
         str,
-        typer.Option(
-            help="auto, mean, median, efwt, gradient, least-squares, least-absolute-deviation"
-        ),
+        typer.Option(help="auto, mean, median, efwt, least-squares, least-absolute-deviation"),
     ] = "auto",
     frames: Frames = None,
     device: Device = "auto",
@@ -47,17 +46,39 @@ def fit_bias(
     }
     save_checkpoint(output, loaded.potential.cpu(), history)
     bias = loaded.potential.bias
-    typer.echo(f"energy zero: {bias.zero}; fit: {bias.fit_report}")
-    if bias.fit_report.get("rank", 0) < bias.fit_report.get("elements", 0):
+    fit = {key: value for key, value in bias.fit_report.items() if key != "reference"}
+    typer.echo(f"energy zero: {bias.zero}; fit: {fit}")
+    if fit["rank"] < fit["elements"]:
         typer.echo(
             "the data does not determine every element: the smallest values were taken, and only "
             "compositions that combine those of the data have a known energy zero"
         )
+    for line in _residuals_by_composition(bias):
+        typer.echo(line)
     norms = error_norms(left)
     typer.echo(
         f"energy residuals left: MAE {1000 * norms.mae:.3f} meV, RMSE {1000 * norms.rmse:.3f} meV"
     )
     typer.echo(f"checkpoint: {output}")
+
+
+def _residuals_by_composition(bias: Bias) -> list[str]:
+    """Lines with the mean residual of each composition, the largest by atom first; 20 at most."""
+    from ase_biasgrad.bias import KNOWN_WITHIN
+    from ase_biasgrad.data.dataset import formula
+
+    rows = zip(bias.compositions.numpy(), bias.residuals.tolist(), bias.isolated, strict=True)
+    table = sorted(
+        ((abs(left) / counts.sum(), left, counts, isolated) for counts, left, isolated in rows),
+        key=lambda row: -row[0],
+    )
+    lines = [
+        f"  {formula(counts)}{' (isolated atom)' if isolated else ''}: {1000 * left:.3f} meV"
+        + (", too far off: its energy zero is not known" if by_atom > KNOWN_WITHIN else "")
+        for by_atom, left, counts, isolated in table[:20]
+    ]
+    more = [f"  and {len(table) - 20} more compositions, nearer"] if len(table) > 20 else []
+    return ["mean residual left at each composition:", *lines, *more]
 
 
 def evaluate(
@@ -127,16 +148,13 @@ def convert(
 
 def info(checkpoint: CheckpointPath) -> None:
     """What a checkpoint holds and where it comes from."""
-    import yaml
+    import json
 
     from ase_biasgrad.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
-    typer.echo(
-        yaml.safe_dump(
-            {"sha256": loaded.sha256, **loaded.metadata}, sort_keys=False, allow_unicode=True
-        )
-    )
+    content = {"sha256": loaded.sha256, **loaded.metadata}
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _loaded(

@@ -9,7 +9,9 @@ import uuid
 
 import numpy as np
 import pytest
-from ase.calculators.calculator import CalculatorSetupError, get_calculator_class
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import CalculatorSetupError, InputError, get_calculator_class
 from ase.calculators.socketio import SocketClient, SocketIOCalculator
 from ase.io import read
 from conftest import copper, ethanol, small_potential
@@ -238,3 +240,37 @@ def test_ase_run(tmp_path):
     expected.calc = BiasGradCalculator(tmp_path / "p.safetensors", device="cpu")
     energy = read(tmp_path / "out.extxyz").get_potential_energy()
     assert energy == pytest.approx(expected.get_potential_energy(), abs=1e-6)
+
+
+def fitted_to(level: float, counts=((29,) * 4, (29,)), isolated=(False, True)):
+    """A potential fitted to crystals and an isolated atom, at a level of reference energies."""
+    potential = small_potential()
+    rows = np.array([np.bincount(numbers, minlength=119) for numbers in counts])
+    residuals = np.where(isolated, 0.0, level * rows.sum(axis=1))
+    potential.bias.fit(residuals, rows, "mean", isolated=np.array(isolated))
+    potential.bias.fit_report["reference"] = {"Cu4": level}
+    return potential
+
+
+def test_an_isolated_atom_that_the_fit_is_off_for_is_not_known_and_its_crystal_is():
+    crystal, atom, boxed = bulk("Cu"), Atoms("Cu"), Atoms("Cu", cell=[15.0] * 3, pbc=True)
+    calc = BiasGradCalculator(fitted_to(-3.5), strict=True)
+    energy = {1: calc.get_potential_energy(crystal)}
+    energy[27] = calc.get_potential_energy(crystal * 3)
+    assert energy[27] == pytest.approx(27 * energy[1], rel=1e-5)
+    for structure in (atom, boxed):
+        with pytest.raises(InputError, match=r"0\.1 eV per atom at Cu"):
+            calc.get_potential_energy(structure)
+    assert calc.get_potential_energy(crystal) == energy[1]
+
+
+def test_a_committee_of_different_energy_zeros_is_refused():
+    with pytest.raises(
+        CalculatorSetupError, match="member 1 has not been fitted, that of member 0"
+    ):
+        BiasGradCalculator([fitted_to(-3.5), small_potential()])
+    with pytest.raises(CalculatorSetupError, match=r"-3\.500 and -7\.100 eV per atom at Cu4"):
+        BiasGradCalculator([fitted_to(-3.5), fitted_to(-3.6), fitted_to(-7.1)])
+    calc = BiasGradCalculator([fitted_to(-3.5), fitted_to(-3.6)], strict=True)
+    calc.calculate(bulk("Cu"), ["energy"])
+    assert calc.results["energy_std"] == pytest.approx(0.1 / np.sqrt(2), abs=1e-6)

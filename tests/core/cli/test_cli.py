@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -70,10 +71,13 @@ def test_train_evaluate_fit_bias_and_info(folder, data):
     assert "10 frames" in said
     assert json.loads((folder / "e.json").read_text())["frames"] == 10
     assert (folder / "rep" / "errors.png").exists()
-    biasgrad(folder, "fit-bias", checkpoint, "cu.h5", "-o", "m.safetensors", "--method", "median")
+    said = biasgrad(
+        folder, "fit-bias", checkpoint, "cu.h5", "-o", "m.safetensors", "--method", "median"
+    )
+    assert re.search(r"mean residual left at each composition:\n  Cu4: -?\d+\.\d+ meV\n", said)
     one, two = (load_checkpoint(folder / name) for name in (checkpoint, "m.safetensors"))
     assert two.potential.bias.fit_report["method"] == "median"
-    assert float(one.potential.bias.constant) != float(two.potential.bias.constant)
+    assert float(one.potential.bias.per_element[29]) != float(two.potential.bias.per_element[29])
     assert "backbone" in biasgrad(folder, "info", checkpoint)
     assert "learning_rate" in biasgrad(folder, "train", "--options")
     assert "Cu4: 40 frames" in biasgrad(folder, "data", "info", "cu.h5")
