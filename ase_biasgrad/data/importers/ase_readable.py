@@ -84,6 +84,9 @@ def import_ase(
             source=where,
         )
         asked.add(path, where, *structure, **cell, **known, state=charge_state(values))
+    if by == "as it says":  # and was believed
+        for key in _unit_keys(first[1]).values():
+            del account.left[key]
     require_named(path, account, options)
     return account.skipped, account.said(f"{path.name}: {units.said}", options)
 
@@ -113,6 +116,7 @@ def _labels(
         if (key := choose(name, values, options)) is None:
             continue
         used.add(key)
+        account.taken[name, key] += 0
         if name == "stress" and not atoms.pbc.any():
             account.unperiodic += 1
             continue
@@ -123,16 +127,18 @@ def _labels(
             continue
         account.taken[name, key] += 1
         labels[name] = label
-    for key in values:
-        if key not in used and key not in STRUCTURE:
-            account.left[key] += 1
+    account.left.update(key for key in values if key not in {*used, *STRUCTURE})
     return labels
 
 
 def _own_units(values: Mapping[str, Any]) -> dict[str, str]:
     """Units that a frame names, by our names."""
+    return {name: values[key] for name, key in _unit_keys(values).items()}
+
+
+def _unit_keys(values: Mapping[str, Any]) -> dict[str, str]:
     return {
-        name: value
+        name: key
         for name, pattern in UNIT_KEYS.items()
         for key, value in values.items()
         if re.fullmatch(pattern, key.lower()) and isinstance(value, str)
@@ -219,10 +225,14 @@ def _header(line: str) -> dict[str, Any]:
         if keys.count(key) > 1 and (like(key) or key in ("Lattice", "Properties", "pbc")):
             raise DataError(f"{key} stands twice in {line!r}")
     try:
-        return key_val_str_to_dict(line)
+        found = key_val_str_to_dict(line)
     except ValueError:  # ASE wants nine
         marked = key_val_str_to_dict(re.sub(r"(?<!\S)(stress|virial)(?=\s*=)", r"\1_", line))
-        return {{"stress_": "stress", "virial_": "virial"}.get(k, k): v for k, v in marked.items()}
+        found = {{"stress_": "stress", "virial_": "virial"}.get(k, k): v for k, v in marked.items()}
+    for key in keys:
+        if like(key) and key not in found:
+            raise DataError(f"{key} cannot be told from the rest of {line!r}; are quotes missing?")
+    return found
 
 
 def _values(atoms: Any, rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Account:
 
     frames: int = 0
     skipped: int = 0
+    # by label and key; 0 where a key never held a number that can be used
     taken: Counter[tuple[str, str]] = field(default_factory=Counter)
     nan: Counter[str] = field(default_factory=Counter)
     unperiodic: int = 0  # frames whose stress means nothing
@@ -73,7 +74,7 @@ class Account:
                 said.append(f"{name}: left out, as you say")
                 continue
             total = sum(keys.values())
-            if name == "stress" and not (total or self.unperiodic):
+            if name == "stress" and not keys:
                 continue
             origin = " and ".join(
                 f"{key}{_changed(name, key)}" + (f" ({n})" if len(keys) > 1 else "")
@@ -157,9 +158,9 @@ def converted(
     DataError
         On values that are no real numbers, or no stress.
     """
+    array = real_array(values, f"{where}: {key}")
     if np.asarray(values).dtype.kind == "b":
         raise DataError(f"{where}: {key}: holds true or false, expected numbers")
-    array = real_array(values, f"{where}: {key}")
     if name == "energy":
         fits = array.size == int(np.prod(energy_shape))  # (1,) in SchNetPack, (m, 1) in MD17
         return (array.reshape(energy_shape) if fits else array) * units.factors[name]
@@ -199,9 +200,11 @@ def charge_state(values: Mapping[str, Any]) -> tuple[int, str]:
     def number(*names: str) -> float:
         for name in names:
             try:
-                return float(np.sum(np.asarray(lower[name], float)))
+                value = float(np.sum(np.asarray(lower[name], float)))
             except (KeyError, TypeError, ValueError):
                 continue
+            if np.isfinite(value):
+                return value
         return 0.0
 
     charge = number("charge", "total_charge", "tot_charge", "net_charge", "initial_charges")

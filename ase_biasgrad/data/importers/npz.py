@@ -56,6 +56,7 @@ def import_npz(
     account.left.update({key: m for key in arrays if key not in used})
     if "stress" in values and not pbc.any():
         account.unperiodic, _ = m, values.pop("stress")
+        account.taken["stress", found["stress"]] = 0
     volume = np.ones(m) if cell is None else np.broadcast_to(np.abs(np.linalg.det(cell)), (m,))
     for name in [name for name in values if name not in STRUCTURE]:
         label = converted(name, found[name], values[name], units, volume, str(path), (m,))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase_biasgrad.data.dataset import DataError
-from ase_biasgrad.units import energy_unit, force_unit, length_unit, stress_unit
+from ase_biasgrad.units import UnitError, energy_unit, force_unit, length_unit, stress_unit
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,22 @@ def units_of(
     ------
     DataError
         If the file and the user contradict each other.
+    ase_biasgrad.units.UnitError
+        On a unit that is not known.
     """
+    try:
+        return _units_of(path, options, own, fallback, by)
+    except UnitError as error:
+        raise UnitError(f"{path}: {error}") from error
+
+
+def _units_of(
+    path: Path,
+    options: ImportOptions,
+    own: Mapping[str, str],
+    fallback: tuple[str, str] | None,
+    by: str,
+) -> Units | None:
     energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
     length = said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
     if fallback is None and (energy is None or length is None):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.importers import ImportOptions, import_files
-from ase_biasgrad.units import energy_unit
+from ase_biasgrad.units import UnitError, energy_unit
 
 ROWS = "O 0 0 0 0.3 0 -0.1\nH 0 0 {z} -0.3 0 0.1\n"
 LATTICE = 'Lattice="4 0 0 0 5 0 0 0 6" pbc="T T T" '
@@ -207,6 +207,9 @@ def test_units_that_a_frame_names_are_believed_and_shown(tmp_path):
     np.testing.assert_array_equal(dataset[0].forces, FORCES)
     assert "energies kcal/mol → eV (as it says), lengths in Å (ASE's convention)" in said
     assert "forces in eV/Ang (as it says)" in said
+    assert "left out" not in said
+    with pytest.raises(UnitError, match=r"x\.extxyz: 'furlong' is no length unit"):
+        imported(tmp_path, frame("energy=-1 length_unit=furlong"))
     with pytest.raises(DataError, match="its energy unit is kcal/mol, and you say eV"):
         imported(tmp_path, frame(header), energy_unit="eV")
     with pytest.raises(DataError, match=r"frame 1\): names other units than the first"):
@@ -317,3 +320,41 @@ def test_labels_of_several_kinds_come_back_from_a_calculator(tmp_path):
         np.testing.assert_allclose(found.forces, atoms.get_forces(), atol=1e-7)
     assert "left out: energies (values of each atom) in 3 frames" in report.conversions[0]
     assert Dataset(tmp_path / "own.h5").provenance["imported"] == report.conversions
+
+
+WORDS = st.sampled_from(
+    [
+        "energy",
+        "Energy",
+        "virial",
+        "stress",
+        "charge",
+        "spin",
+        "magmom",
+        "energy_unit",
+        "note",
+        "pbc",
+    ]
+)
+WHOLE = ["1", "-2.5", "nan", "inf", "T", "eV", '"1 2 3"', f'"{SIX}"', f'"{NINE}"', "_JSON [[1], 2]"]
+WHOLE += ["_JSON {}", "''", "1e400", "é", "0x1"]
+VALUES = st.sampled_from([*WHOLE, '"', "=", "[1 2"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(WORDS, VALUES), max_size=5))
+def test_any_header_is_read_rightly_or_refused_by_name(tmp_path_factory, pairs):
+    folder = tmp_path_factory.mktemp("header")
+    header = " ".join(f"{key}={value}" for key, value in pairs)
+    try:
+        dataset, said = imported(folder, frame(header))
+    except (DataError, UnitError) as error:
+        said = str(error)
+        assert "x.extxyz" in said
+        assert not (folder / "out.h5").exists()
+        return
+    np.testing.assert_array_equal(dataset[0].numbers, [8, 1])
+    energies = [float(v) for k, v in pairs if k.lower() == "energy" and v in ("1", "-2.5")]
+    assert dataset[0].energy is None or dataset[0].energy in energies
+    if all(value in WHOLE for _, value in pairs):
+        assert all(key in said or key in ("pbc", "energy_unit") for key, _ in pairs)
