@@ -21,6 +21,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 html_theme = "furo"
 html_title = "ase-biasgrad"
 exclude_patterns = ["_build"]

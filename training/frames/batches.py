@@ -50,6 +50,6 @@ class EpochBatches(Sampler[list[int]]):
             yield mine.tolist()
 
 
-def batch_loader(frames: ResidentFrames, batches: EpochBatches) -> DataLoader:
+def batch_loader(frames: ResidentFrames, batches: EpochBatches) -> DataLoader[Any]:
     """A loader that yields `Batch` objects, gathered on the device of `frames`."""
     return DataLoader(frames, sampler=batches, batch_size=None, num_workers=0)
