@@ -10,12 +10,14 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.importers import ImportOptions, import_files
-from ase_biasgrad.training.evaluation.evaluate import evaluate
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad import (
+    BiasGradCalculator,
+    Dataset,
+    ImportOptions,
+    import_files,
+    load_checkpoint,
+)
+from ase_biasgrad.training import ResidentFrames, evaluate
 
 POTENTIAL = (
     Path(__file__).resolve().parents[1] / "examples" / "potentials" / "ethanol_rmd17.safetensors"
