@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},
     "dense": {"files", "numerics"},
-    "backbones": {"graph", "differentiable_graph", "se3_transformer"},
+    "backbones": {"graph", "differentiable_graph", "se3_transformer", "units"},
     "fused": {"backbones", "graph", "numerics"},
     "potential": {"backbones", "bias", "graph"},
     "checkpoint": {"backbones", "bias", "files", "potential"},

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.units import N_ELEMENTS
 
 
 class Backbone(nn.Module, ABC):
@@ -21,7 +22,7 @@ class Backbone(nn.Module, ABC):
 
     name: ClassVar[str]
     depths: ClassVar[tuple[str, ...]] = ("interactions",)
-    largest_number: ClassVar[int] = 118  # atomic number
+    largest_number: ClassVar[int] = N_ELEMENTS - 1  # atomic number
     cutoff: float
     arguments: dict[str, Any]
 

@@ -13,8 +13,9 @@ import numpy as np
 from ase.data import atomic_masses, covalent_radii
 from ase.data import missing as NO_RADIUS
 
+from ase_biasgrad.units import N_ELEMENTS
+
 FEATURES = ("group", "row", "block", "mass", "radius", "electronegativity")
-N_ELEMENTS = 118
 BLOCKS = ("s", "p", "d", "f")
 
 # atomic numbers of the noble gases, which end the rows
@@ -59,7 +60,7 @@ def group(numbers: np.ndarray) -> np.ndarray:
 
 def electronegativity(numbers: np.ndarray) -> np.ndarray:
     """Pauling's electronegativity of atomic numbers `(n,)`, NaN where there is no value."""
-    table = np.full(N_ELEMENTS + 1, np.nan)
+    table = np.full(N_ELEMENTS, np.nan)
     table[1 : len(_PAULING) + 1] = _PAULING
     return np.where(table == 0, np.nan, table)[numbers]
 
@@ -92,16 +93,16 @@ def element_table(features: Sequence[str] = FEATURES, bins: int = 10) -> np.ndar
             f"features={list(features)} with bins={bins} cannot tell atoms apart: name some "
             "features, each once, and 1 to 1000 bins"
         )
-    numbers = np.arange(1, N_ELEMENTS + 1)
-    radii = np.full(N_ELEMENTS, np.nan)
-    radii[: len(covalent_radii) - 1] = covalent_radii[1 : N_ELEMENTS + 1]
+    numbers = np.arange(1, N_ELEMENTS)
+    radii = np.full(N_ELEMENTS - 1, np.nan)
+    radii[: len(covalent_radii) - 1] = covalent_radii[1:N_ELEMENTS]
     continuous = {
-        "mass": atomic_masses[1 : N_ELEMENTS + 1],
+        "mass": atomic_masses[1:N_ELEMENTS],
         "radius": np.where(radii == NO_RADIUS, np.nan, radii),
         "electronegativity": electronegativity(numbers),
     }
     categories: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, int]] = {
-        "element": (np.asarray, N_ELEMENTS, 1),
+        "element": (np.asarray, N_ELEMENTS - 1, 1),
         "group": (group, 18, 1),
         "row": (row, 7, 1),
         "block": (block, len(BLOCKS), 0),

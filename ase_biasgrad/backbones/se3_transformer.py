@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.units import N_ELEMENTS
 
 MAX_DEGREE = 8  # paths, and the time to build them, grow with its third power
 
@@ -91,7 +92,7 @@ class SE3TransformerBackbone(ReadoutBackbone):
 
         self.cutoff = float(cutoff)
         self.scale = float(scale)
-        self.embedding = nn.Embedding(119, channels)
+        self.embedding = nn.Embedding(N_ELEMENTS, channels)
         self.radial_basis = BesselRBF(radial_functions, cutoff=cutoff)
         kernels = KernelOptions(
             inputs=1 + radial_functions,

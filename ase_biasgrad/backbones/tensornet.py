@@ -18,11 +18,11 @@ from torch.nn.functional import pad, silu
 
 from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
 from ase_biasgrad.graph import AtomGraph, pairs_within
+from ase_biasgrad.units import N_ELEMENTS
 
 PARTS = (1, 3, 5)  # components of I, A, S
 PART_OF = (0, 1, 1, 1, 2, 2, 2, 2, 2)
 PARITIES = (1, -1, -1, -1, 1, 1, 1, 1, 1)  # under reversal of a direction
-LARGEST_NUMBER = 118
 
 
 class Filters(NamedTuple):
@@ -140,7 +140,7 @@ class TensorEmbedding(nn.Module):
 
     def __init__(self, features: int, radial_functions: int) -> None:
         super().__init__()
-        self.element = nn.Embedding(LARGEST_NUMBER + 1, features)
+        self.element = nn.Embedding(N_ELEMENTS, features)
         self.centre = nn.Linear(features, features)
         self.neighbour = nn.Linear(features, features, bias=False)
         self.radial = nn.Linear(radial_functions, 3 * features)

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from ase_biasgrad.units import N_ELEMENTS
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -103,13 +105,14 @@ def atomic_numbers(numbers: Any, source: str, where: str) -> np.ndarray:
     Raises
     ------
     DataError
-        If they are no integers of 1…118.
+        If they are no atomic numbers of elements.
     """
     found = real_array(numbers, f"{source}: numbers {where}")
     whole = np.rint(found)
-    if found.ndim != 1 or not len(found) or not np.all((whole >= 1) & (whole <= 118)):
+    if found.ndim != 1 or not len(found) or not np.all((whole >= 1) & (whole < N_ELEMENTS)):
         raise DataError(
-            f"{source}: numbers {where}: {found.tolist()} are no atomic numbers (1…118)"
+            f"{source}: numbers {where}: {found.tolist()} are no atomic numbers "
+            f"(1…{N_ELEMENTS - 1})"
         )
     if not np.array_equal(found, whole):
         raise DataError(f"{source}: numbers {where}: {found.tolist()} are not integers")
@@ -312,8 +315,8 @@ class Dataset:
         return sum(len(group) for group in self._groups if group.has(label))
 
     def compositions(self) -> np.ndarray:
-        """Atoms of each element in each frame, `(m, 119)` int64 by atomic number."""
-        counts = np.stack([np.bincount(g.numbers, minlength=119) for g in self._groups])
+        """Atoms of each element in each frame, `(m, N_ELEMENTS)` int64 by atomic number."""
+        counts = np.stack([np.bincount(g.numbers, minlength=N_ELEMENTS) for g in self._groups])
         return counts[self._group_of].astype(np.int64, copy=False)
 
     def hash(self) -> str:

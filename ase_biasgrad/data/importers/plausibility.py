@@ -13,7 +13,7 @@ from ase.units import GPa, Hartree
 
 from ase_biasgrad.data.dataset import formula
 from ase_biasgrad.data.writer import closest_pair
-from ase_biasgrad.units import ENERGY
+from ase_biasgrad.units import ENERGY, N_ELEMENTS
 
 CLOSEST = 0.3  # Å
 LARGEST_STRESS = 1000 * GPa
@@ -128,7 +128,7 @@ class Questions:
             lines += self._about(path, source)
         for key, states in self._states.items():
             if len(states) > 1:
-                made = formula(np.bincount(np.frombuffer(key, np.int64), minlength=119))
+                made = formula(np.bincount(np.frombuffer(key, np.int64), minlength=N_ELEMENTS))
                 named = [f"{_state(*state)} ({where})" for state, where in states.items()]
                 lines.append(
                     f"{made}: {' beside '.join(named[:3])}; a potential cannot tell them apart, "
