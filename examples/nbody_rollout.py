@@ -19,13 +19,9 @@ from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.calculators import ChargedParticles
 from ase_biasgrad.charged_particles import System, simulate
-from ase_biasgrad.training.benchmarks.nbody.network import NBodyOptions, load_network, save_network
-from ase_biasgrad.training.benchmarks.nbody.training import (
-    Task,
-    TrainingOptions,
-    samples,
-    train_network,
-)
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network, save_network
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
+from ase_biasgrad.training.benchmarks.nbody.training import Task, samples, train_network
 
 TASK = Task(ahead=5, start=None, interval=0.1)  # half a unit of time
 STEPS = 6
@@ -43,7 +39,8 @@ def small_network(path: Path = Path("nbody-example.safetensors")) -> Path:
     return path
 
 
-network = load_network(sys.argv[1] if len(sys.argv) > 1 else small_network())
+path = sys.argv[1] if len(sys.argv) > 1 else small_network()
+network = load_network(path, NBodyNetwork)[0]
 start = simulate(System(half_width=None), 1, seed=11)
 positions, velocities, charges = start.positions[0, 10], start.velocities[0, 10], start.charges[0]
 

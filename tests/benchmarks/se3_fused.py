@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ase_biasgrad.machine import hardware, versions
 from ase_biasgrad.se3_transformer.bases import spherical_harmonics
-from ase_biasgrad.se3_transformer.plain import PlainSE3Transformer
 from ase_biasgrad.training.benchmarks.nbody.network import (
     NBodyNetwork,
     NBodyOptions,
     vectors_and_index,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from se3_plain import PlainSE3Transformer
 
 Run = Callable[[], None]
 

@@ -1,6 +1,6 @@
 """Two stages against joint losses on (r)MD17, a row for each bias fit and each energy weight.
 
-Every training has a folder of its own and leaves one JSON file when it is done: a study that was
+Every training has a folder of its own and leaves one result when it is done: a study that was
 interrupted goes on where it stopped, in the middle of a training too.
 """
 
@@ -21,9 +21,10 @@ from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.importers import ImportOptions, import_files
 from ase_biasgrad.data.sets.md17 import import_md17
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import file_hash
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
 from ase_biasgrad.training.benchmarks.gradient_bias import fit_bias_by_gradient
+from ase_biasgrad.training.benchmarks.results import Store
 from ase_biasgrad.training.config import ForceStageOptions, TrainConfig, config_from
 from ase_biasgrad.training.evaluation.evaluate import evaluate
 from ase_biasgrad.training.frames.resident import ResidentFrames
@@ -60,7 +61,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """Everything that is compared.
 
     `weights` are energy weights of joint losses. With `minutes`, the number of epochs is what
     fits into them, measured on two epochs first; `epochs` counts otherwise.
@@ -113,6 +114,34 @@ class Row:
     epochs: int
     seconds: float
 
+    def cells(self) -> list[str]:
+        """Those of `COLUMNS`."""
+        of = self.training
+        return [
+            *(of.molecule, of.labels, of.backbone, self.recipe, str(of.seed)),
+            f"{self.forces * EV_TO_KCAL_MOL:.3f} ({1000 * self.forces:.2f})",
+            f"{self.energy * EV_TO_KCAL_MOL:.3f} ({1000 * self.energy:.2f})",
+            *(f"{value:.3f}" for value in (self.efwt, self.efwt_energy, self.efwt_forces)),
+            *(str(self.epochs), f"{self.seconds:.0f}"),
+        ]
+
+
+COLUMNS = (
+    *("molecule", "labels", "backbone", "recipe", "seed", "force MAE, kcal/mol/Å (meV/Å)"),
+    *("energy MAE, kcal/mol (meV)", "EFwT", "energy half", "force half", "epochs", "s"),
+)
+
+
+def published_cells(molecule: str) -> list[str | None]:
+    """The published row of a molecule, in `COLUMNS`."""
+    row = PUBLISHED[molecule]
+    return [
+        *(molecule, "original", "schnet, 9 M parameters, 50 000 frames", "published", None),
+        f"{row.forces:.3f} ({1000 * row.forces / EV_TO_KCAL_MOL:.2f})",
+        f"{row.energy:.3f} ({1000 * row.energy / EV_TO_KCAL_MOL:.2f})",
+        *(f"{row.efwt:.3f}", *[None] * 4),
+    ]
+
 
 def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[Row]:
     """Rows as they are finished; those in `folder` already are read, not computed.
@@ -131,51 +160,28 @@ def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[
     ------
     DataError
         If a molecule's files are missing or cannot be read.
-    ValueError
-        If `folder` holds another study.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(study, folder / "study.json")
+    store = Store(folder / "rows", "md17")
     for training in _trainings(study):
-        result = folder / "rows" / f"{training.name}.json"
-        if not result.exists():
-            rows = _measure(study, training, folder, data)
-            result.parent.mkdir(exist_ok=True)
-            with whole_file(result) as temporary:
-                temporary.write_text(json.dumps([asdict(row) for row in rows]))
-        for values in json.loads(result.read_text()):
-            yield Row(**{**values, "training": Training(**values["training"])})
+        own, tests = _datasets(training, folder / "data", data)
+        digest = " ".join(Dataset(path).hash() for path in (own, tests) if path is not None)
+        identity = _identity(study, training)
+        result = store.find(digest, identity)
+        if result is None:
+            key = store.path(digest, identity, "").name.removeprefix("md17-")
+            run = folder / "runs" / f"{training.name}-{key}"
+            rows = _measure(study, training, own, tests, run)
+            result = store.keep(digest, identity, {"rows": [asdict(row) for row in rows]})
+        for values in result.figures["rows"]:
+            yield Row(**{**values, "training": training})
 
 
-def header() -> str:
-    """The head of a Markdown table of `line`s."""
-    return (
-        "| molecule | labels | backbone | recipe | seed | force MAE, kcal/mol/Å (meV/Å) "
-        "| energy MAE, kcal/mol (meV) | EFwT | energy half | force half | epochs | s |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|"
-    )
-
-
-def line(row: Row) -> str:
-    """A row of the table."""
-    of = row.training
-    return (
-        f"| {of.molecule} | {of.labels} | {of.backbone} | {row.recipe} | {of.seed} "
-        f"| {row.forces * EV_TO_KCAL_MOL:.3f} ({1000 * row.forces:.2f}) "
-        f"| {row.energy * EV_TO_KCAL_MOL:.3f} ({1000 * row.energy:.2f}) | {row.efwt:.3f} "
-        f"| {row.efwt_energy:.3f} | {row.efwt_forces:.3f} | {row.epochs} | {row.seconds:.0f} |"
-    )
-
-
-def published_line(molecule: str) -> str:
-    """The published row of a molecule, in the columns of `line`."""
-    row = PUBLISHED[molecule]
-    return (
-        f"| {molecule} | original | schnet, 9 M parameters, 50 000 frames | published | – "
-        f"| {row.forces:.3f} ({1000 * row.forces / EV_TO_KCAL_MOL:.2f}) "
-        f"| {row.energy:.3f} ({1000 * row.energy / EV_TO_KCAL_MOL:.2f}) | {row.efwt:.3f} "
-        "| – | – | – | – |"
-    )
+def _identity(study: Study, training: Training) -> dict[str, Any]:
+    """Options of one training: its own, and those that all of the study share."""
+    several = ("molecules", "backbones", "labels", "weights", "seeds")
+    shared = {name: value for name, value in asdict(study).items() if name not in several}
+    return {**shared, **asdict(training)}
 
 
 def _trainings(study: Study) -> Iterable[Training]:
@@ -187,13 +193,13 @@ def _trainings(study: Study) -> Iterable[Training]:
                         yield Training(molecule, labels, backbone, seed, weight)
 
 
-def _measure(study: Study, training: Training, folder: Path, data: Path | None) -> list[Row]:
+def _measure(
+    study: Study, training: Training, own: Path, tests: Path | None, run: Path
+) -> list[Row]:
     """Train, and test on frames that the training never saw."""
-    own, tests = _datasets(training, folder / "data", data)
-    run = folder / "runs" / training.name
-    config = _config(study, training, own)
     begin = time.monotonic()
-    result = resume(run) if (run / "config.yaml").exists() else train(config, run)
+    started = (run / "config.yaml").exists()
+    result = resume(run) if started else train(_config(study, training, own), run)
     table = read_epoch_table(run / "metrics.csv")
     seconds = float(table[-1]["seconds"]) if table else time.monotonic() - begin
     potential = load_checkpoint(result.checkpoint).potential
@@ -288,25 +294,9 @@ def _datasets(training: Training, folder: Path, data: Path | None) -> tuple[Path
                 f"{data}: has {len(found)} files for {training.molecule} {part}, one is needed: "
                 f"{[path.name for path in found]}"
             )
-        path = folder / f"{stem}{part and '-' + part}.h5"
+        # named by its content: other files of the same name are other data
+        path = folder / f"{stem}{part and '-' + part}-{file_hash(found[0])[:8]}.h5"
         if not path.exists():
             import_files(found, path, units, progress=False)
         paths.append(path)
     return paths[0], paths[1] if len(paths) == 2 else None
-
-
-def _check_same(study: Study, path: Path) -> None:
-    """Rows of one folder are of one budget; molecules, backbones and so on may be added."""
-    values = json.loads(json.dumps(asdict(study)))
-    for name in ("molecules", "backbones", "labels", "weights", "seeds"):
-        del values[name]
-    if not path.exists():
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(values))
-    known = json.loads(path.read_text())
-    if known != values:
-        differ = sorted(name for name in values if known.get(name) != values[name])
-        raise ValueError(
-            f"{path.parent}: holds rows with other options ({', '.join(differ)}); "
-            "use those or another folder"
-        )

@@ -34,7 +34,7 @@ from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
-from ase_biasgrad.training.stages.force import ForceStage, check_labels, rms
+from ase_biasgrad.training.stages.force import ForceStage, check_labels, robust_rms
 
 # the architectures of SchNetPack's own configurations
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -130,7 +130,7 @@ def train_ours(setting: Setting, frames: int) -> Speed:
     freeze_energy_shifts(potential)
     resident.keep_springs()
     options = ForceStageOptions(batch_size=setting.batch_size)
-    force_unit = rms(resident.forces)
+    force_unit = robust_rms(resident.forces)
     assert force_unit is not None
     stage = ForceStage(potential, options, force_unit)
     loader = batch_loader(resident, EpochBatches(frames, setting.batch_size, 0))

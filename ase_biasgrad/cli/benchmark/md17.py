@@ -53,6 +53,7 @@ def md17(
 
     from ase_biasgrad.machine import hardware, versions
     from ase_biasgrad.training.benchmarks import md17 as md17_table
+    from ase_biasgrad.training.benchmarks import tables
 
     given = yaml.safe_load(arguments)
     if not isinstance(given, dict):
@@ -75,10 +76,10 @@ def md17(
         arguments=given,
         accelerator=accelerator,
     )
-    typer.echo(f"{versions()}\n{hardware()}\n{md17_table.header()}")
+    typer.echo(f"{versions()}\n{hardware()}\n{tables.head(md17_table.COLUMNS)}")
     last = ""
     for row in md17_table.run_study(study, output, data):
         if row.training.molecule != last and row.training.molecule in md17_table.PUBLISHED:
-            typer.echo(md17_table.published_line(row.training.molecule))
+            typer.echo(tables.line(md17_table.published_cells(row.training.molecule)))
         last = row.training.molecule
-        typer.echo(md17_table.line(row))
+        typer.echo(tables.line(row.cells()))

@@ -23,8 +23,8 @@ def nbody(
 ) -> None:
     """Train networks, if any are named, and print the table of all results so far."""
     from ase_biasgrad.data.sets.nbody import open_dataset
+    from ase_biasgrad.training.benchmarks.loop import TrainingOptions
     from ase_biasgrad.training.benchmarks.nbody.table import NETWORKS, run, table
-    from ase_biasgrad.training.benchmarks.nbody.training import TrainingOptions
 
     if unknown := set(network or []) - set(NETWORKS):
         raise typer.BadParameter(f"--network {sorted(unknown)}: choose of {list(NETWORKS)}")

@@ -32,11 +32,13 @@ def qm7(
 ) -> None:
     """Cross-validated errors of each row; table and learning curves of all results so far."""
     from ase_biasgrad.data.dataset import Dataset
-    from ase_biasgrad.machine import hardware
+    from ase_biasgrad.files import whole_file
     from ase_biasgrad.training.benchmarks.qm7 import ladder
+    from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
     from ase_biasgrad.training.benchmarks.qm7.task import molecules_of
+    from ase_biasgrad.training.benchmarks.results import Store
 
-    chosen = ladder.chosen_rows(row or [])
+    chosen, store = ladder.chosen_rows(row or []), Store(output, "qm7")
     molecules = molecules_of(Dataset(data, in_memory=True))
     available = range(int(molecules.folds.max()) + 1)
     if missing := sorted(set(fold or []) - set(available)):
@@ -46,28 +48,19 @@ def qm7(
         for tested in fold or available:
             for trained_on in sizes:
                 result = ladder.run(
-                    one, molecules, tested, hardware(), trained_on, minutes, seed, typer.echo
+                    one, molecules, tested, store, trained_on, minutes, seed, typer.echo
                 )
-                ladder.save(result, output)
+                figures = result.figures
                 typer.echo(
-                    f"{one.key}, fold {tested}, {result.trained_on} molecules: MAE "
-                    f"{result.mae:.2f}, RMSE {result.rmse:.2f} kcal/mol, {result.seconds:.0f} s. "
-                    f"{result.note}"
+                    f"{one.key}, fold {tested}, {figures['trained_on']} molecules: MAE "
+                    f"{figures['mae']:.2f}, RMSE {figures['rmse']:.2f} kcal/mol, "
+                    f"{figures['seconds']:.0f} s. {figures['note']}"
                 )
-    _summarise(output)
-
-
-def _summarise(folder: Path) -> None:
-    """Table and learning curves of everything in the folder."""
-    from ase_biasgrad.files import whole_file
-    from ase_biasgrad.training.benchmarks.qm7 import ladder
-    from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
-
-    results, rows = ladder.load(folder), ladder.rows()
+    results, rows = store.results(molecules.digest), ladder.rows()
     text = table(rows, results)
-    with whole_file(folder / "table.md") as temporary:
+    with whole_file(output / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    write_learning_curves(rows, results, folder / "learning_curves.svg")
-    machines = sorted({result.hardware for result in results})
+    write_learning_curves(rows, results, output / "learning_curves.svg")
+    machines = sorted({result.figures["hardware"] for result in results})
     typer.echo(f"errors in kcal/mol, on {'; '.join(machines)}\n{text}")
-    typer.echo(f"{folder / 'table.md'}, {folder / 'learning_curves.svg'}")
+    typer.echo(f"{output / 'table.md'}, {output / 'learning_curves.svg'}")

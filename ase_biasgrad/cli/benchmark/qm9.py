@@ -35,9 +35,9 @@ def qm9(
     seed: Annotated[int, typer.Option(min=0, help="split, weights and order")] = 0,
 ) -> None:
     """Train on a property, if one is named, and print the table of all results so far."""
+    from ase_biasgrad.training.benchmarks.loop import TrainingOptions
     from ase_biasgrad.training.benchmarks.qm9.network import QM9Options
     from ase_biasgrad.training.benchmarks.qm9.table import run, table
-    from ase_biasgrad.training.benchmarks.qm9.training import TrainingOptions
 
     if label is not None:
         sizes = {"train": train, "validation": validation}
@@ -45,10 +45,10 @@ def qm9(
             data,
             label,
             QM9Options(layers, channels, heads, max_degree=max_degree, low_memory=low_memory),
-            TrainingOptions(epochs, batch_size, learning_rate, seed=seed),
+            TrainingOptions(epochs, batch_size, learning_rate, ema_decay=0.995, seed=seed),
             sizes if test is None else {**sizes, "test": test},
             cutoff,
             output,
             typer.echo,
         )
-    typer.echo(table(output))
+    typer.echo(table(data, output))

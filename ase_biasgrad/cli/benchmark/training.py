@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ase_biasgrad.training.benchmarks import throughput
 
 
 def benchmark_training(
@@ -32,7 +29,7 @@ def benchmark_training(
 ) -> None:
     """Training frames per second, beside SchNetPack's loader and task."""
     from ase_biasgrad.machine import hardware, versions
-    from ase_biasgrad.training.benchmarks import throughput
+    from ase_biasgrad.training.benchmarks import tables, throughput
 
     names = backbone or list(throughput.ARCHITECTURES)
     if unknown := set(names) - set(throughput.ARCHITECTURES):
@@ -40,11 +37,9 @@ def benchmark_training(
             f"no comparison for {sorted(unknown)}; choose from {list(throughput.ARCHITECTURES)}"
         )
     typer.echo(f"{versions()}\n{hardware(device, threads)}; SchNetPack's loader: {workers} workers")
-    typer.echo(
-        "| backbone | data | batch | SchNetPack, frames/s | ours, frames/s | ratio "
-        "| ratio in processor time | SchNetPack, MB | ours, MB | ΔF, eV/Å |\n"
-        "|---|---|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("backbone", "data", "batch", "SchNetPack, frames/s", "ours, frames/s", "ratio")
+    more = ("ratio in processor time", "SchNetPack, MB", "ours, MB", "ΔF, eV/Å")
+    typer.echo(tables.head([*columns, *more]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for path in _datasets(data, folder):
@@ -62,21 +57,16 @@ def benchmark_training(
                 )
                 result = throughput.compare(setting, folder, rounds)
                 size = f"{kind} {arguments['features']}×{arguments['interactions']}"
-                typer.echo(
-                    f"| {size} | {path.stem} | {batch_size} "
-                    f"| {result.schnetpack.frames_per_second:.0f} "
-                    f"| {result.ours.frames_per_second:.0f} | {result.ratio:.2f} "
-                    f"| {_processor_ratio(result, setting)} "
-                    f"| {result.schnetpack.memory:.0f} | {result.ours.memory:.0f} "
-                    f"| {result.force_difference:.0e} |"
-                )
-
-
-def _processor_ratio(result: throughput.Comparison, setting: throughput.Setting) -> str:
-    """Where the process does all of the work itself."""
-    if setting.device != "cpu" or setting.workers:
-        return "–"
-    return f"{result.processor_ratio:.2f}"
+                theirs, ours = result.schnetpack, result.ours
+                own_work = device == "cpu" and not workers  # all of it in this process
+                cells = [
+                    *(size, path.stem, batch_size, f"{theirs.frames_per_second:.0f}"),
+                    *(f"{ours.frames_per_second:.0f}", f"{result.ratio:.2f}"),
+                    f"{result.processor_ratio:.2f}" if own_work else None,
+                    *(f"{theirs.memory:.0f}", f"{ours.memory:.0f}"),
+                    f"{result.force_difference:.0e}",
+                ]
+                typer.echo(tables.line(cells))
 
 
 def _datasets(data: list[Path] | None, folder: Path) -> list[Path]:

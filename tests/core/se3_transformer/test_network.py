@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from se3_plain import PlainSE3Transformer
 from torch import nn
 
 from ase_biasgrad.se3_transformer import SE3Transformer, transformer_blocks, uniform_fiber
@@ -12,7 +13,6 @@ from ase_biasgrad.se3_transformer.convolution import Convolution, ConvolutionBlo
 from ase_biasgrad.se3_transformer.edges import EdgeContext, edge_softmax
 from ase_biasgrad.se3_transformer.fibers import Group, checked_fiber
 from ase_biasgrad.se3_transformer.nonlinearity import NormBias, NormLayerNorm, SmoothGate
-from ase_biasgrad.se3_transformer.plain import PlainSE3Transformer
 from ase_biasgrad.se3_transformer.self_interaction import AttentiveSelfInteraction
 
 POINTS = 7

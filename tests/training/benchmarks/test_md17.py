@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ase_biasgrad.cli import app
 from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.training.benchmarks import md17 as md17_table
-from ase_biasgrad.training.benchmarks.md17 import PUBLISHED, Study, line, run_study
+from ase_biasgrad.training.benchmarks.md17 import PUBLISHED, Study, run_study
 
 
 def write_rmd17(folder, name: str, frames: int, seed: int) -> None:
@@ -22,7 +22,7 @@ def write_rmd17(folder, name: str, frames: int, seed: int) -> None:
     for _ in range(frames):
         atoms = Atoms("OHHH", grid + random.normal(0, 0.05, (4, 3)), calculator=LennardJones())
         coords.append(atoms.positions)
-        energies.append(atoms.get_potential_energy() - 1e5)
+        energies.append(atoms.get_potential_energy() - 48_000)
         forces.append(atoms.get_forces())
     np.savez(
         folder / name,
@@ -70,17 +70,34 @@ def test_rows_of_a_study_and_going_on_with_it(tmp_path, data, monkeypatch):
     assert all(row.epochs == 2 and row.seconds > 0 and row.energy < 1.0 for row in rows)
     assert all(row.efwt <= min(row.efwt_energy, row.efwt_forces) for row in rows)
 
-    (tmp_path / "study" / "rows" / "ethanol-revised-schnet-joint-0.1-0.json").unlink()
-    trained = []
+    (result,) = (
+        path for path in (tmp_path / "study" / "rows").glob("*.json") if "joint" in path.read_text()
+    )
+    result.unlink()
+    resumed = []
     resume = md17_table.resume
     monkeypatch.setattr(
-        md17_table, "resume", lambda folder: trained.append(folder.name) or resume(folder)
+        md17_table, "resume", lambda folder: resumed.append(folder.name) or resume(folder)
     )
     again = list(run_study(study, tmp_path / "study", data))
-    assert trained == ["ethanol-revised-schnet-joint-0.1-0"]
-    assert [line(row) for row in again] == [line(row) for row in rows]
-    with pytest.raises(ValueError, match=r"other options \(epochs\)"):
-        next(run_study(Study(**{**SMALL, "epochs": 3}), tmp_path / "study", data))
+    (name,) = resumed
+    assert name.startswith("ethanol-revised-schnet-joint-0.1-0-")
+    assert [row.cells() for row in again] == [row.cells() for row in rows]
+
+
+def test_other_options_and_other_data_are_measured_beside(tmp_path, data):
+    folder = tmp_path / "study"
+    first = list(run_study(Study(**SMALL, weights=()), folder, data))
+    longer = list(run_study(Study(**{**SMALL, "epochs": 3}, weights=()), folder, data))
+    assert [row.epochs for row in (*first, *longer)] == [2] * 3 + [3] * 3
+    assert list(run_study(Study(**SMALL, weights=()), folder, data)) == first
+    other = tmp_path / "other"
+    other.mkdir()
+    write_rmd17(other, "rmd17_ethanol_train_01.npz", 30, 7)
+    write_rmd17(other, "rmd17_ethanol_test_01.npz", 20, 8)
+    changed = list(run_study(Study(**SMALL, weights=()), folder, other))
+    assert changed[0].forces != first[0].forces
+    assert len(list((folder / "rows").glob("*.json"))) == 3
 
 
 def test_the_command_with_a_time_limit_and_both_label_sets(tmp_path, data):

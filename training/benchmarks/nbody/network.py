@@ -1,23 +1,18 @@
-"""The SE(3)-Transformer that predicts how charged particles move, and its file."""
+"""The SE(3)-Transformer that predicts how charged particles move."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.files import whole_file
 from ase_biasgrad.se3_transformer.attention import AttentionBlock
 from ase_biasgrad.se3_transformer.convolution import ConvolutionBlock, KernelOptions
 from ase_biasgrad.se3_transformer.fibers import uniform_fiber
 from ase_biasgrad.se3_transformer.network import SE3Transformer, transformer_blocks
 from ase_biasgrad.se3_transformer.nonlinearity import NormBias
-
-FORMAT = "ase-biasgrad nbody network"
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,7 @@ class NBodyNetwork(nn.Module):
     training data.
     """
 
+    FORMAT, OPTIONS = "ase-biasgrad nbody network", NBodyOptions
     output_scale: Tensor
 
     def __init__(
@@ -133,35 +129,3 @@ def _all_pairs(batch: int, particles: int, device: torch.device) -> Tensor:
     pairs = torch.nonzero(~torch.eye(particles, dtype=torch.bool)).T  # (2, pairs)
     first = particles * torch.arange(batch)
     return (first[None, :, None] + pairs[:, None, :]).reshape(2, -1).to(device)
-
-
-def save_network(path: str | Path, network: NBodyNetwork, training: dict | None = None) -> None:
-    """Write a network to a safetensors file with its options, whole or not at all."""
-    from safetensors.torch import save_file
-
-    metadata = {"format": FORMAT, "options": asdict(network.options), "training": training or {}}
-    with whole_file(path) as temporary:
-        save_file(network.state_dict(), temporary, {"ase_biasgrad": json.dumps(metadata)})
-
-
-def load_network(path: str | Path) -> NBodyNetwork:
-    """Read a network that `save_network` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("ase_biasgrad", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is no network of N-body dynamics: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: is no network of N-body dynamics")
-    network = NBodyNetwork(NBodyOptions(**metadata["options"]))
-    network.load_state_dict(tensors)
-    return network.eval()

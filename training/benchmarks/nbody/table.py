@@ -1,14 +1,14 @@
 """The table of N-body dynamics: networks of several seeds beside baselines and published figures.
 
 Every trained network is kept in a folder, with its figures on the test set; the table is made of
-all that is there, so that seeds may be trained one by one or side by side.
+all that is there for the data at hand, so that seeds may be trained one by one or side by side.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,15 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from ase_biasgrad.data.sets.nbody import VARIANTS, NBodyData
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import file_hash
 from ase_biasgrad.machine import hardware
-from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions, save_network
+from ase_biasgrad.training.benchmarks import tables
+from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train_once
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 from ase_biasgrad.training.benchmarks.nbody.training import (
     Errors,
     Samples,
     Task,
-    TrainingOptions,
     constant_velocity,
     errors,
     linear_regression,
@@ -31,6 +32,8 @@ from ase_biasgrad.training.benchmarks.nbody.training import (
     samples,
     train_network,
 )
+from ase_biasgrad.training.benchmarks.results import Result, Store, differences
+from ase_biasgrad.training.benchmarks.tables import spread
 
 NETWORKS = {
     "se3-transformer": NBodyOptions(),
@@ -51,23 +54,6 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """A trained network's figures on the test set."""
-
-    network: str
-    seed: int
-    test: Errors
-    validation: Errors
-    equivariance_error: float
-    epochs: int
-    best_epoch: int
-    seconds: float
-    cpu_seconds: float
-    parameters: int
-    hardware: str
-
-
 def task_of(data: NBodyData) -> Task:
     """What the data set's variant asks for."""
     variant = VARIANTS[data.variant]
@@ -81,7 +67,7 @@ def run(
     folder: Path,
     report: Callable[[str], None],
 ) -> Result:
-    """Train one network of `NETWORKS`, test it once, and write both to `folder`.
+    """Train one network of `NETWORKS`, test it once, and keep both in `folder`.
 
     Raises
     ------
@@ -90,32 +76,32 @@ def run(
     """
     if network not in NETWORKS:
         raise ValueError(f"there is no network {network!r}; choose one of {list(NETWORKS)}")
-    task = task_of(data)
-    validation = samples(data.read("validation"), task, per_simulation=4)
-    trained = train_network(
-        NETWORKS[network], options, task, data.read("train"), validation, report
+    store, digest, task = Store(folder, "nbody"), file_hash(data.path), task_of(data)
+    architecture = NETWORKS[network]
+    identity = {"network": network, "architecture": asdict(architecture), **asdict(options)}
+    if found := store.find(digest, identity):
+        report(f"{store.path(digest, identity)}: is there already")
+        return found
+
+    def train() -> Trained[NBodyNetwork]:
+        validation = samples(data.read("validation"), task, per_simulation=4)
+        return train_network(architecture, options, task, data.read("train"), validation, report)
+
+    trained = train_once(
+        store.path(digest, identity, ".safetensors"),
+        NBodyNetwork,
+        {"variant": data.variant, "data": digest, "options": identity},
+        train,
     )
     test = samples(data.read("test"), task)
-    result = Result(
-        network=network,
-        seed=options.seed,
-        test=errors(trained.network, test),
-        validation=trained.validation,
-        equivariance_error=equivariance_error(trained.network, test.select(slice(0, 256))),
-        epochs=options.epochs,
-        best_epoch=trained.best_epoch,
-        seconds=trained.seconds,
-        cpu_seconds=trained.cpu_seconds,
-        parameters=sum(p.numel() for p in trained.network.parameters()),
-        hardware=hardware(),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{data.variant} {network} {options.seed}".replace(",", "").replace(" ", "-")
-    record = {"variant": data.variant, "options": asdict(options), **asdict(result)}
-    save_network(folder / f"{name}.safetensors", trained.network, record)
-    with whole_file(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return result
+    figures = {
+        **trained.figures(),
+        "test": errors(trained.network, test),
+        "equivariance_error": equivariance_error(trained.network, test.select(slice(0, 256))),
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "hardware": hardware(),
+    }
+    return store.keep(digest, identity, figures)
 
 
 def equivariance_error(network: NBodyNetwork, of: Samples) -> float:
@@ -134,7 +120,7 @@ def equivariance_error(network: NBodyNetwork, of: Samples) -> float:
 
 
 def table(data: NBodyData, folder: Path) -> str:
-    """Markdown: baselines, every network in `folder` (mean ± standard deviation over seeds)."""
+    """Markdown: baselines, and networks trained on these data (mean ± deviation over seeds)."""
     task = task_of(data)
     test = samples(data.read("test"), task)
     baselines = {
@@ -142,41 +128,34 @@ def table(data: NBodyData, folder: Path) -> str:
         "constant velocity": constant_velocity(task),
         "linear regression": linear_regression(samples(data.read("train"), task, 4)),
     }
-    lines = [
-        "| | MSE x | MSE v | seeds | epochs | CPU time per seed | equivariance error |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("", "MSE x", "MSE v", "seeds", "epochs", "CPU time per seed", "equivariance error")
+    blank = [None] * 5
+    rows: list[list[object]] = []
     for name, predict in baselines.items():
-        found = errors(predict, test)
-        lines.append(f"| {name} | {found.displacement:.4f} | {found.velocity:.4f} | | | | |")
-    for name, found in PUBLISHED[data.variant].items():
-        lines.append(f"| *{name}* | {found.displacement:.4f} | {found.velocity:.4g} | | | | |")
-    return "\n".join([*lines, *(_line(results) for results in _by_network(data, folder))])
-
-
-def _by_network(data: NBodyData, folder: Path) -> list[list[Result]]:
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    found: dict[tuple[str, int], list[Result]] = {}
-    for record in records:
-        if record.pop("variant") == data.variant:
-            record.pop("options")
-            for name in ("test", "validation"):
-                record[name] = Errors(**record[name])
-            result = Result(**record)
-            found.setdefault((result.network, result.epochs), []).append(result)
+        rows.append([name, *(f"{error:.4f}" for error in errors(predict, test)), *blank])
+    for name, (x, v) in PUBLISHED[data.variant].items():
+        rows.append([f"*{name}*", f"{x:.4f}", f"{v:.4g}", *blank])
+    groups: dict[str, list[Result]] = {}
+    for result in Store(folder, "nbody").results(file_hash(data.path)):
+        groups.setdefault(json.dumps({**result.options, "seed": None}), []).append(result)
     order = list(NETWORKS)
-    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]
-
-
-def _line(results: list[Result]) -> str:
-    def spread(values: list[float]) -> str:
-        deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.4f}{deviation}"
-
-    x, v = ([getattr(r.test, name) for r in results] for name in ("displacement", "velocity"))
-    minutes = np.mean([r.cpu_seconds for r in results]) / 60
-    worst = max(r.equivariance_error for r in results)
-    return (
-        f"| {results[0].network} | {spread(x)} | {spread(v)} | {len(results)} | "
-        f"{results[0].epochs} | {minutes:.1f} min | {worst:.1e} |"
+    found = sorted(
+        groups.values(),
+        key=lambda group: (order.index(group[0].options["network"]), group[0].options["epochs"]),
     )
+    same = {"network": None, "architecture": None, "epochs": None, "seed": None}
+    differ = differences([{**group[0].options, **same} for group in found])
+    for group, options in zip(found, differ, strict=True):
+        figures = [result.figures for result in group]
+        rows.append(
+            [
+                group[0].options["network"],
+                *(spread([values["test"][k] for values in figures], 4) for k in range(2)),
+                len(group),
+                group[0].options["epochs"],
+                f"{np.mean([values['cpu_seconds'] for values in figures]) / 60:.1f} min",
+                f"{max(values['equivariance_error'] for values in figures):.1e}",
+                options,
+            ]
+        )
+    return tables.table([*columns, "options that differ"], rows)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ase_biasgrad.charged_particles import Trajectories
-from ase_biasgrad.training.benchmarks.averaged_adam import AveragedAdam
+from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 
 Predictor = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -52,49 +52,11 @@ class Samples:
         return Samples(*(values[index] for values in vars(self).values()))
 
 
-@dataclass(frozen=True)
-class Errors:
+class Errors(NamedTuple):
     """Mean square errors over samples, particles and components."""
 
     displacement: float
     velocity: float
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a network is trained.
-
-    Parameters
-    ----------
-    epochs
-        One start frame of each training simulation is an epoch.
-    batch_size, learning_rate
-        Samples per step, and the largest rate of Adam; it warms up and falls with a cosine.
-    warmup
-        Share of the steps in which the rate rises.
-    ema_decay
-        Of the averaged weights, which are validated and kept.
-    seed
-        Of initial weights and of the order of samples.
-    """
-
-    epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    warmup: float = 0.05
-    ema_decay: float = 0.998
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The network of the best validated epoch, and how it came about."""
-
-    network: NBodyNetwork
-    validation: Errors
-    best_epoch: int
-    seconds: float
-    cpu_seconds: float
 
 
 def samples(data: Trajectories, task: Task, per_simulation: int | None = None) -> Samples:
@@ -150,53 +112,31 @@ def train_network(
     training: Trajectories,
     validation: Samples,
     report: Callable[[str], None] = lambda line: None,
-) -> Trained:
+) -> Trained[NBodyNetwork]:
     """Train by Adam on the mean square error of both changes together, as the paper does.
 
-    Velocity changes are several times larger than displacements, and so are their errors.
+    One start frame of each simulation is an epoch. Velocity changes are several times larger
+    than displacements, and so are their errors.
     """
     torch.manual_seed(training_options.seed)
-    random = np.random.default_rng(training_options.seed)
     every = samples(training, task, per_simulation=4)
     scale = [v.square().mean().sqrt().item() for v in (every.displacements, every.velocity_changes)]
-    network = NBodyNetwork(options, (scale[0], scale[1]))
-    steps = training_options.epochs * -(-len(training) // training_options.batch_size)
-    adam = AveragedAdam(
-        network,
-        training_options.learning_rate,
-        steps,
-        training_options.warmup,
-        training_options.ema_decay,
+    size = training_options.batch_size
+
+    def batches(random: np.random.Generator) -> Iterator[Samples]:
+        epoch = random_samples(training, task, random)
+        return (epoch.select(slice(k, k + size)) for k in range(0, len(epoch), size))
+
+    return train(
+        NBodyNetwork(options, (scale[0], scale[1])),
+        training_options,
+        -(-len(training) // size),
+        batches,
+        lambda network, batch: torch.stack(_residuals(network, batch)).square().mean(),
+        lambda network: errors(network, validation),
+        report,
+        every=5,
     )
-    began, cpu_began = time.monotonic(), time.process_time()
-    kept: NBodyNetwork = network
-    best, best_epoch = Errors(np.inf, np.inf), 0
-    for epoch in range(1, training_options.epochs + 1):
-        epoch_samples = random_samples(training, task, random)
-        loss = _train_epoch(adam, epoch_samples, training_options.batch_size)
-        if epoch % 5 == 0 or epoch == training_options.epochs:
-            averaged = adam.averaged()
-            found = errors(averaged, validation)
-            seconds = time.monotonic() - began
-            report(
-                f"epoch {epoch}: training loss {loss:.5f}, validation x {found.displacement:.5f} "
-                f"v {found.velocity:.5f}, {seconds:.0f} s"
-            )
-            if sum(vars(found).values()) < sum(vars(best).values()):
-                kept, best, best_epoch = averaged, found, epoch
-    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    return Trained(kept, best, best_epoch, seconds, cpu_seconds)
-
-
-def _train_epoch(adam: AveragedAdam[NBodyNetwork], of: Samples, batch_size: int) -> float:
-    """Mean loss."""
-    total = 0.0
-    for start in range(0, len(of), batch_size):
-        batch = of.select(slice(start, start + batch_size))
-        loss = torch.stack(_residuals(adam.network, batch)).square().mean()
-        adam.step(loss)
-        total += float(loss.detach()) * len(batch)
-    return total / len(of)
 
 
 # --- baselines -----------------------------------------------------------------------------

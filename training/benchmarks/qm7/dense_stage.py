@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.dense.modules import Output, Sequential
+from ase_biasgrad.training.benchmarks.loop import within
 
 # the rate grows to its value in steps (step, share), as in the code of Montavon et al. 2012
 WARM_UP = ((0, 0.1), (500, 0.25), (2500, 0.5), (12_500, 1.0))
@@ -24,7 +23,7 @@ class DenseOptions:
     """The training ends with the first budget used up."""
 
     steps: int = 100_000
-    minutes: float = math.inf  # of processor time
+    minutes: float | None = None  # of processor time
     batch_size: int = 25
     rate: float = 0.1
     warm_up: tuple[tuple[int, float], ...] = WARM_UP
@@ -67,8 +66,8 @@ def train_dense(
     output = network.modules[-1]
     assert isinstance(output, Output)
     random = np.random.default_rng(options.seed)
-    average, begin = copy.deepcopy(network), time.process_time()
-    for step in range(options.steps):
+    average = copy.deepcopy(network)
+    for step in within(options.steps, options.minutes, every=1000):
         rate = options.rate * next(
             share for start, share in reversed(options.warm_up) if step >= start
         )
@@ -81,14 +80,10 @@ def train_dense(
         network.update(rate)
         if options.average and step % AVERAGE_EVERY == 0:
             average.average(network, AVERAGE_OVER / (AVERAGE_OVER + step // AVERAGE_EVERY))
-        if step % 1000 == 0:
-            if not np.isfinite(predicted).all():
-                raise FloatingPointError(
-                    f"the dense network diverged before step {step}; lower the rate "
-                    f"({options.rate:g})"
-                )
-            if time.process_time() - begin > 60 * options.minutes:
-                break
+        if step % 1000 == 0 and not np.isfinite(predicted).all():
+            raise FloatingPointError(
+                f"the dense network diverged before step {step}; lower the rate ({options.rate:g})"
+            )
     return DenseFit(average if options.average else network, step + 1)
 
 

@@ -6,12 +6,13 @@ Widths and regularisation are chosen on training molecules alone, by a split wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numba import njit
 from scipy.linalg import LinAlgWarning, solve
-from sklearn.metrics.pairwise import euclidean_distances
+from scipy.spatial.distance import cdist
 
 from ase_biasgrad.dense.coulomb_matrix import coulomb_matrices, eigenspectra, norm_order, triangles
 from ase_biasgrad.training.benchmarks.qm7.task import Answer, Task
@@ -24,11 +25,8 @@ CHOICE = 1500  # molecules on which width and ridge are chosen
 def spectrum(task: Task) -> Answer:
     """Gaussian kernel on sorted eigenvalues (Rupp et al. 2012)."""
     spectra = eigenspectra(coulomb_matrices(task.molecules.padded))
-
-    def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return euclidean_distances(x, y, squared=True)
-
-    return _with_best_width(task, spectra, distances, [width**2 / 8 for width in WIDTHS])
+    squares = partial(cdist, metric="sqeuclidean")
+    return _with_best_width(task, spectra, squares, [width**2 / 8 for width in WIDTHS])
 
 
 def sorted_matrices(task: Task) -> Answer:

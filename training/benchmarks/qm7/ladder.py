@@ -1,19 +1,18 @@
-"""Rows of the ladder, cross-validated; every result is a file, so that runs add up."""
+"""Rows of the ladder, cross-validated."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.machine import hardware
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL, error_norms
 from ase_biasgrad.training.benchmarks.qm7 import baselines, dense_rows, kernel_rows, potentials
 from ase_biasgrad.training.benchmarks.qm7.task import Answer, Molecules, Task, task_of_fold
+from ase_biasgrad.training.benchmarks.results import Result, Store
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,6 @@ class Row:
     title: str
     fit: Callable[[Task], Answer]
     published: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Errors of one row on one fold, in kcal/mol."""
-
-    row: str
-    fold: int
-    trained_on: int  # molecules
-    mae: float
-    rmse: float
-    seconds: float  # of processor time, which other work on the machine does not change much
-    note: str
-    hardware: str
 
 
 def rows() -> list[Row]:
@@ -82,14 +67,21 @@ def run(
     row: Row,
     molecules: Molecules,
     fold: int,
-    hardware: str,
+    store: Store,
     size: int | None = None,
     minutes: float = 20.0,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Result:
-    """Train on the other folds, or on `size` molecules of them; test on `fold`."""
+    """Train on the other folds, or on `size` molecules of them; test on `fold`, keep the errors.
+
+    Figures are in kcal/mol, and in seconds of processor time, which other work on the machine
+    does not change much. A result that is there already is not computed again.
+    """
     task = replace(task_of_fold(molecules, fold, size, seed, minutes), say=say)
+    options = {"row": row.key, "fold": fold, "size": size, "minutes": minutes, "seed": seed}
+    if found := store.find(molecules.digest, options):
+        return found
     begin = time.process_time()
     answer = row.fit(task)
     seconds = time.process_time() - begin
@@ -97,32 +89,6 @@ def run(
     if not np.isfinite(errors).all():
         raise RuntimeError(f"row {row.key}, fold {fold}: the predictions are not finite")
     norms = error_norms(errors)
-    return Result(
-        row.key, fold, len(task.train), norms.mae, norms.rmse, seconds, answer.note, hardware
-    )
-
-
-def save(result: Result, folder: Path) -> Path:
-    """Write one result to its own file, in place of an earlier one of the same kind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.row}-fold{result.fold}-{result.trained_on}.json"
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def load(folder: Path) -> list[Result]:
-    """All results in a folder.
-
-    Raises
-    ------
-    ValueError
-        If a file there is none.
-    """
-    results = []
-    for path in sorted(folder.glob("*-fold*.json")):
-        try:
-            results.append(Result(**json.loads(path.read_text(encoding="utf-8"))))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: is no result of this benchmark: {error}") from error
-    return results
+    figures = {"trained_on": len(task.train), "mae": norms.mae, "rmse": norms.rmse}
+    figures |= {"seconds": seconds, "note": answer.note, "hardware": hardware()}
+    return store.keep(molecules.digest, options, figures)

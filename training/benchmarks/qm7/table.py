@@ -8,47 +8,55 @@ from pathlib import Path
 import numpy as np
 
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.training.benchmarks.qm7.ladder import Result, Row
+from ase_biasgrad.training.benchmarks import tables
+from ase_biasgrad.training.benchmarks.qm7.ladder import Row
+from ase_biasgrad.training.benchmarks.results import Result, differences
+from ase_biasgrad.training.benchmarks.tables import spread
 
 
 def table(rows: Sequence[Row], results: Sequence[Result]) -> str:
     """Markdown: mean ± standard deviation over folds of the errors, in kcal/mol.
 
-    Of each row the results with the most training molecules count, folds of sizes that differ
-    by one alike.
+    Of each row and its options the results with the most training molecules count, folds of sizes
+    that differ by one alike.
     """
-    lines = [
-        "| method | published MAE | MAE | RMSE | folds | processor time, s | how far |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    groups = []
     for row in rows:
-        full = whole_sets([result for result in results if result.row == row.key])
-        if not full:
-            continue
-        cells = [
-            row.title,
-            row.published or "–",
-            _spread([result.mae for result in full]),
-            _spread([result.rmse for result in full]),
-            str(len(full)),
-            f"{np.mean([result.seconds for result in full]):.0f}",
-            full[0].note,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for own in by_options(of_row(results, row)):
+            groups.append((row, whole_sets(own)))
+    differ = differences([_shared(group[0]) for _, group in groups])
+    cells = []
+    for (row, group), options in zip(groups, differ, strict=True):
+        mae, rmse, seconds = (
+            [result.figures[name] for result in group] for name in ("mae", "rmse", "seconds")
+        )
+        errors = [spread(mae, 2), spread(rmse, 2), len(group), f"{np.mean(seconds):.0f}"]
+        cells.append([row.title, row.published, *errors, group[0].figures["note"], options])
+    columns = ("method", "published MAE", "MAE", "RMSE", "folds", "processor time, s", "how far")
+    return tables.table([*columns, "options that differ"], cells)
+
+
+def of_row(results: Sequence[Result], row: Row) -> list[Result]:
+    """Results of one row."""
+    return [result for result in results if result.options["row"] == row.key]
+
+
+def by_options(results: Sequence[Result]) -> list[list[Result]]:
+    """Results that differ in fold and size alone, together."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(str(_shared(result)), []).append(result)
+    return list(groups.values())
+
+
+def _shared(result: Result) -> dict[str, object]:
+    return {name: result.options[name] for name in ("minutes", "seed")}
 
 
 def whole_sets(results: Sequence[Result]) -> list[Result]:
     """Those trained on all molecules outside of their fold; sizes of folds differ by one."""
-    largest = max((result.trained_on for result in results), default=0)
-    return [result for result in results if result.trained_on >= largest - 1]
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation (ddof=1); one fold has no deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    largest = max((result.figures["trained_on"] for result in results), default=0)
+    return [result for result in results if result.figures["trained_on"] >= largest - 1]
 
 
 def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: Path) -> list[str]:
@@ -62,12 +70,10 @@ def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: 
     axes = figure.add_subplot()
     drawn = []
     for row in rows:
-        curve = _curve([result for result in results if result.row == row.key])
-        if not curve:
-            continue
-        sizes, errors = np.array(curve).T
-        axes.loglog(sizes, errors, "o-", label=row.key, markersize=3.5, linewidth=1)
-        drawn.append(row.key)
+        for own in by_options(of_row(results, row)):
+            sizes, errors = np.array(_curve(own)).T
+            axes.loglog(sizes, errors, "o-", label=row.key, markersize=3.5, linewidth=1)
+            drawn.append(row.key)
     axes.set_xlabel("training molecules")
     axes.set_ylabel("mean absolute error, kcal/mol")
     axes.axhline(1.0, color="grey", linewidth=0.7, linestyle=":")
@@ -79,11 +85,10 @@ def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: 
 
 def _curve(results: Sequence[Result]) -> list[tuple[float, float]]:
     """(size, mean error over folds), ascending; sizes of folds that differ by one are one."""
-    sizes = sorted({result.trained_on for result in results})
-    points = []
-    while sizes:
-        size = sizes.pop()
-        group = [result for result in results if size - 1 <= result.trained_on <= size]
-        sizes = [other for other in sizes if other < size - 1]
-        points.append((float(size), float(np.mean([result.mae for result in group]))))
-    return points[::-1]
+    errors: dict[int, list[float]] = {}
+    for result in results:
+        errors.setdefault(result.figures["trained_on"], []).append(result.figures["mae"])
+    for size in sorted(errors, reverse=True):
+        if size - 1 in errors and size in errors:
+            errors[size] += errors.pop(size - 1)
+    return [(float(size), float(np.mean(errors[size]))) for size in sorted(errors)]

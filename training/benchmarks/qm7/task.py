@@ -22,6 +22,11 @@ class Molecules:
     folds: np.ndarray  # (m,)
 
     @cached_property
+    def digest(self) -> str:
+        """Digest of the dataset."""
+        return self.dataset.hash()
+
+    @cached_property
     def padded(self) -> PaddedMolecules:
         """Charges and positions of all molecules, padded to the largest."""
         return padded([(frame.numbers, frame.positions) for frame in self.dataset])

@@ -52,12 +52,17 @@ class QM9Network(nn.Module):
     """Attention over neighbours, a convolution to scalars, their mean over atoms, and an MLP.
 
     Atoms go in as one-hot elements and a tenth of the atomic number, edges with whether they are
-    bonds. The output is in units of the standardised target.
+    bonds. The output is in units of the standardised target; `target` has its mean and standard
+    deviation.
     """
 
-    def __init__(self, options: QM9Options) -> None:
+    FORMAT, OPTIONS = "ase-biasgrad qm9 network", QM9Options
+    target: Tensor
+
+    def __init__(self, options: QM9Options, mean: float = 0.0, deviation: float = 1.0) -> None:
         super().__init__()
         self.options = options
+        self.register_buffer("target", torch.tensor([mean, deviation], dtype=torch.float64))
         self.register_buffer("elements", torch.tensor(ELEMENTS), persistent=False)
         kernels = KernelOptions(inputs=2, low_memory=options.low_memory)
         fiber_in = {0: len(ELEMENTS) + 1}
@@ -105,3 +110,7 @@ class QM9Network(nn.Module):
         total = total.index_add(0, batch.molecule, scalars)
         count = torch.bincount(batch.molecule, minlength=batch.molecules)
         return self.readout(total / count[:, None]).squeeze(1)
+
+    def predict(self, batch: MoleculeBatch, harmonics: Tensor | None = None) -> Tensor:
+        """The property `(molecules,)` in its own unit, float64."""
+        return self.target[0] + self.target[1] * self(batch, harmonics)

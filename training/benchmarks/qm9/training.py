@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ase_biasgrad.bias_fits import least_absolute_deviation
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.neighbours import all_pairs
-from ase_biasgrad.training.benchmarks.averaged_adam import AveragedAdam
+from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train
 from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import HarmonicsCache
 from ase_biasgrad.training.benchmarks.qm9.network import (
     ELEMENTS,
@@ -35,30 +35,6 @@ class Sample:
     vectors: np.ndarray  # (e, 3) Å, float32
     bonded: np.ndarray  # (e,) bool
     target: float
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a network is trained; `epochs` passes by Adam with warm-up and cosine on the L1 loss."""
-
-    epochs: int = 50
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    ema_decay: float = 0.995
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The network of the best validated epoch; mean absolute errors are in the target's unit."""
-
-    network: QM9Network
-    mean: float
-    deviation: float
-    validation: float
-    best_epoch: int
-    seconds: float
-    cpu_seconds: float
 
 
 def read_samples(
@@ -145,50 +121,36 @@ def train_network(
     training: Part,
     validation: Part,
     report: Callable[[str], None] = lambda line: None,
-) -> Trained:
+) -> Trained[QM9Network]:
     """Minimise the mean absolute error of the standardised target."""
     torch.manual_seed(training_options.seed)
-    random = np.random.default_rng(training_options.seed)
     targets = np.array([sample.target for sample in training.samples])
-    mean, deviation = float(targets.mean()), float(targets.std())
-    size, batch_size = len(training.samples), training_options.batch_size
-    network = QM9Network(options)
-    adam = AveragedAdam(
-        network,
-        training_options.learning_rate,
-        training_options.epochs * -(-size // batch_size),
-        ema_decay=training_options.ema_decay,
-    )
-    began, cpu_began = time.monotonic(), time.process_time()
-    kept, best, best_epoch = network, np.inf, 0
-    for epoch in range(1, training_options.epochs + 1):
-        order, total = random.permutation(size), 0.0
-        for start in range(0, size, batch_size):
-            batch, harmonics, target = training.batch(order[start : start + batch_size])
-            loss = (network(batch, harmonics) - (target - mean) / deviation).abs().mean()
-            adam.step(loss)
-            total += float(loss.detach()) * batch.molecules
-        averaged = adam.averaged()
-        error = mean_absolute_error(averaged, mean, deviation, validation)
-        report(
-            f"epoch {epoch}: training {deviation * total / size:.4f}, validation {error:.4f}, "
-            f"{time.monotonic() - began:.0f} s"
-        )
-        if error < best:
-            kept, best, best_epoch = averaged, error, epoch
-    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    return Trained(kept, mean, deviation, best, best_epoch, seconds, cpu_seconds)
+    steps = -(-len(targets) // training_options.batch_size)
+
+    def batches(random: np.random.Generator) -> Iterator[tuple[MoleculeBatch, Any, Tensor]]:
+        order, size = random.permutation(len(targets)), training_options.batch_size
+        return (training.batch(order[k * size : (k + 1) * size]) for k in range(steps))
+
+    def loss(network: QM9Network, batch: tuple[MoleculeBatch, Any, Tensor]) -> Tensor:
+        molecules, harmonics, target = batch
+        wanted = (target - network.target[0]) / network.target[1]
+        return (network(molecules, harmonics) - wanted).abs().mean()
+
+    network = QM9Network(options, float(targets.mean()), float(targets.std()))
+
+    def validate(network: QM9Network) -> tuple[float]:
+        return (mean_absolute_error(network, validation),)
+
+    return train(network, training_options, steps, batches, loss, validate, report)
 
 
 @torch.no_grad()
-def mean_absolute_error(
-    network: QM9Network, mean: float, deviation: float, part: Part, batch_size: int = 64
-) -> float:
+def mean_absolute_error(network: QM9Network, part: Part, batch_size: int = 64) -> float:
     """In the unit of the target."""
     total, size = 0.0, len(part.samples)
     for start in range(0, size, batch_size):
         batch, harmonics, target = part.batch(np.arange(start, min(start + batch_size, size)))
-        total += float((mean + deviation * network(batch, harmonics) - target).abs().sum())
+        total += float((network.predict(batch, harmonics) - target).abs().sum())
     return total / size
 
 

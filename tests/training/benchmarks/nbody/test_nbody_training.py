@@ -7,16 +7,11 @@ import pytest
 import torch
 
 from ase_biasgrad.charged_particles import System, Trajectories, simulate
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network, save_network
 from ase_biasgrad.training.benchmarks.nbody import table as nbody_benchmark
-from ase_biasgrad.training.benchmarks.nbody.network import (
-    NBodyNetwork,
-    NBodyOptions,
-    load_network,
-    save_network,
-)
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 from ase_biasgrad.training.benchmarks.nbody.training import (
     Task,
-    TrainingOptions,
     constant_velocity,
     errors,
     linear_regression,
@@ -116,11 +111,12 @@ def test_a_short_training_beats_every_baseline_and_is_reproducible(simulations):
 def test_files_of_networks(tmp_path, simulations):
     torch.manual_seed(0)
     network = NBodyNetwork(SMALL, (0.3, 0.5)).eval()
-    save_network(tmp_path / "n.safetensors", network)
-    again = load_network(tmp_path / "n.safetensors")
+    save_network(tmp_path / "n.safetensors", network, {"seed": 3})
+    again, training = load_network(tmp_path / "n.safetensors", NBodyNetwork)
     of = samples(simulations, TASK, per_simulation=1)
     assert again.options == SMALL
+    assert training == {"seed": 3}
     assert errors(network, of) == errors(again, of)
     (tmp_path / "text").write_text("nothing")
-    with pytest.raises(ValueError, match="no network of N-body"):
-        load_network(tmp_path / "text")
+    with pytest.raises(ValueError, match="text: is no network"):
+        load_network(tmp_path / "text", NBodyNetwork)

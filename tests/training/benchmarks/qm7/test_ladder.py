@@ -1,7 +1,5 @@
 """The ladder on a small set of molecules: every row runs, and the errors are the right ones."""
 
-import json
-
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -13,9 +11,10 @@ from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.dense.coulomb_matrix import coulomb_matrices, norm_order, triangles
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
 from ase_biasgrad.training.benchmarks.qm7 import kernel_rows, ladder
-from ase_biasgrad.training.benchmarks.qm7.ladder import Result, Row
+from ase_biasgrad.training.benchmarks.qm7.ladder import Row
 from ase_biasgrad.training.benchmarks.qm7.table import table, whole_sets, write_learning_curves
 from ase_biasgrad.training.benchmarks.qm7.task import Answer, molecules_of, task_of_fold
+from ase_biasgrad.training.benchmarks.results import Result, Store
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +68,20 @@ def test_composition_is_the_bias_of_the_package(molecules):
 
 
 @pytest.mark.parametrize("key", [row.key for row in ladder.rows()])
-def test_every_row_runs_and_learns(molecules, key, monkeypatch):
+def test_every_row_runs_and_learns(molecules, key, monkeypatch, tmp_path):
     # enough steps to see that something is learnt, far from enough to be good
     monkeypatch.setattr("ase_biasgrad.training.benchmarks.qm7.potentials.EPOCHS", 3)
     row = ladder.chosen_rows([key])[0]
-    said = []
-    result = ladder.run(row, molecules, 0, "here", minutes=0.01, say=said.append)
-    assert (result.row, result.fold, result.trained_on) == (key, 0, 64)
-    assert 0 < result.mae <= result.rmse
-    mean = ladder.run(ladder.chosen_rows(["mean"])[0], molecules, 0, "here")
+    store = Store(tmp_path, "qm7")
+    result = ladder.run(row, molecules, 0, store, minutes=0.01)
+    assert (result.options["row"], result.options["fold"]) == (key, 0)
+    figures = result.figures
+    assert figures["trained_on"] == 64
+    assert 0 < figures["mae"] <= figures["rmse"]
+    mean = ladder.run(ladder.chosen_rows(["mean"])[0], molecules, 0, store)
     if key != "mean":
-        assert result.mae < 0.8 * mean.mae
-    assert result.note or key in ("mean", "composition")
+        assert figures["mae"] < 0.8 * mean.figures["mae"]
+    assert figures["note"] or key in ("mean", "composition")
 
 
 def test_kernel_regression_interpolates_its_training_molecules(molecules):
@@ -101,27 +102,30 @@ def test_manhattan_distances_are_scipys():
     )
 
 
-def test_unknown_rows_and_predictions_that_are_not_finite(molecules):
+def test_unknown_rows_and_predictions_that_are_not_finite(molecules, tmp_path):
     with pytest.raises(ValueError, match=r"no rows \['schnat'\]; choose from: mean, composition"):
         ladder.chosen_rows(["schnat"])
     broken = Row("broken", "", lambda task: Answer(np.full(len(task.test), np.nan)))
     with pytest.raises(RuntimeError, match="row broken, fold 2"):
-        ladder.run(broken, molecules, 2, "here")
+        ladder.run(broken, molecules, 2, Store(tmp_path, "qm7"))
+    assert not list(tmp_path.iterdir())
 
 
-def result_of(fold: int, mae: float, size: int = 64, row: str = "mean") -> Result:
-    return Result(row, fold, size, mae, 2 * mae, 10.0 + fold, "a note", "here")
+def result_of(fold: int, mae: float, size: int = 64, row: str = "mean", minutes=20.0) -> Result:
+    options = {"row": row, "fold": fold, "size": size, "minutes": minutes, "seed": 0}
+    figures = {"trained_on": size, "mae": mae, "rmse": 2 * mae, "seconds": 10.0 + fold}
+    return Result("qm7", "d", options, {**figures, "note": "a note", "hardware": "here"})
 
 
-def test_results_are_kept_and_read_again(tmp_path):
-    results = [result_of(0, 1.0), result_of(1, 3.0), result_of(0, 5.0, size=20)]
-    for result in results:
-        ladder.save(result, tmp_path)
-    ladder.save(result_of(1, 2.0), tmp_path)  # in place of the earlier one
-    assert sorted(r.mae for r in ladder.load(tmp_path)) == [1.0, 2.0, 5.0]
-    (tmp_path / "mean-fold9-1.json").write_text(json.dumps({"row": "mean"}))
-    with pytest.raises(ValueError, match=r"mean-fold9-1\.json: is no result"):
-        ladder.load(tmp_path)
+def test_results_of_other_budgets_and_data_are_kept_apart(molecules, tmp_path):
+    store, row = Store(tmp_path, "qm7"), ladder.chosen_rows(["mean"])[0]
+    first = ladder.run(row, molecules, 0, store)
+    assert ladder.run(row, molecules, 0, store) == first
+    ladder.run(row, molecules, 0, store, minutes=1.0)
+    assert len(store.results(molecules.digest)) == 2
+    lines = table([row], store.results()).splitlines()
+    assert {line.split("|")[8].strip() for line in lines[2:]} == {"minutes 20.0", "minutes 1.0"}
+    assert store.results("other data") == []
 
 
 def test_the_table_has_mean_and_deviation_over_the_folds():
@@ -130,7 +134,9 @@ def test_the_table_has_mean_and_deviation_over_the_folds():
     assert whole_sets(results) == results[:2]
     lines = table(rows, results).splitlines()
     assert len(lines) == 3  # nothing of X
-    assert lines[2] == ("| mean predictor | 179 | 2.00 ± 1.41 | 4.00 ± 2.83 | 2 | 10 | a note |")
+    assert lines[2] == (
+        "| mean predictor | 179 | 2.00 ± 1.41 | 4.00 ± 2.83 | 2 | 10 | a note | – |"
+    )
     one = table(rows, [result_of(0, 1.0, row="x")]).splitlines()[2]
     assert one.startswith("| X | – | 1.00 | 2.00 | 1 |")
 

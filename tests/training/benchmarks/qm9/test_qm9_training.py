@@ -11,12 +11,12 @@ from scipy.spatial.transform import Rotation
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.sets.qm9 import import_qm9
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network
 from ase_biasgrad.training.benchmarks.qm9 import table as qm9_benchmark
 from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
 from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
 from ase_biasgrad.training.benchmarks.qm9.training import (
     Part,
-    TrainingOptions,
     collate,
     composition_regression,
     graph_sample,
@@ -103,12 +103,52 @@ def test_a_reduced_training_beats_the_composition_by_a_tenth(extract, tmp_path):
     options = TrainingOptions(epochs=6, batch_size=16, learning_rate=2e-3, ema_decay=0.98)
     sizes = {"train": 900, "validation": 100, "test": 300}
     result = qm9_benchmark.run(extract, "mu", SMALL, options, sizes, None, tmp_path, lines.append)
-    assert result.sizes == sizes
+    assert result.options["sizes"] == sizes
     assert len(lines) == 6
-    assert 0.8 < result.composition < 1.5  # D
-    assert result.test < 0.9 * result.composition
-    said = qm9_benchmark.table(tmp_path)
-    assert f"| mu (D) | {result.test:.3f} | {result.composition:.3f} | 0.051 | 900 |" in said
+    test, composition = result.figures["test"], result.figures["composition"]
+    assert 0.8 < composition < 1.5  # D
+    assert test < 0.9 * composition
+    said = qm9_benchmark.table(extract, tmp_path)
+    assert f"| mu (D) | {test:.3f} | {composition:.3f} | 0.051 | 900 |" in said
+
+
+def test_a_failure_after_the_training_loses_nothing(tmp_path, monkeypatch):
+    data, lines = tmp_path / "d.h5", []
+    with DatasetWriter(data) as writer:
+        for name in MOLECULES * 3:
+            atoms = molecule(name)
+            atoms.rattle(0.02, seed=len(lines))
+            writer.append(atoms.numbers, atoms.positions, labels={"mu": float(len(atoms))})
+    sizes, options = {"train": 12, "validation": 5}, TrainingOptions(epochs=2, batch_size=4)
+
+    def run(**changes):
+        changed = dataclasses.replace(options, **changes)
+        return qm9_benchmark.run(data, "mu", SMALL, changed, sizes, None, tmp_path, lines.append)
+
+    def broken(*parts):
+        raise np.linalg.LinAlgError("singular")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qm9_benchmark, "composition_regression", broken)
+        with pytest.raises(np.linalg.LinAlgError):
+            run()
+    assert len(lines) == 2
+    result = run()
+    assert len(lines) == 2  # not trained again
+    assert result.figures["tested_on"] == 4
+    (file,) = tmp_path.glob("*.safetensors")
+    network, training = load_network(file, QM9Network)
+    assert training["options"]["property"] == "mu"
+    assert training["validation"] == result.figures["validation"]
+    samples = read_samples(Dataset(data), range(21), "mu", None)
+    parts = qm9_benchmark.split(21, sizes, options.seed)
+    found = mean_absolute_error(network, Part([samples[k] for k in parts["test"]]))
+    assert found == pytest.approx(result.figures["test"], rel=1e-4)
+    run(learning_rate=1e-4)  # beside the first, and the table says so
+    table = qm9_benchmark.table(data, tmp_path)
+    assert len(lines) == 4
+    assert "learning_rate 0.002 |" in table
+    assert "learning_rate 0.0001 |" in table
 
 
 def test_splits_are_shuffled_and_take_the_rest():
@@ -124,10 +164,10 @@ def test_cached_harmonics_give_the_same_training(tmp_path):
     samples = [sample(name, target=float(len(name))) for name in MOLECULES]
     options = TrainingOptions(epochs=2, batch_size=3, learning_rate=1e-3)
     errors = []
-    with open_cache(tmp_path / "c.h5", [s.vectors for s in samples], 4) as cache:
-        for part in (Part(samples), Part(samples, cache)):
-            trained = train_network(SMALL, options, part, part)
-            errors.append(trained.validation)
-            found = mean_absolute_error(trained.network, trained.mean, trained.deviation, part)
-            assert found == pytest.approx(trained.validation, rel=1e-4)
+    cache = open_cache(tmp_path, [s.vectors for s in samples], 4)
+    for part in (Part(samples), Part(samples, cache)):
+        trained = train_network(SMALL, options, part, part)
+        errors.append(trained.validation[0])
+        found = mean_absolute_error(trained.network, part)
+        assert found == pytest.approx(trained.validation[0], rel=1e-4)
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
