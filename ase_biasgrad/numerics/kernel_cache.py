@@ -109,8 +109,8 @@ def _remove_stale(folder: Path, stamp: str) -> None:
 
 @cache
 def _warn_once(problem: str) -> None:
-    warnings.warn(
+    message = (
         f"numba's cache {problem}: kernels are compiled anew in every process, which takes up to "
-        "a minute; set NUMBA_CACHE_DIR to a folder of yours to keep them",
-        stacklevel=2,
+        "a minute; set NUMBA_CACHE_DIR to a folder of yours to keep them"
     )
+    warnings.warn_explicit(message, UserWarning, "ase_biasgrad", 0)  # one line, without source

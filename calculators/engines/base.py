@@ -63,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Everything for several structures at once; each has at least one atom."""
+        """Evaluate several structures, with derivatives, at once; each has at least one atom."""
         ...
 
     def reset(self) -> None:

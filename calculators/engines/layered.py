@@ -66,7 +66,7 @@ class LayeredEngine:
         return Evaluation(energies, forces, strain[:, 0])
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Everything for several structures in one pass."""
+        """Evaluate several structures, with derivatives, in one pass."""
         sizes = [len(s.numbers) for s in structures]
         lists = [neighbour_list(s.positions, s.cell, s.pbc, self.cutoff) for s in structures]
         pairs = joined([half(edges) for edges in lists], sizes)

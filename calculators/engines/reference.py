@@ -55,7 +55,7 @@ class ReferenceEngine:
         return Evaluation(energies, forces, strain[:, 0])
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Everything for several structures in one batch."""
+        """Evaluate several structures, with derivatives, in one batch."""
         graph = collate(
             [
                 graph_from_arrays(s.numbers, s.positions, self.cutoff, s.cell, s.pbc)

@@ -9,8 +9,11 @@ import numpy as np
 
 from ase_biasgrad.backbones import Backbone, SchNet
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
+from ase_biasgrad.calculators.engines.cpu import painn, schnet
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedPairs, put_back
 from ase_biasgrad.calculators.engines.cpu.geometry import (
+    Pairs,
+    Results,
     directed_forces,
     radial_forces,
     within_cutoff,
@@ -75,7 +78,7 @@ class CpuEngine:
         return Evaluation(put_back(energies, order), put_back(forces, order), strain[:, 0])
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Everything for several structures in one pass; each has at least one atom."""
+        """Evaluate several structures, with derivatives; each has at least one atom."""
         sizes = [len(s.numbers) for s in structures]
         lists = [neighbour_list(s.positions, s.cell, s.pbc, self.cutoff) for s in structures]
         energies, forces, strain = self._evaluate(
@@ -113,11 +116,10 @@ class CpuEngine:
         energies = np.empty((model.members, n))
         adj_distances = np.zeros((model.members, found))
         adj_units = np.zeros((model.members, found if model.directed else 0, 3))
-        geometry: tuple[Any, ...] = (numbers, atoms, bin, t, found)
-        if model.directed:
-            geometry += (vectors, adj_units)
-        arrays = (*model.weights, *geometry, *work, energies, adj_distances)
+        near = Pairs(numbers, atoms, vectors, bin, t, found)
+        out = Results(energies, adj_distances, adj_units)
         phases = model.kernel.plan(model.members, model.layers, derivatives)
+        arrays = model.weights, near, work, out
         run(model.kernel.whole, model.kernel.phase, phases, blocks, arrays)
         if not derivatives:
             return energies, None, None
@@ -133,7 +135,7 @@ class CpuEngine:
 
     def _buffers(
         self, n: int, blocks: int, pairs: int
-    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    ) -> tuple[tuple[np.ndarray, ...], schnet.Memory | painn.Memory]:
         """Memory for pairs and atoms, kept from step to step; old memory goes before new comes."""
         if self._memory is None or self._memory[0] != (n, blocks, pairs):
             self._memory = None

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ase_biasgrad.numerics.kernel_cache import compiled
+
+
+class Pairs(NamedTuple):
+    """Atoms and the pairs within the cutoff, the first `found` of the arrays."""
+
+    numbers: np.ndarray  # (n,)
+    atoms: np.ndarray  # (p, 2)
+    vectors: np.ndarray  # (p, 4), see `within_cutoff`
+    bin: np.ndarray  # (p,)
+    t: np.ndarray  # (p,)
+    found: int
+
+
+class Results(NamedTuple):
+    """Energies in eV, and derivatives of their sum, for each member of a committee."""
+
+    energies: np.ndarray  # (members, n)
+    adj_distances: np.ndarray  # (members, p), in eV per spacing of the knots
+    adj_units: np.ndarray  # (members, p, 3), empty if no kernel uses directions
 
 
 @compiled(error_model="numpy")

@@ -133,7 +133,9 @@ def transposed(weights: np.ndarray) -> np.ndarray:
     return np.swapaxes(weights, -1, -2)
 
 
-def packed_readout(readout: Readout, width: int) -> tuple[np.ndarray, ...]:
+def packed_readout(
+    readout: Readout, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """panels, readout, readout_t, readout_bias, last_weight, last_bias of the kernels."""
     hidden = widened(readout.hidden, width, width)
     return (

@@ -17,6 +17,7 @@ in `schnet.py`.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -311,103 +312,153 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     return np.array(phases, np.int64)
 
 
+class Weights(NamedTuple):
+    """Weights of all members, for the phases."""
+
+    embedding: np.ndarray  # (members, elements, F)
+    context0: np.ndarray  # (members, elements, 3 F), the first context
+    context1: np.ndarray  # packed, (members, layers, …), as all matrices
+    context1_t: np.ndarray
+    context1_bias: np.ndarray
+    context2: np.ndarray
+    context2_t: np.ndarray
+    context2_bias: np.ndarray
+    mix: np.ndarray
+    mix_t: np.ndarray
+    mixing1: np.ndarray
+    mixing1_t: np.ndarray
+    mixing1_bias: np.ndarray
+    mixing2: np.ndarray
+    mixing2_t: np.ndarray
+    mixing2_bias: np.ndarray
+    epsilon: np.float32
+    panels: np.ndarray  # of each hidden layer of the readout
+    readout: np.ndarray
+    readout_t: np.ndarray
+    readout_bias: np.ndarray
+    last_weight: np.ndarray
+    last_bias: np.ndarray
+    filters: np.ndarray  # (members, layers, k, 3 F)
+
+
+class Memory(NamedTuple):
+    """Arrays that the phases work in, float32."""
+
+    q: np.ndarray  # (n, F)
+    adj_q: np.ndarray
+    x: np.ndarray  # (layers, n, 3 F)
+    mu: np.ndarray  # (layers, 3 n, F)
+    middle: np.ndarray  # (3 n, F), mu between message and mixing
+    adj_mu: np.ndarray
+    vw: np.ndarray  # (layers, 3 n, 2 F)
+    adj_vw: np.ndarray
+    a: np.ndarray  # (layers, n, 3 F)
+    norms: np.ndarray  # (layers, n, F)
+    products: np.ndarray
+    joint: np.ndarray  # (n, 2 F)
+    context_derivatives: np.ndarray  # (layers, n, F)
+    mixing_derivatives: np.ndarray
+    readout_derivatives: np.ndarray
+    parts_q: np.ndarray  # (blocks, n, F), messages
+    parts_x: np.ndarray
+    parts_mu: np.ndarray
+    spare: np.ndarray  # (2, n, F)
+
+
 @compiled()
-def phase(  # type: ignore[no-untyped-def]
-    kind, m, layer, block, blocks,
-    embedding, context0, context1, context1_t, context1_bias, context2, context2_t,
-    context2_bias, mix, mix_t, mixing1, mixing1_t, mixing1_bias, mixing2, mixing2_t,
-    mixing2_bias, epsilon, panels, readout, readout_t, readout_bias, last_weight, last_bias,
-    filters, numbers, atoms, bin, t, pairs, vectors, adj_units,
-    q, adj_q, x, mu, middle, adj_mu, vw, adj_vw, a, norms, products, joint,
-    context_derivatives, mixing_derivatives, readout_derivatives, parts_q, parts_x, parts_mu,
-    spare, energies, adj_distances,
-):  # fmt: skip
-    """One block of one phase; in the end energies `(members, n)`, adj_distances, ∂E/∂d
+def phase(kind, m, layer, block, blocks, w, pairs, s, out):  # type: ignore[no-untyped-def]
+    """Do one block of one phase; `out` gets energies `(members, n)`, adj_distances, ∂E/∂d
     `(members, pairs)` in units of the spacing, and adj_units, ∂E/∂u `(members, pairs, 3)`."""
-    n, layers = len(numbers), filters.shape[1]
-    first, last = pairs * block // blocks, pairs * (block + 1) // blocks
+    n, layers = len(pairs.numbers), w.filters.shape[1]
+    first, last = pairs.found * block // blocks, pairs.found * (block + 1) // blocks
     if kind == MESSAGE:
         if layer == 0:
             first_message(
-                x[0], filters[m, 0], atoms, bin, t, vectors, first, last,
-                parts_q[block], parts_mu[block],
+                s.x[0], w.filters[m, 0], pairs.atoms, pairs.bin, pairs.t, pairs.vectors, first,
+                last, s.parts_q[block], s.parts_mu[block],
             )  # fmt: skip
         else:
             message(
-                x[layer], mu[layer], filters[m, layer], atoms, bin, t, vectors,
-                first, last, parts_q[block], parts_mu[block],
+                s.x[layer], s.mu[layer], w.filters[m, layer], pairs.atoms, pairs.bin, pairs.t,
+                pairs.vectors, first, last, s.parts_q[block], s.parts_mu[block],
             )  # fmt: skip
         return
     if kind == MESSAGE_VJP:
         if layer == 0:
             first_message_vjp(
-                x[0], adj_q, adj_mu, filters[m, 0], atoms, bin, t, vectors, first, last,
-                adj_distances[m], adj_units[m],
+                s.x[0], s.adj_q, s.adj_mu, w.filters[m, 0], pairs.atoms, pairs.bin, pairs.t,
+                pairs.vectors, first, last, out.adj_distances[m], out.adj_units[m],
             )  # fmt: skip
         else:
             message_vjp(
-                x[layer], mu[layer], adj_q, adj_mu, filters[m, layer], atoms, bin, t,
-                vectors, first, last, parts_x[block], parts_mu[block], adj_distances[m],
-                adj_units[m],
+                s.x[layer], s.mu[layer], s.adj_q, s.adj_mu, w.filters[m, layer], pairs.atoms,
+                pairs.bin, pairs.t, pairs.vectors, first, last, s.parts_x[block], s.parts_mu[block],
+                out.adj_distances[m], out.adj_units[m],
             )  # fmt: skip
         return
     end = n * (block + 1) // blocks
     for first in range(n * block // blocks, end, CHUNK):
         last = min(first + CHUNK, end)
         if kind == EMBED:
-            embed(numbers, embedding[m], q, first, last)
-            embed(numbers, context0[m], x[0], first, last)
-            mu[0, 3 * first : 3 * last] = 0
+            embed(pairs.numbers, w.embedding[m], s.q, first, last)
+            embed(pairs.numbers, w.context0[m], s.x[0], first, last)
+            s.mu[0, 3 * first : 3 * last] = 0
         elif kind == MIX:
-            add_up(parts_q, first, last)
-            add_up(parts_mu, 3 * first, 3 * last)
-            add_to(q, parts_q[0], first, last)
-            middle[3 * first : 3 * last] = mu[layer, 3 * first : 3 * last]
-            add_to(middle, parts_mu[0], 3 * first, 3 * last)
-            product(middle, mix[m, layer], vw[layer], 3 * first, 3 * last)
+            add_up(s.parts_q, first, last)
+            add_up(s.parts_mu, 3 * first, 3 * last)
+            add_to(s.q, s.parts_q[0], first, last)
+            s.middle[3 * first : 3 * last] = s.mu[layer, 3 * first : 3 * last]
+            add_to(s.middle, s.parts_mu[0], 3 * first, 3 * last)
+            product(s.middle, w.mix[m, layer], s.vw[layer], 3 * first, 3 * last)
             norms_and_products(
-                vw[layer], q, joint, norms[layer], products[layer], epsilon, first, last
+                s.vw[layer], s.q, s.joint, s.norms[layer], s.products[layer], w.epsilon, first, last
             )
-            product(joint, mixing1[m, layer], spare[0], first, last)
-            silu(spare[0], mixing1_bias[m, layer], mixing_derivatives[layer], first, last)
-            product(spare[0], mixing2[m, layer], a[layer], first, last)
-            add_bias(a[layer], mixing2_bias[m, layer], first, last)
-            out = mu[layer + 1] if layer + 1 < layers else adj_mu
-            apply_mixing(a[layer], vw[layer], products[layer], q, middle, out, first, last)
+            product(s.joint, w.mixing1[m, layer], s.spare[0], first, last)
+            silu(s.spare[0], w.mixing1_bias[m, layer], s.mixing_derivatives[layer], first, last)
+            product(s.spare[0], w.mixing2[m, layer], s.a[layer], first, last)
+            add_bias(s.a[layer], w.mixing2_bias[m, layer], first, last)
+            mu_out = s.mu[layer + 1] if layer + 1 < layers else s.adj_mu
+            apply_mixing(
+                s.a[layer], s.vw[layer], s.products[layer], s.q, s.middle, mu_out, first, last
+            )
             if layer + 1 < layers:
                 context(
-                    q, context1[m, layer + 1], context1_bias[m, layer + 1],
-                    context2[m, layer + 1], context2_bias[m, layer + 1], spare[0],
-                    context_derivatives[layer + 1], x[layer + 1], first, last,
+                    s.q, w.context1[m, layer + 1], w.context1_bias[m, layer + 1],
+                    w.context2[m, layer + 1], w.context2_bias[m, layer + 1], s.spare[0],
+                    s.context_derivatives[layer + 1], s.x[layer + 1], first, last,
                 )  # fmt: skip
         elif kind == READ_OUT:
-            adj_mu[3 * first : 3 * last] = 0
+            s.adj_mu[3 * first : 3 * last] = 0
             read_out(
-                q, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
-                last_bias[m], spare, readout_derivatives, energies[m], adj_q, first, last,
+                s.q, w.panels, w.readout[m], w.readout_t[m], w.readout_bias[m], w.last_weight[m],
+                w.last_bias[m], s.spare, s.readout_derivatives, out.energies[m], s.adj_q, first,
+                last,
             )  # fmt: skip
         elif kind == MIX_VJP:
-            mixing_adjoints(adj_q, adj_mu, vw[layer], products[layer], parts_x[0], first, last)
-            product(parts_x[0], mixing2_t[m, layer], spare[0], first, last)
-            multiply_rows(spare[0], mixing_derivatives[layer], first, last)
-            product(spare[0], mixing1_t[m, layer], joint, first, last)
-            vector_adjoints(
-                adj_q, adj_mu, joint, a[layer], vw[layer], norms[layer], adj_vw, first, last
+            mixing_adjoints(
+                s.adj_q, s.adj_mu, s.vw[layer], s.products[layer], s.parts_x[0], first, last
             )
-            product(adj_vw, mix_t[m, layer], middle, 3 * first, 3 * last)
-            add_to(adj_mu, middle, 3 * first, 3 * last)
+            product(s.parts_x[0], w.mixing2_t[m, layer], s.spare[0], first, last)
+            multiply_rows(s.spare[0], s.mixing_derivatives[layer], first, last)
+            product(s.spare[0], w.mixing1_t[m, layer], s.joint, first, last)
+            vector_adjoints(
+                s.adj_q, s.adj_mu, s.joint, s.a[layer], s.vw[layer], s.norms[layer], s.adj_vw,
+                first, last,
+            )  # fmt: skip
+            product(s.adj_vw, w.mix_t[m, layer], s.middle, 3 * first, 3 * last)
+            add_to(s.adj_mu, s.middle, 3 * first, 3 * last)
         else:
-            add_up(parts_x, first, last)
-            add_up(parts_mu, 3 * first, 3 * last)
-            add_to(adj_mu, parts_mu[0], 3 * first, 3 * last)
+            add_up(s.parts_x, first, last)
+            add_up(s.parts_mu, 3 * first, 3 * last)
+            add_to(s.adj_mu, s.parts_mu[0], 3 * first, 3 * last)
             context_vjp(
-                parts_x[0], context2_t[m, layer], context_derivatives[layer], context1_t[m, layer],
-                spare[0], spare[1], adj_q, first, last,
+                s.parts_x[0], w.context2_t[m, layer], s.context_derivatives[layer],
+                w.context1_t[m, layer], s.spare[0], s.spare[1], s.adj_q, first, last,
             )  # fmt: skip
 
 
 @compiled()
-def whole(plan, *arrays):  # type: ignore[no-untyped-def]
+def whole(plan, w, pairs, s, out):  # type: ignore[no-untyped-def]
     """All phases on one thread."""
     for step in range(len(plan)):
-        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, *arrays)
+        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, w, pairs, s, out)

@@ -58,22 +58,21 @@ class CpuPaiNN:
             (packed(matrix), packed(transposed(matrix))) for matrix in matrices
         )
         bias_c1, bias_c2, bias_m1, bias_m2 = (single(bias) for bias in biases)
-        self.weights = (
+        self.weights = painn.Weights(
             single(embedding), single(context0), *context1, bias_c1, *context2, bias_c2, *mix,
             *mixing1, bias_m1, *mixing2, bias_m2, np.float32(weights.epsilon),
             *packed_readout(weights.readout, width),
             packed_filters(self.table, (self.members, self.layers), (3, features), width),
         )  # fmt: skip
-        self.hidden_layers = len(weights.readout.widths)
 
-    def memory(self, n: int, blocks: int) -> tuple[np.ndarray, ...]:
-        """Arrays for `n` atoms, from q to spare in the order of the kernel."""
+    def memory(self, n: int, blocks: int) -> painn.Memory:
+        """Memory for `n` atoms, in `blocks`."""
         k, layers = self.width, self.layers
         shapes: list[tuple[int, ...]] = [
             (n, k), (n, k), (layers, n, 3 * k), (layers, 3 * n, k), (3 * n, k), (3 * n, k),
             (layers, 3 * n, 2 * k), (3 * n, 2 * k), (layers, n, 3 * k), (layers, n, k),
             (layers, n, k), (n, 2 * k), (layers, n, k), (layers, n, k),
-            (self.hidden_layers, n, k), (blocks, n, k), (blocks, n, 3 * k),
+            (len(self.weights.panels), n, k), (blocks, n, k), (blocks, n, 3 * k),
             (blocks, 3 * n, k), (2, n, k),
         ]  # fmt: skip
-        return tuple(np.empty(shape, np.float32) for shape in shapes)
+        return painn.Memory(*(np.empty(shape, np.float32) for shape in shapes))

@@ -12,6 +12,7 @@ summed up afterwards.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -123,63 +124,94 @@ def plan(members: int, layers: int, derivatives: bool) -> np.ndarray:
     return np.array(phases, np.int64)
 
 
+class Weights(NamedTuple):
+    """Weights of all members, for the phases."""
+
+    embedding: np.ndarray  # (members, elements, F)
+    inward0: np.ndarray  # embedding times the first inward
+    inward: np.ndarray  # packed, (members, layers, …), as all matrices
+    inward_t: np.ndarray
+    hidden: np.ndarray
+    hidden_t: np.ndarray
+    hidden_bias: np.ndarray
+    outward: np.ndarray
+    outward_t: np.ndarray
+    outward_bias: np.ndarray
+    panels: np.ndarray  # of each hidden layer of the readout
+    readout: np.ndarray
+    readout_t: np.ndarray
+    readout_bias: np.ndarray
+    last_weight: np.ndarray
+    last_bias: np.ndarray
+    filters: np.ndarray  # (members, layers, k, F)
+
+
+class Memory(NamedTuple):
+    """Arrays that the phases work in, float32."""
+
+    x: np.ndarray  # (n, F), features, then ∂E/∂x
+    y: np.ndarray  # (layers, n, F)
+    parts: np.ndarray  # (blocks, n, F), messages
+    derivatives: np.ndarray  # (layers, n, F), of ssp
+    readout_derivatives: np.ndarray  # (hidden layers, n, F)
+    spare: np.ndarray  # (3, n, F)
+
+
 @compiled()
-def phase(  # type: ignore[no-untyped-def]
-    kind, m, layer, block, blocks,
-    embedding, inward0, inward, inward_t, hidden, hidden_t, hidden_bias, outward, outward_t,
-    outward_bias, panels, readout, readout_t, readout_bias, last_weight, last_bias, filters,
-    numbers, atoms, bin, t, pairs,
-    x, y, parts, derivatives, readout_derivatives, spare, energies, adj_distances,
-):  # fmt: skip
-    """One block of one phase; in the end energies `(members, n)` and adj_distances, ∂E/∂d
+def phase(kind, m, layer, block, blocks, w, pairs, s, out):  # type: ignore[no-untyped-def]
+    """Do one block of one phase; `out` gets energies `(members, n)` and adj_distances, ∂E/∂d
     `(members, pairs)` in units of the spacing. x turns from features into ∂E/∂x."""
-    n, layers = len(numbers), filters.shape[1]
-    first, last = pairs * block // blocks, pairs * (block + 1) // blocks
+    n, layers = len(pairs.numbers), w.filters.shape[1]
+    first, last = pairs.found * block // blocks, pairs.found * (block + 1) // blocks
     if kind == CFCONV:
-        cfconv(y[layer], filters[m, layer], atoms, bin, t, first, last, parts[block])
+        cfconv(
+            s.y[layer], w.filters[m, layer], pairs.atoms, pairs.bin, pairs.t, first, last,
+            s.parts[block],
+        )  # fmt: skip
         return
     if kind == CFCONV_VJP and layer == 0:
         distance_adjoints(
-            y[0], spare[2], filters[m, 0], atoms, bin, t, first, last, adj_distances[m]
-        )
+            s.y[0], s.spare[2], w.filters[m, 0], pairs.atoms, pairs.bin, pairs.t, first, last,
+            out.adj_distances[m],
+        )  # fmt: skip
         return
     if kind == CFCONV_VJP:
         cfconv_vjp(
-            y[layer], spare[2], filters[m, layer], atoms, bin, t, first, last,
-            parts[block], adj_distances[m],
+            s.y[layer], s.spare[2], w.filters[m, layer], pairs.atoms, pairs.bin, pairs.t, first,
+            last, s.parts[block], out.adj_distances[m],
         )  # fmt: skip
         return
     end = n * (block + 1) // blocks
     for first in range(n * block // blocks, end, CHUNK):
         last = min(first + CHUNK, end)
         if kind == EMBED:
-            embed(numbers, embedding[m], x, first, last)
-            embed(numbers, inward0[m], y[0], first, last)
+            embed(pairs.numbers, w.embedding[m], s.x, first, last)
+            embed(pairs.numbers, w.inward0[m], s.y[0], first, last)
         elif kind == UPDATE:
             update(
-                parts, x, hidden[m, layer], hidden_bias[m, layer], outward[m, layer],
-                outward_bias[m, layer], derivatives[layer], spare, first, last,
+                s.parts, s.x, w.hidden[m, layer], w.hidden_bias[m, layer], w.outward[m, layer],
+                w.outward_bias[m, layer], s.derivatives[layer], s.spare, first, last,
             )  # fmt: skip
             if layer + 1 < layers:
-                product(x, inward[m, layer + 1], y[layer + 1], first, last)
+                product(s.x, w.inward[m, layer + 1], s.y[layer + 1], first, last)
         elif kind == READ_OUT:
             read_out(
-                x, panels, readout[m], readout_t[m], readout_bias[m], last_weight[m],
-                last_bias[m], spare, readout_derivatives, energies[m], x, first, last,
+                s.x, w.panels, w.readout[m], w.readout_t[m], w.readout_bias[m], w.last_weight[m],
+                w.last_bias[m], s.spare, s.readout_derivatives, out.energies[m], s.x, first, last,
             )  # fmt: skip
         elif kind == UPDATE_VJP:
             update_vjp(
-                x, outward_t[m, layer], derivatives[layer], hidden_t[m, layer], spare, spare[2],
-                first, last,
+                s.x, w.outward_t[m, layer], s.derivatives[layer], w.hidden_t[m, layer], s.spare,
+                s.spare[2], first, last,
             )  # fmt: skip
         else:
-            add_up(parts, first, last)
-            product(parts[0], inward_t[m, layer], spare[0], first, last)
-            add_to(x, spare[0], first, last)
+            add_up(s.parts, first, last)
+            product(s.parts[0], w.inward_t[m, layer], s.spare[0], first, last)
+            add_to(s.x, s.spare[0], first, last)
 
 
 @compiled()
-def whole(plan, *arrays):  # type: ignore[no-untyped-def]
+def whole(plan, w, pairs, s, out):  # type: ignore[no-untyped-def]
     """All phases on one thread."""
     for step in range(len(plan)):
-        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, *arrays)
+        phase(plan[step, 0], plan[step, 1], plan[step, 2], 0, 1, w, pairs, s, out)

@@ -35,7 +35,7 @@ class CpuSchNet:
             widened(w, self.width, self.width)
             for w in (weights.inward, weights.hidden, weights.outward)
         )
-        self.weights = (
+        self.weights = schnet.Weights(
             single(embedding),
             single(np.einsum("mzf,mfg->mzg", embedding, inward[:, 0])),
             packed(inward),
@@ -50,8 +50,8 @@ class CpuSchNet:
             packed_filters(self.table, (self.members, self.layers), (1, features), self.width),
         )
 
-    def memory(self, n: int, blocks: int) -> tuple[np.ndarray, ...]:
-        """Arrays for `n` atoms: x, y, parts, derivatives, readout_derivatives, spare."""
-        hidden_layers = len(self.weights[10])
+    def memory(self, n: int, blocks: int) -> schnet.Memory:
+        """Memory for `n` atoms, in `blocks`."""
+        hidden_layers = len(self.weights.panels)
         lead = ((), (self.layers,), (blocks,), (self.layers,), (hidden_layers,), (3,))
-        return tuple(np.empty((*shape, n, self.width), np.float32) for shape in lead)
+        return schnet.Memory(*(np.empty((*shape, n, self.width), np.float32) for shape in lead))
