@@ -73,17 +73,18 @@ def import_ase(
             continue
         account.frames += 1
         length = units.factors["positions"]
-        structure = (atoms.numbers, atoms.positions * length)
+        numbers, positions = atoms.numbers, atoms.positions * length
         cell = {"cell": atoms.cell.array * length, "pbc": atoms.pbc}
         known = {name: labels[name] for name in LABELS if name in labels}
         writer.append(
-            *structure,
+            numbers,
+            positions,
             **known,
             **cell,
             labels={name: labels[name] for name in others if name in labels},
             source=where,
         )
-        asked.add(path, where, *structure, **cell, **known, state=charge_state(values))
+        asked.add(path, where, numbers, positions, **cell, **known, state=charge_state(values))
     if by == "as it says":  # and was believed
         for key in _unit_keys(first[1]).values():
             del account.left[key]
@@ -167,14 +168,17 @@ def _database_units(path: Path, options: ImportOptions) -> dict[str, str]:
         )
     said = {name: properties[keys[name]] for name in wanted if keys[name] in properties}
     said["positions"] = metadata.get("_distance_unit") or ""
-    for kind, name, option in (
-        ("energy", "energy", options.energy_unit),
-        ("length", "positions", options.length_unit),
+    both = ("--energy-unit", options.energy_unit), ("--length-unit", options.length_unit)
+    for kind, name, given in (
+        ("energy", "energy", both[:1]),
+        ("length", "positions", both[1:]),
+        ("forces", "forces", both),
+        ("stress", "stress", both),
     ):
-        if said.get(name) == "" and option is None:
+        if said.get(name) == "" and not all(option for _, option in given):
             raise DataError(
                 f"{path}: a SchNetPack database whose metadata leave the {kind} unit empty; say "
-                f"it with --{kind}-unit"
+                f"it with {' and '.join(flag for flag, _ in given)}"
             )
     return {name: _unit_name(name, unit) for name, unit in said.items() if unit}
 

@@ -207,7 +207,7 @@ def _cell(
         pbc = real_array(arrays[PBC], f"{path}: {PBC}", bool)
         if pbc.shape not in ((), (1,), (3,), (m, 3)):
             raise DataError(f"{path}: {PBC}: has shape {pbc.shape}, expected (3,) or ({m}, 3)")
-        pbc = pbc if pbc.shape == (m, 3) else np.broadcast_to(pbc, (3,))
+        pbc = pbc if pbc.ndim == 2 else np.broadcast_to(pbc, (3,))
     if key not in arrays:
         if pbc.any():
             raise DataError(f"{path}: {PBC} says periodic, and there is no {CELL}")

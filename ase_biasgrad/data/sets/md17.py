@@ -80,8 +80,7 @@ def import_md17(
         path = _extracted(path, molecule)
     _check_composition(path, molecule, known[molecule])
     # published as they are: what is odd in them is said, and does not keep anyone from them
-    units = {"energy_unit": "kcal/mol", "length_unit": "Angstrom"}
-    options = ImportOptions(labels=labels, accept=True, **units)
+    options = ImportOptions(labels, "kcal/mol", "Angstrom", accept=True)
     return import_files([path], output, options, progress)
 
 

@@ -235,3 +235,21 @@ def test_impossible_splits_are_refused():
             random_split(10, {"train": size}, 0)
     assert len(random_split(10, {"train": 1.0}, 0)["train"]) == 10
     assert len(random_split(10, {"train": 1}, 0)["train"]) == 1
+
+
+@pytest.mark.parametrize("buffered", [1, 2**25])
+def test_labels_missing_in_a_block_are_missing_in_their_frames(tmp_path, monkeypatch, buffered):
+    monkeypatch.setattr(module, "BYTES_BUFFERED", buffered)
+    positions = np.arange(3)[:, None] + np.random.default_rng(0).normal(0, 0.05, (9, 3, 3))
+    energy, forces = np.arange(9.0), np.ones((9, 3, 3))
+    energy[[1, 4]], forces[[4, 7]] = np.nan, np.nan
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        for rows in (slice(0, 5), slice(5, 9)):
+            writer.append([8, 1, 1], positions[rows], energy=energy[rows], forces=forces[rows])
+    dataset = Dataset(tmp_path / "x.h5")
+    assert [frame.energy for frame in dataset] == [0, None, 2, 3, None, 5, 6, 7, 8]
+    assert [k for k, frame in enumerate(dataset) if frame.forces is None] == [4, 7]
+    assert (dataset.count("energy"), dataset.count("forces")) == (7, 7)
+    assert not dataset.has("energy")
+    np.testing.assert_array_equal([frame.positions for frame in dataset], positions)
+    assert [frame.atoms().calc is None for frame in dataset].count(True) == 1

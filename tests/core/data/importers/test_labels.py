@@ -248,6 +248,9 @@ def test_units_of_databases_as_numbers_and_left_empty(tmp_path):
     database(tmp_path / "e.db", {"energy": "", "forces": "eV/Ang"})
     with pytest.raises(DataError, match="leave the energy unit empty; say it with --energy-unit"):
         import_files([tmp_path / "e.db"], tmp_path / "e.h5", progress=False)
+    database(tmp_path / "f.db", {"energy": "eV", "forces": ""})
+    with pytest.raises(DataError, match="forces unit empty; say it with --energy-unit and --len"):
+        import_files([tmp_path / "f.db"], tmp_path / "f.h5", progress=False)
     said = import_files(
         [tmp_path / "e.db"], tmp_path / "e.h5", ImportOptions(energy_unit="meV"), progress=False
     ).conversions[0]
