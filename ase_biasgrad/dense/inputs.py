@@ -1,4 +1,4 @@
-"""From molecules to the numbers that a dense network sees, with derivatives by the positions."""
+"""Inputs of a dense network made of molecules, with derivatives by the positions."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ase_biasgrad.se3_transformer.self_interaction import LinearSelfInteraction
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What all kernels of a network have in common.
+    """Options that all kernels of a network have in common.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the layers of a network share about the edges of one batch."""
+"""Edges of one batch, with what all layers of a network need of them."""
 
 from __future__ import annotations
 

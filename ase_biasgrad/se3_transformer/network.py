@@ -86,7 +86,7 @@ class SE3Transformer(nn.Module):
         envelope: Tensor | None = None,
         harmonics: Tensor | None = None,
     ) -> EdgeContext:
-        """What the blocks share; arguments as in `forward`."""
+        """Edges as all blocks see them; arguments as in `forward`."""
         if harmonics is None:
             harmonics = spherical_harmonics(vectors, self.highest_order)
         if harmonics.shape != (len(vectors), (self.highest_order + 1) ** 2):

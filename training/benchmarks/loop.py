@@ -24,7 +24,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a network is trained; the first budget used up ends it.
+    """Options of a training, which the first budget used up ends.
 
     Parameters
     ----------

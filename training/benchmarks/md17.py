@@ -115,7 +115,7 @@ class Row:
     seconds: float
 
     def cells(self) -> list[str]:
-        """Those of `COLUMNS`."""
+        """The row in `COLUMNS`."""
         of = self.training
         return [
             *(of.molecule, of.labels, of.backbone, self.recipe, str(of.seed)),
@@ -181,7 +181,8 @@ def _identity(study: Study, training: Training) -> dict[str, Any]:
     """Options of one training: its own, and those that all of the study share."""
     several = ("molecules", "backbones", "labels", "weights", "seeds")
     shared = {name: value for name, value in asdict(study).items() if name not in several}
-    return {**shared, **asdict(training)}
+    fits = BIAS_FITS if training.weight is None else ()
+    return {**shared, **asdict(training), "fits": fits}
 
 
 def _trainings(study: Study) -> Iterable[Training]:

@@ -60,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one round: training frames per second, and the largest memory so far in MB.
+    """Training frames per second of one round, and the largest memory so far in MB.
 
     Memory is the resident set of the process, or what tensors took on a CUDA device. Frames per
     second of processor time count the process alone, not the workers of a loader.
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def processor_ratio(self) -> float:
-        """In processor time, which other work on the machine disturbs less."""
+        """Ratio in processor time, which other work on the machine disturbs less."""
         mine, theirs = self.ours, self.schnetpack
         return mine.frames_per_processor_second / theirs.frames_per_processor_second
 

@@ -101,7 +101,7 @@ class NBodyData:
 
 
 def open_dataset(path: str | Path) -> NBodyData:
-    """What `write_dataset` wrote.
+    """Open a file that `write_dataset` wrote.
 
     Raises
     ------

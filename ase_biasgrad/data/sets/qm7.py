@@ -152,7 +152,7 @@ def _own_units(path: Path) -> tuple[str | None, str | None]:
 
 
 def is_published(path: Path) -> bool:
-    """Whether this is the published qm7.mat, by size and SHA-256."""
+    """True of the published qm7.mat, by size and SHA-256."""
     from ase_biasgrad.files import file_hash
 
     return path.stat().st_size == SIZE and file_hash(path) == SHA256
@@ -263,7 +263,7 @@ def _read_xyz(file: Path) -> Iterator[Any]:
 
 
 def _own_energy(atoms: Any) -> float | None:
-    """Of the comment line: `energy=…`, which ASE makes a result, or one number alone."""
+    """Energy of the comment line: `energy=…`, which ASE makes a result, or one number alone."""
     if atoms.calc is not None and "energy" in atoms.calc.results:
         return float(atoms.calc.results["energy"])
     if len(atoms.info) == 1:

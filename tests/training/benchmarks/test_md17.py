@@ -62,11 +62,11 @@ def test_rows_of_a_study_and_going_on_with_it(tmp_path, data, monkeypatch):
     study = Study(**SMALL, weights=(0.1,))
     rows = list(run_study(study, tmp_path / "study", data))
     assert [row.recipe for row in rows] == [
-        *(f"two stages, bias by {fit}" for fit in ("mean", "median", "efwt")),
+        *(f"two stages, bias by {fit}" for fit in md17_table.BIAS_FITS),
         "joint, energy weight 0.1",
     ]
-    assert len({row.forces for row in rows[:3]}) == 1  # the bias leaves forces alone
-    assert rows[3].forces != rows[0].forces
+    assert len({row.forces for row in rows[:4]}) == 1  # the bias leaves forces alone
+    assert rows[4].forces != rows[0].forces
     assert all(row.epochs == 2 and row.seconds > 0 and row.energy < 1.0 for row in rows)
     assert all(row.efwt <= min(row.efwt_energy, row.efwt_forces) for row in rows)
 
@@ -89,7 +89,7 @@ def test_other_options_and_other_data_are_measured_beside(tmp_path, data):
     folder = tmp_path / "study"
     first = list(run_study(Study(**SMALL, weights=()), folder, data))
     longer = list(run_study(Study(**{**SMALL, "epochs": 3}, weights=()), folder, data))
-    assert [row.epochs for row in (*first, *longer)] == [2] * 3 + [3] * 3
+    assert [row.epochs for row in (*first, *longer)] == [2] * 4 + [3] * 4
     assert list(run_study(Study(**SMALL, weights=()), folder, data)) == first
     other = tmp_path / "other"
     other.mkdir()
@@ -109,7 +109,7 @@ def test_the_command_with_a_time_limit_and_both_label_sets(tmp_path, data):
     assert done.exit_code == 0, done.output
     rows = [text.split("|")[1:-1] for text in done.output.splitlines() if "ethanol" in text]
     assert rows[0][5].strip() == "0.128 (5.55)"
-    assert [row[1].strip() for row in rows] == ["original"] + ["revised"] * 4 + ["original"] * 4
+    assert [row[1].strip() for row in rows] == ["original"] + ["revised"] * 5 + ["original"] * 5
     assert all(int(row[-2]) >= 1 for row in rows[1:])
 
 
@@ -129,7 +129,7 @@ def test_the_command_without_joint_losses(tmp_path, data):
 def test_one_file_of_all_frames_is_split(tmp_path):
     write_rmd17(tmp_path, "rmd17_ethanol.npz", 50, 0)
     study = Study(**SMALL, weights=())
-    assert len(list(run_study(study, tmp_path / "study", tmp_path))) == 3
+    assert len(list(run_study(study, tmp_path / "study", tmp_path))) == 4
     with pytest.raises(DataError, match="0 files for aspirin"):
         next(run_study(Study(**{**SMALL, "molecules": ("aspirin",)}), tmp_path / "s", tmp_path))
 

@@ -55,7 +55,7 @@ PUBLISHED = {
 
 
 def task_of(data: NBodyData) -> Task:
-    """What the data set's variant asks for."""
+    """The task of the data set's variant."""
     variant = VARIANTS[data.variant]
     return Task(variant.ahead, variant.start, data.system.timestep * data.system.interval)
 

@@ -1,4 +1,4 @@
-"""What is known before any network: the mean, and the package's bias."""
+"""Predictions without a network: the mean, and the package's bias."""
 
 from __future__ import annotations
 

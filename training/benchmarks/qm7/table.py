@@ -54,7 +54,7 @@ def _shared(result: Result) -> dict[str, object]:
 
 
 def whole_sets(results: Sequence[Result]) -> list[Result]:
-    """Those trained on all molecules outside of their fold; sizes of folds differ by one."""
+    """Results on all molecules outside of their fold; sizes of folds differ by one."""
     largest = max((result.figures["trained_on"] for result in results), default=0)
     return [result for result in results if result.figures["trained_on"] >= largest - 1]
 

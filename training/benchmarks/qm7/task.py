@@ -1,4 +1,4 @@
-"""What a row of the ladder is given, and what it gives back."""
+"""Task and answer of a row of the ladder."""
 
 from __future__ import annotations
 

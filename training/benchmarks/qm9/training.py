@@ -146,7 +146,7 @@ def train_network(
 
 @torch.no_grad()
 def mean_absolute_error(network: QM9Network, part: Part, batch_size: int = 64) -> float:
-    """In the unit of the target."""
+    """Mean absolute error in the unit of the target."""
     total, size = 0.0, len(part.samples)
     for start in range(0, size, batch_size):
         batch, harmonics, target = part.batch(np.arange(start, min(start + batch_size, size)))
