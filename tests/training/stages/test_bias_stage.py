@@ -1,5 +1,7 @@
 """The bias stage on frames: isolated atoms, missing energies, elements of training frames alone."""
 
+import json
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -7,10 +9,12 @@ from ase.build import bulk, molecule
 from conftest import small_potential
 from helpers import options
 
+from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.config import ConfigError, config_from
 from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.run import train
 from ase_biasgrad.training.stages.bias import fit_bias, isolated_atoms
 
 
@@ -68,3 +72,20 @@ def test_methods_that_are_none_are_named(tmp_path):
         fit_bias(small_potential(), frames)
     with pytest.raises(ConfigError, match=r"bias_stage\.method: gradient is no longer a method"):
         config_from({**options("x.h5"), "bias_stage": {"method": "gradient"}})
+
+
+def test_an_element_of_validation_frames_alone_is_not_known(tmp_path):
+    frames = [(molecule("NH3" if k == 0 else "H2O"), -1.0) for k in range(12)]
+    for k, (atoms, _) in enumerate(frames):
+        atoms.positions += np.random.default_rng(k).normal(0, 0.05, atoms.positions.shape)
+    with DatasetWriter(tmp_path / "x.h5") as writer:
+        for atoms, energy in frames:
+            forces = 0.1 * atoms.positions
+            writer.append(atoms.numbers, atoms.positions, energy=energy, forces=forces)
+    config = options(tmp_path / "x.h5", epochs=1, batch_size=4)
+    config["data"] |= {"train": 3, "validation": 9}
+    result = train(config_from(config), tmp_path / "run")
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    held = {int(z) for k in split["train"] for z in Dataset(tmp_path / "x.h5")[k].numbers}
+    assert held == {1, 8}
+    assert set(load_checkpoint(result.checkpoint).potential.elements) == held
