@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ase_biasgrad.bias import BiasMethod
 
+# options of earlier versions, and the value with which a configuration still means the same
+RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names file and option."""
@@ -112,7 +115,6 @@ class ForceStageOptions(_Options):
     )
     stress_weight: float = Field(0.1, ge=0, description="used where the data has stress")
     joint: JointOptions | None = Field(None, description="train on energies too (baseline)")
-    optimizer: Literal["adam", "adamw"] = "adamw"
     amsgrad: bool = True
     learning_rate: float = Field(4e-3, gt=0, description="the largest")
     weight_decay: float = Field(0.0, ge=0)
@@ -148,7 +150,12 @@ class TrainerOptions(_Options):
     num_nodes: int = Field(1, ge=1)
     strategy: str = "auto"
     precision: Literal["float32", "float64"] = Field("float32", description="of the network")
-    max_time: str | None = Field(None, description="DD:HH:MM:SS, stop the force stage after it")
+    max_time: str | None = Field(
+        None,
+        pattern=r"^\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d$",
+        description="DD:HH:MM:SS; the force stage ends with the epoch in which it runs out, and "
+        "goes on for as long again with --resume",
+    )
     loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="beside the CSV table")
     progress_bar: bool = True
     matmul_precision: Literal["highest", "high", "medium"] = Field(
@@ -195,6 +202,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 def config_from(options: dict[str, Any], source: str = "configuration") -> TrainConfig:
     """Validate options at hand; errors as in `load_config`."""
+    options = {key: dict(of) if isinstance(of, dict) else of for key, of in options.items()}
+    for group, name, only in RETIRED:
+        if isinstance(options.get(group), dict) and options[group].get(name) == only:
+            del options[group][name]
     try:
         return TrainConfig.model_validate(options)
     except ValidationError as error:

@@ -14,7 +14,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,17 @@ from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_jso
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.lightning.loggers import EpochTable, extra_loggers
-from ase_biasgrad.training.lightning.state_files import WholeStateFiles
+from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
+from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
 from ase_biasgrad.training.stages.bias import fit_bias
-from ase_biasgrad.training.stages.force import ForceStage, JointStage, check_labels, rms
+from ase_biasgrad.training.stages.force import (
+    ForceStage,
+    JointStage,
+    check_labels,
+    robust_rms,
+    wild_atoms,
+)
 
 CHECKPOINT_NAME = "potential.safetensors"
 LARGER_IN_VALIDATION = 4  # batches
@@ -49,11 +56,12 @@ MEMORY_FOR_SPRINGS = 4 * 2**30  # bytes
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the final checkpoint is, and the validation errors before and after the bias."""
+    """The final checkpoint, and the validation errors before and after the bias."""
 
     checkpoint: Path
     before_bias: Report
     after_bias: Report
+    out_of_time_after: int | None = None  # epochs, where trainer.max_time ended the force stage
 
 
 def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
@@ -165,6 +173,8 @@ def _run(
     stage, trainer = prepared.stage, prepared.trainer
     training, validation = prepared.training, prepared.validation
     last = folder / "states" / "last.ckpt"
+    if last.exists():
+        read_state(last)  # refuses what is no plain state before Lightning sees it
     with warnings.catch_warnings(), _matmul_precision(config.trainer.matmul_precision):
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -175,14 +185,17 @@ def _run(
                 batch_loader(training, prepared.training_batches),
                 batch_loader(validation, prepared.validation_batches),
                 ckpt_path=str(last) if last.exists() else None,
-                weights_only=False if last.exists() else None,
+                weights_only=True,
             )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
     trainer.strategy.barrier()
     _load_best(stage, folder)
     potential = stage.potential.to(training.device)
-    return _finish(config, folder, dataset, potential, training, validation)
+    result = _finish(config, folder, dataset, potential, training, validation)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    ran_out = any(isinstance(c, EndOfTraining) and c.ran_out for c in callbacks)
+    return replace(result, out_of_time_after=trainer.current_epoch if ran_out else None)
 
 
 @contextlib.contextmanager
@@ -249,7 +262,9 @@ def _stage(
     needs = ("energy", "forces") if joint else ("forces",)
     for frames in (training, validation):
         check_labels(frames, needs, str(config.data.path))
-    force_unit, stress_unit = rms(training.forces), rms(training.stress)
+    assert training.forces is not None
+    force_unit, stress_unit = robust_rms(training.forces), robust_rms(training.stress)
+    _name_wild_forces(training, config.data.path)
     if not force_unit:
         raise ConfigError(f"{config.data.path}: all training forces are zero")
     if "scale" in potential.backbone.arguments and "scale" not in config.backbone.arguments:
@@ -261,6 +276,26 @@ def _stage(
     assert training.energy is not None
     potential.bias.fit(training.energy.cpu().numpy(), training.compositions(), "mean")
     return JointStage(potential, config.force_stage, force_unit, stress_unit)
+
+
+def _name_wild_forces(training: ResidentFrames, path: Path) -> None:
+    """Warn of training forces that are no forces of the same kind as the others."""
+    assert training.forces is not None
+    wild = wild_atoms(training.forces)[:5].cpu()
+    if not len(wild):
+        return
+    owner = np.repeat(training.frames, training.atom_counts)
+    first = np.cumsum(training.atom_counts) - training.atom_counts
+    first_of = np.repeat(first, training.atom_counts)
+    named = "; ".join(
+        f"frame {owner[k]}, atom {k - first_of[k]}: {float(training.forces[k].norm()):.4g} eV/Å"
+        for k in wild.tolist()
+    )
+    warnings.warn(
+        f"{path}: forces a hundred times as long as nine tenths of the others: {named}; they hardly "
+        "count in the unit of the loss, and are better left out of the data",
+        stacklevel=2,
+    )
 
 
 def _check_memory_of_springs(
@@ -284,10 +319,12 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
     # warnings stay; Lightning's greetings go
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     options, stage = config.trainer, config.force_stage
-    states = pl.callbacks.ModelCheckpoint(
+    states = StateFiles(
         folder / "states", "best", monitor="val_loss", save_last=True, enable_version_counter=False
     )
-    callbacks: list[pl.Callback] = [states, EpochTable(folder / "metrics.csv")]
+    table = EpochTable(folder / "metrics.csv")
+    end = EndOfTraining(_seconds(options.max_time))
+    callbacks: list[pl.Callback] = [states, table, end]
     if stage.ema_decay > 0:
         callbacks.append(WeightAverage(stage.ema_decay))
     if stage.early_stopping:
@@ -298,7 +335,6 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         num_nodes=options.num_nodes,
         strategy=options.strategy,
         max_epochs=stage.epochs,
-        max_time=options.max_time,
         callbacks=callbacks,
         plugins=[WholeStateFiles()],
         logger=extra_loggers(options.loggers, folder),
@@ -311,6 +347,14 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         num_sanity_val_steps=0,
         log_every_n_steps=1_000_000,
     )
+
+
+def _seconds(max_time: str | None) -> float | None:
+    """Seconds of DD:HH:MM:SS."""
+    if max_time is None:
+        return None
+    days, hours, minutes, seconds = map(int, max_time.split(":"))
+    return ((24 * days + hours) * 60 + minutes) * 60 + seconds
 
 
 def _accelerator(config: TrainConfig) -> str:
@@ -333,9 +377,7 @@ def _device(config: TrainConfig) -> torch.device:
 
 def _load_best(stage: ForceStage, folder: Path) -> None:
     best = folder / "states" / "best.ckpt"
-    # our own file, written by this run
-    state = torch.load(best, map_location="cpu", weights_only=False)["state_dict"]
-    stage.load_state_dict(state)
+    stage.load_state_dict(read_state(best)["state_dict"])
 
 
 def _provenance(

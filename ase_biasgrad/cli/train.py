@@ -43,5 +43,11 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True)
         raise typer.Exit(130) from None
+    if result.out_of_time_after is not None:
+        typer.echo(
+            "trainer.max_time ended the force stage after "
+            f"{result.out_of_time_after} epochs; go on for as long again with: "
+            f"biasgrad train --resume {folder}"
+        )
     typer.echo("validation frames\n" + table(result.after_bias))
     typer.echo(f"checkpoint: {result.checkpoint}\nreport: {folder / 'report'}")

@@ -28,7 +28,7 @@ from ase_biasgrad.training.evaluation.evaluate import evaluate
 from ase_biasgrad.training.frames.batches import EpochBatches
 from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
 from ase_biasgrad.training.stages.bias import fit_bias
-from ase_biasgrad.training.stages.force import ForceStage, rms
+from ase_biasgrad.training.stages.force import ForceStage, robust_rms
 
 CUTOFF = 5.0
 FRAMES = 950
@@ -67,7 +67,7 @@ def measured(
         key, _, value = item.partition("=")
         arguments[key] = int(value)
     torch.manual_seed(0)
-    unit = rms(frames.forces)
+    unit = robust_rms(frames.forces)
     assert unit is not None
     potential = Potential(build_backbone(kind, {**arguments, "scale": unit}))
     freeze_energy_shifts(potential)

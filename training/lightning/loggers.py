@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.training.stages.force import ForceStage
 
 COLUMNS = (
     "epoch",
@@ -35,6 +34,13 @@ class EpochTable(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._begin = time.monotonic()
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -50,7 +56,7 @@ class EpochTable(pl.Callback):
         before = float(kept[-1]["seconds"]) if kept else 0.0
         self._begin = time.monotonic() - before
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: ForceStage) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # callbacks run before the stage logs it; every process takes part in the mean
         train_loss = float(pl_module.mean_training_loss())
         if not trainer.is_global_zero:
@@ -64,7 +70,7 @@ class EpochTable(pl.Callback):
         values |= {
             name: float(metrics[name])
             for name in COLUMNS
-            if name.startswith("val_") and name in metrics
+            if self._validated and name.startswith("val_") and name in metrics
         }
         values["train_loss"] = train_loss
         values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]

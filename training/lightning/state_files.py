@@ -1,7 +1,8 @@
-"""Training states on disk: whole or not at all, also where /tmp is another file system."""
+"""Training states on disk: whole or not at all, read without running code of theirs."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,20 @@ class WholeStateFiles(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             torch.save(checkpoint, temporary)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state: tensors and plain values.
+
+    Raises
+    ------
+    ValueError
+        If the file holds anything else, which might run code when it is read, or is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a training state of tensors and plain values; files that "
+            "hold anything else are not opened, since they could run code. Begin a new run"
+        ) from error

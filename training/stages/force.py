@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
 from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+
+LONGEST, WILD = 10.0, 100.0  # times the typical length of a force
 
 
 class ForceStage(pl.LightningModule):
@@ -83,6 +87,12 @@ class ForceStage(pl.LightningModule):
             stress = self._norm(residual / self.stress_unit)
             of_structures = of_structures + self.options.stress_weight * stress
         return of_atoms, of_structures
+
+    @cached_property
+    def loss_without_forces(self) -> float:
+        """Loss of a typical structure for a potential that gives no forces at all."""
+        one = self._norm(torch.ones(1))
+        return float((1 + self.options.elastic_weight) * one)
 
     def _norm(self, residual: Tensor) -> Tensor:
         if self.options.loss == "l1":
@@ -180,8 +190,7 @@ class ForceStage(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         options, schedule = self.options, self.options.schedule
         parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        algorithm = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-        optimizer = algorithm(
+        optimizer = torch.optim.AdamW(
             parameters,
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
@@ -214,7 +223,7 @@ class ForceStage(pl.LightningModule):
             return 1.0
         lowest = min(1.0, schedule.minimum / self.options.learning_rate)
         done = (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps)
-        return lowest + (1 - lowest) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Warm up for plateau, whose schedule knows epochs only."""
@@ -247,12 +256,33 @@ class JointStage(ForceStage):
         return of_atoms, of_structures + weight * self._norm(residual)
 
 
-def rms(values: Tensor | None) -> float | None:
-    """Root mean square of the finite entries, or None without any."""
+def robust_rms(values: Tensor | None) -> float | None:
+    """Root mean square of the components, in which no row counts above `LONGEST` typical lengths.
+
+    The typical length is that of the 90th percentile of rows `(m, k)`, so that up to a tenth of the
+    rows may be wild; without wild rows it is the plain root mean square. None without finite rows.
+    """
     if values is None:
         return None
-    finite = values[torch.isfinite(values)]
-    return float(finite.square().mean().sqrt()) if len(finite) else None
+    lengths = torch.linalg.vector_norm(values[torch.isfinite(values).all(dim=1)], dim=1)
+    if not len(lengths):
+        return None
+    longest = LONGEST * _typical(lengths) or float("inf")
+    return float(lengths.clamp(max=longest).square().mean().sqrt() / values.shape[1] ** 0.5)
+
+
+def wild_atoms(forces: Tensor) -> Tensor:
+    """Rows of forces `(n, 3)` that are `WILD` times as long as the typical one, longest first."""
+    lengths = torch.linalg.vector_norm(forces, dim=1).nan_to_num()
+    typical = _typical(lengths)
+    rows = (
+        (lengths > WILD * typical).nonzero()[:, 0] if typical > 0 else lengths.new_zeros(0).long()
+    )
+    return rows[lengths[rows].argsort(descending=True)]
+
+
+def _typical(lengths: Tensor) -> float:
+    return float(np.quantile(lengths.cpu().numpy(), 0.9))
 
 
 def check_labels(frames: ResidentFrames, needs: tuple[str, ...], where: str) -> None:
