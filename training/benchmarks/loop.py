@@ -108,7 +108,8 @@ def train(
     ema = get_ema_multi_avg_fn(options.ema_decay)
     average = AveragedModel(network, multi_avg_fn=ema, use_buffers=True)
     random, began, cpu_began = np.random.default_rng(options.seed), time.time(), time.process_time()
-    kept, best, best_epoch = network, (math.inf,), 0
+    kept, best_epoch = network, 0
+    best: tuple[float, ...] = (math.inf,)
     for epoch in within(options.epochs, options.minutes):
         losses = []
         for batch in batches(random):
@@ -152,7 +153,9 @@ def train_once(
     return Trained(network, tuple(training["validation"]), **figures)
 
 
-def save_network(path: str | Path, network: nn.Module, training: dict | None = None) -> None:
+def save_network(
+    path: str | Path, network: nn.Module, training: dict[str, Any] | None = None
+) -> None:
     """Write a network with its options to a safetensors file, whole or not at all.
 
     Its class has a `FORMAT` and takes the dataclass `OPTIONS`, which is the attribute `options`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(data, options)
         with whole_file(path) as temporary:
-            record = {"format": FORMAT, "benchmark": self.benchmark, "data": data}
-            record |= {"options": options, "figures": figures}
+            record = {"format": FORMAT, **asdict(Result(self.benchmark, data, options, figures))}
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return self._read(path)
 

@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 
 from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.fused.registry import fused_form
@@ -176,7 +177,7 @@ def train_theirs(setting: Setting, frames: int, database: Path) -> Speed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning on how SchNetPack stores its arguments
         task = spk.task.AtomisticTask(
-            schnetpack_model(new_potential(setting).backbone),
+            _theirs(new_potential(setting)),
             outputs=[output],
             optimizer_cls=torch.optim.AdamW,
             optimizer_args={"lr": 1e-3, "weight_decay": 0.0},
@@ -190,6 +191,12 @@ def new_potential(setting: Setting) -> Potential:
     return Potential(build_backbone(setting.backbone, setting.arguments))
 
 
+def _theirs(potential: Potential) -> torch.nn.Module:
+    """SchNetPack's model with the same weights."""
+    assert isinstance(potential.backbone, SchNetPackBackbone)
+    return schnetpack_model(potential.backbone)
+
+
 def force_difference(setting: Setting) -> float:
     """Largest difference between the forces that both train on, of one frame, in eV/Å."""
     torch.set_num_threads(setting.threads)
@@ -198,7 +205,7 @@ def force_difference(setting: Setting) -> float:
         ResidentFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
     )
     ours = Potential(fused_form(potential.backbone)).evaluate(graph, ["forces"])["forces"]
-    model = schnetpack_model(potential.backbone).double().eval()
+    model = _theirs(potential).double().eval()
     centre, neighbour = graph.edge_index
     theirs = model(
         {

@@ -89,6 +89,8 @@ def run(
     if not np.isfinite(errors).all():
         raise RuntimeError(f"row {row.key}, fold {fold}: the predictions are not finite")
     norms = error_norms(errors)
-    figures = {"trained_on": len(task.train), "mae": norms.mae, "rmse": norms.rmse}
-    figures |= {"seconds": seconds, "note": answer.note, "hardware": hardware()}
+    figures = {
+        **{"trained_on": len(task.train), "mae": norms.mae, "rmse": norms.rmse},
+        **{"seconds": seconds, "note": answer.note, "hardware": hardware()},
+    }
     return store.keep(molecules.digest, options, figures)
