@@ -292,8 +292,8 @@ def _name_wild_forces(training: ResidentFrames, path: Path) -> None:
         for k in wild.tolist()
     )
     warnings.warn(
-        f"{path}: forces a hundred times as long as nine tenths of the others: {named}; they hardly "
-        "count in the unit of the loss, and are better left out of the data",
+        f"{path}: forces a hundred times as long as nine tenths of the others: {named}; they "
+        "hardly count in the unit of the loss, and are better left out of the data",
         stacklevel=2,
     )
 
