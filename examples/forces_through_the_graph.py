@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 
 from ase_biasgrad import Dataset, DatasetWriter, Potential, build_backbone, load_checkpoint
 from ase_biasgrad.training import ResidentFrames, config_from, evaluate, train
-from ase_biasgrad.training.stages.energy import EnergyStageOptions, fit_energies
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
 
 network = {"features": 16, "interactions": 2, "cutoff": 4.5, "radial_functions": 16}
 epochs = 20

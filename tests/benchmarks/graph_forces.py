@@ -21,11 +21,11 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.importers import import_files
 from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.potential import Potential
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
 from ase_biasgrad.training.config import config_from
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
 from ase_biasgrad.training.frames.resident import ResidentFrames
 from ase_biasgrad.training.run import train
-from ase_biasgrad.training.stages.energy import EnergyStageOptions, fit_energies
 
 VALIDATION = 20
 SIZES = {

@@ -10,14 +10,14 @@ import torch
 
 from ase_biasgrad.backbones import BACKBONES, build_backbone
 from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.benchmarks.qm7.task import Answer, Task
-from ase_biasgrad.training.frames.resident import ResidentFrames
-from ase_biasgrad.training.stages.energy import (
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import (
     EnergyProgress,
     EnergyStageOptions,
     fit_energies,
     predict_energies,
 )
+from ase_biasgrad.training.benchmarks.qm7.task import Answer, Task
+from ase_biasgrad.training.frames.resident import ResidentFrames
 
 EPOCHS = 600
 # sizes at which one core sees enough epochs within an hour; other backbones come as they are

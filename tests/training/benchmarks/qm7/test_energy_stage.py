@@ -8,8 +8,12 @@ from helpers import NAMES
 
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import (
+    EnergyStageOptions,
+    fit_energies,
+    predict_energies,
+)
 from ase_biasgrad.training.frames.resident import ResidentFrames
-from ase_biasgrad.training.stages.energy import EnergyStageOptions, fit_energies, predict_energies
 
 
 @pytest.fixture(scope="module")
