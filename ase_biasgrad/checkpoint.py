@@ -204,12 +204,12 @@ def _shapes(header: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
     shapes = {}
     for name, entry in header.items():
         if name != "__metadata__":
-            kind, shape = (
-                (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (0, 0)
-            )
+            fields = entry if isinstance(entry, dict) else {}
+            kind, shape = str(fields.get("dtype")), fields.get("shape")
             sized = isinstance(shape, list) and all(type(size) is int for size in shape)
             if kind not in ("F32", "F64", "I64") or not sized:
                 raise ValueError(f"{name}: {str(entry)[:80]}, must be a tensor of F32, F64 or I64")
+            assert isinstance(shape, list)  # by the check before
             shapes[name] = (kind, shape)
     return shapes
 
