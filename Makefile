@@ -5,18 +5,14 @@ BIN = $(VENV)/bin
 # an environment is reused until the requirements, or the clone that it serves, change
 KEY := $(shell (echo "$(CURDIR)"; cat setup.cfg pyproject.toml) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test coverage lint types docs clean
+.PHONY: demo test lint types docs clean
 
 # nine atoms are no work for several threads, which wait for each other on a busy machine
 demo: $(VENV)/.installed-xtb-$(KEY)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python examples/demo.py --output demo-output
 
 test: $(VENV)/.installed-test-$(KEY) lint types
-	$(BIN)/python -m pytest
-
-# what pyproject.toml asks for; kernels that numba compiles cannot be seen
-coverage: $(VENV)/.installed-test-$(KEY) lint types
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.installed-test-$(KEY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 
 import typer
@@ -25,8 +26,33 @@ app.command("relax")(simulate.relax)
 app.command("md")(simulate.md)
 
 
+# for terminals and pipes whose encoding lacks the field's signs
+PLAIN = {"→": "->", "√": "sqrt", "Å": "A", "×": "x", "±": "+-", "–": "-", "…": "...", "∞": "inf"}
+PLAIN |= {
+    "α": "alpha",
+    "ε": "epsilon",
+    "μ": "mu",
+    "Σ": "sum",
+    "²": "2",
+    "³": "3",
+    "⁻": "-",
+}
+
+
+def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in text), error.end
+
+
+codecs.register_error("biasgrad", _in_plain_letters)
+
+
 def main() -> None:
     """Entry point: errors that a user can cause end in one message and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="biasgrad")
     try:
         app()
     except ModuleNotFoundError as error:

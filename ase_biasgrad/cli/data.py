@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ase_biasgrad.cli.options import Overwrite
 from ase_biasgrad.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ class Label(StrEnum):
 
 app = typer.Typer(no_args_is_help=True)
 Output = Annotated[Path, typer.Option("--output", "-o", help="new dataset file")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="replace the output file if there is one")
-]
 Labels = Annotated[str, typer.Option(help="label set of rMD17 files: revised or original")]
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ase_biasgrad.cli.options import Device, Overwrite
+
 if TYPE_CHECKING:
     from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import Checkpoint
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one")]
 Frames = Annotated[
     str | None,
     typer.Option(help="frames to use, as a slice such as :1000 or ::10; all by default"),
@@ -31,13 +32,15 @@ def fit_bias(
     ] = "auto",
     frames: Frames = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Run the bias stage alone; forces and stress stay the same, bit for bit."""
     from ase_biasgrad.checkpoint import save_checkpoint
-    from ase_biasgrad.files import file_hash
+    from ase_biasgrad.files import file_hash, refuse_existing
     from ase_biasgrad.metrics import error_norms
     from ase_biasgrad.training.stages import bias as bias_stage
 
+    refuse_existing(output, overwrite, [checkpoint, data])
     loaded, resident = _loaded(checkpoint, data, frames, device)
     left = bias_stage.fit_bias(loaded.potential, resident, method)
     history = {
@@ -90,11 +93,17 @@ def evaluate(
     ] = None,
     frames: Frames = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Errors of a potential on labelled frames."""
+    from ase_biasgrad.files import refuse_existing
     from ase_biasgrad.training.evaluation.evaluate import evaluate as measured
     from ase_biasgrad.training.evaluation.evaluate import save_json, table
 
+    if json is not None:
+        refuse_existing(json, overwrite, [checkpoint, data])
+    if report is not None and any(report.glob("*")):
+        refuse_existing(report, overwrite)
     loaded, resident = _loaded(checkpoint, data, frames, device)
     result = measured(loaded.potential, resident, progress=True)
     typer.echo(table(result))
@@ -121,12 +130,14 @@ def convert(
             "--trust-pickle", help="I trust this file: reading it runs code that it contains"
         ),
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bring in a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
     from ase_biasgrad.checkpoint import save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
-    from ase_biasgrad.files import file_hash
+    from ase_biasgrad.files import file_hash, refuse_existing
 
+    refuse_existing(output, overwrite, [model])
     if not trust:
         raise typer.BadParameter(
             "SchNetPack models are pickles, and reading one runs code that it contains; "

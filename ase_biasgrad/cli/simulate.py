@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ase_biasgrad.cli.options import Device, Overwrite
+from ase_biasgrad.files import refuse_existing, whole_file
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -15,7 +19,6 @@ Structure = Annotated[str, typer.Argument(help="file that ASE reads, or a molecu
 Checkpoints = Annotated[
     list[Path], typer.Option("--checkpoint", "-c", help="may be repeated: a committee")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
 Dtype = Annotated[str, typer.Option(help="float32 or float64")]
 
 
@@ -46,20 +49,24 @@ def relax(
     trajectory: Annotated[Path | None, typer.Option(help="write the path here")] = None,
     device: Device = "auto",
     dtype: Dtype = "float64",
+    overwrite: Overwrite = False,
 ) -> None:
     """Relax a structure; exit code 1 if it does not converge."""
     from ase.filters import FrechetCellFilter
     from ase.io import write
+    from ase.io.formats import filetype
     from ase.optimize import BFGS, FIRE, LBFGS
 
     _check_writable(output)
+    for path in filter(None, (output, trajectory)):
+        refuse_existing(path, overwrite, [structure])
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     algorithm = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}[optimizer.value]
     target = FrechetCellFilter(atoms) if cell else atoms
-    path = None if trajectory is None else str(trajectory)
-    search = algorithm(target, trajectory=path)
+    search = algorithm(target, trajectory=None if trajectory is None else str(trajectory))
     converged = search.run(fmax=fmax, steps=steps)
-    write(output, atoms)
+    with whole_file(output) as temporary:
+        write(temporary, atoms, format=filetype(str(output), read=False))
     verdict = "converged" if converged else "NOT converged"
     typer.echo(
         f"{verdict} after {search.nsteps} steps: energy {atoms.get_potential_energy():.6f} eV, "
@@ -97,7 +104,6 @@ def md(
         ZeroRotation,
         thermalize_momenta,
     )
-    from tqdm import tqdm
 
     if output.suffix != ".traj":
         raise typer.BadParameter(f"{output}: trajectories are written as *.traj")
@@ -106,6 +112,8 @@ def md(
         raise typer.BadParameter(f"{output}: exists; say --restart to go on, or name another file")
     if restart and not output.exists():
         raise typer.BadParameter(f"{output}: does not exist; leave --restart out to begin")
+    if log is not None and log.exists() and not restart:
+        raise typer.BadParameter(f"{log}: exists; name another file for --log")
     random = np.random.default_rng(seed)
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     if restart:
@@ -127,8 +135,10 @@ def md(
         logger = MDLogger(dynamics, atoms, str(log), header=not restart, mode="a")
         dynamics.attach(logger, interval=interval)
     # both observers would fire again at step 0, which the file holds already
-    for _ in tqdm(_quietly(dynamics, steps), "md", total=steps):
-        pass
+    # shown on a terminal alone
+    with typer.progressbar(_quietly(dynamics, steps), steps, "md", file=sys.stderr) as done:
+        for _ in done:
+            pass
     typer.echo(
         f"{output}: {steps} steps of {timestep:g} fs, {ensemble.value}; last temperature "
         f"{atoms.get_temperature():.1f} K, potential energy {atoms.get_potential_energy():.6f} eV"
@@ -150,11 +160,8 @@ def _check_writable(output: Path) -> None:
 
 
 def _go_on(atoms: Atoms, trajectory: Path) -> int:
-    """Put `atoms` into the last state of `trajectory`; the number of frames in it."""
-    from ase.io import Trajectory
-
-    with Trajectory(str(trajectory)) as frames:
-        last, count = frames[-1], len(frames)
+    """Put `atoms` into the last state of `trajectory`; return the number of frames in it."""
+    last, count = _last_whole_frame(trajectory)
     if last.numbers.tolist() != atoms.numbers.tolist() or (last.pbc != atoms.pbc).any():
         raise ValueError(
             f"{trajectory}: holds {last.get_chemical_formula()} with pbc {last.pbc.tolist()}, the "
@@ -163,8 +170,35 @@ def _go_on(atoms: Atoms, trajectory: Path) -> int:
         )
     atoms.set_cell(last.cell)
     atoms.positions = last.positions
-    atoms.set_momenta(last.get_momenta())
+    atoms.set_momenta(last.get_momenta(), apply_constraint=False)
+    atoms.set_constraint(last.constraints)
     return count
+
+
+def _last_whole_frame(trajectory: Path) -> tuple[Atoms, int]:
+    """Last frame of a trajectory and number of frames; the torn end that a kill left is cut off."""
+    from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
+
+    torn: Exception | None = None
+    try:
+        with TrajectoryReader(str(trajectory)) as frames:
+            for k in reversed(range(len(frames))):
+                try:
+                    last = frames[k]
+                    break
+                except Exception as error:  # whatever the parsers of ASE's format raise
+                    torn = error
+            else:
+                raise ValueError("no frame is whole") from torn
+            if torn is None:
+                return last, k + 1
+            with whole_file(trajectory) as part, TrajectoryWriter(str(part)) as writer:
+                for kept in range(k + 1):
+                    writer.write(frames[kept])
+    except Exception as error:
+        raise ValueError(f"{trajectory}: cannot be gone on from: {error}") from error
+    typer.echo(f"{trajectory}: the last frame is torn; it goes on from frame {k}", err=True)
+    return last, k + 1
 
 
 def _quietly(dynamics: Any, steps: int) -> Any:

@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read, write
-from conftest import small_potential
+from conftest import copper, small_potential
 from helpers import biasgrad
 
 from ase_biasgrad.calculators import BiasGradCalculator
@@ -215,3 +217,59 @@ def test_sampling_with_a_calculator_of_the_user(folder):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "pair.h5: 2 frames by springs:Springs" in done.stdout
+
+
+def test_restart_cuts_a_torn_frame_off_and_keeps_constraints(folder, data):
+    atoms = copper()
+    atoms.set_constraint(FixAtoms([1]))
+    start = atoms.copy()
+    save_checkpoint(folder / "any.safetensors", small_potential("schnet"))
+    write(folder / "fixed.traj", atoms)
+    md = ("-c", "any.safetensors", "-o", "torn.traj", "--interval", "1", "--timestep", "0.1")
+    biasgrad(folder, "md", "fixed.traj", *md, "--steps", "5")
+    whole = read(folder / "torn.traj", ":")
+    with (folder / "torn.traj").open("r+b") as file:
+        file.truncate((folder / "torn.traj").stat().st_size - 50)
+    start.set_constraint()
+    write(folder / "free.xyz", start)
+    said = biasgrad(folder, "md", "free.xyz", *md, "--steps", "3", "--restart")
+    assert "torn.traj: the last frame is torn; it goes on from frame 4" in said
+    again = read(folder / "torn.traj", ":")
+    assert len(again) == 5 + 3
+    for one, two in zip(again[:5], whole[:5], strict=True):
+        np.testing.assert_array_equal(one.positions, two.positions)
+        np.testing.assert_array_equal(one.get_forces(), two.get_forces())
+    for frame in again:
+        np.testing.assert_array_equal(frame.positions[1], atoms.positions[1])
+    (folder / "torn.traj").write_bytes(b"- of UlmASE-Trajectory")
+    assert "torn.traj: cannot be gone on from" in biasgrad(
+        folder, "md", "free.xyz", *md, "--restart", code=1
+    )
+
+
+def test_outputs_replace_nothing_unasked(folder):
+    save_checkpoint(folder / "kept.safetensors", small_potential("schnet"))
+    write(folder / "two.traj", [copper(), copper(1)])
+    (folder / "there.xyz").write_text("mine")
+    relax = ("relax", "two.traj", "-c", "kept.safetensors", "--fmax", "1000", "-o")
+    for output in ("two.traj", "there.xyz"):
+        before = (folder / output).read_bytes()
+        said = biasgrad(folder, *relax, output, code=1)
+        assert output in said
+        assert (folder / output).read_bytes() == before
+    biasgrad(folder, *relax, "there.xyz", "--overwrite")
+    assert len(read(folder / "there.xyz")) == 4
+    assert "is what is read" in biasgrad(folder, *relax, "two.traj", "--overwrite", code=1)
+    text = (folder / "kept.safetensors").read_bytes()
+    fit = ("fit-bias", "kept.safetensors", "cu.h5", "-o", "kept.safetensors", "--overwrite")
+    assert "is what is read" in biasgrad(folder, *fit, code=1)
+    assert (folder / "kept.safetensors").read_bytes() == text
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_terminals_without_the_fields_signs_get_plain_letters(folder, encoding):
+    command = [sys.executable, "-m", "ase_biasgrad.cli", "train", "--options"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"sqrt3" in done.stdout
