@@ -13,6 +13,8 @@ from ase_biasgrad.bias_fits import ENERGY_WITHIN, FORCE_WITHIN
 from ase_biasgrad.units import ENERGY
 
 EV_TO_KCAL_MOL = 1 / ENERGY["kcal/mol"]
+FEWEST_FRAMES = 10  # for a verdict on energies
+LEARNED_WITHIN = 0.3  # RMS force error over RMS force, above which a model says little of data
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class EnergyRelation:
     """Regression of E_ref on E_model within compositions (each centred on its mean).
 
     A bias can mend an offset only. A slope far from 1 is a unit error, a slope near −1 a sign
-    error, and a low correlation means that the forces are no gradient of the energy.
+    error, and a low correlation means that the forces are no gradient of the energy: all of it only
+    if the model reproduces the forces. A model that is too soft by a share has that slope, too.
     """
 
     slope: float
@@ -82,9 +85,12 @@ class EnergyRelation:
 
 
 def energy_relation(
-    reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray
+    reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray, force_error: float = 0.0
 ) -> EnergyRelation:
-    """Relate energies `(m,)` in eV within the compositions labelled by `groups (m,)`."""
+    """Relate energies `(m,)` in eV within the compositions labelled by `groups (m,)`.
+
+    `force_error` is the RMS error of the model's forces over the RMS of those of the reference.
+    """
     for name, energies in (("reference", reference), ("predicted", predicted)):
         if not np.isfinite(energies).all():
             frame = int(np.argmin(np.isfinite(energies)))
@@ -95,10 +101,16 @@ def energy_relation(
     if spread == 0.0:
         return EnergyRelation(np.nan, np.nan, "energies do not vary within a composition")
     slope, correlation = float(np.sum(x * y) / np.sum(x**2)), float(np.sum(x * y) / spread)
-    return EnergyRelation(slope, correlation, _verdict(slope, correlation))
+    if len(x) < FEWEST_FRAMES:
+        verdict = f"no verdict from {len(x)} frames ({FEWEST_FRAMES} are needed)"
+    elif not force_error < LEARNED_WITHIN:
+        verdict = f"no verdict: the model's forces are off by {100 * force_error:.0f} % themselves"
+    else:
+        verdict = _verdict(slope, correlation, force_error)
+    return EnergyRelation(slope, correlation, verdict)
 
 
-def _verdict(slope: float, correlation: float) -> str:
+def _verdict(slope: float, correlation: float, force_error: float) -> str:
     if abs(correlation) < 0.9:
         return (
             "energies hardly follow: the forces may be no gradient of the energy, or undertrained"
@@ -112,7 +124,7 @@ def _verdict(slope: float, correlation: float) -> str:
     }.items():
         if abs(slope / factor - 1) < 0.1:
             return f"unit error: reference energies look like {name}, not eV"
-    if abs(slope - 1) > 0.1:
+    if abs(slope - 1) > max(0.1, 2 * force_error):
         return "scale error: energies and forces of the reference do not belong together"
     return "consistent: a bias is all that the energies need"
 

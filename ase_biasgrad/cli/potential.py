@@ -182,6 +182,8 @@ def _loaded(
     loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
     loaded.potential.to(device)
     chosen = range(len(dataset))[_slice(frames)]
+    if not len(chosen):
+        raise ValueError(f"--frames {frames}: holds none of the {len(dataset)} frames of {data}")
     unknown = set(dataset.compositions()[list(chosen)].sum(axis=0).nonzero()[0].tolist()) - set(
         loaded.potential.elements
     )

@@ -46,6 +46,16 @@ def test_the_slope_within_compositions_tells_units_and_signs(factor, verdict):
     assert verdict in relation.verdict
 
 
+def test_a_model_that_has_not_learned_its_forces_accuses_nobody():
+    soft = metrics.energy_relation(1.15 * PREDICTED, PREDICTED, GROUPS, force_error=0.15)
+    assert "consistent" in soft.verdict
+    assert "scale error" in metrics.energy_relation(1.15 * PREDICTED, PREDICTED, GROUPS).verdict
+    untrained = metrics.energy_relation(-PREDICTED, PREDICTED, GROUPS, force_error=0.9)
+    assert untrained.verdict == "no verdict: the model's forces are off by 90 % themselves"
+    few = metrics.energy_relation(-PREDICTED[:4], PREDICTED[:4], GROUPS[:4])
+    assert few.verdict == "no verdict from 4 frames (10 are needed)"
+
+
 def test_energies_that_do_not_follow_are_told():
     unrelated = np.random.default_rng(1).normal(size=120)
     assert "hardly follow" in metrics.energy_relation(unrelated, PREDICTED, GROUPS).verdict

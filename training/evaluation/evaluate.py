@@ -106,11 +106,16 @@ def evaluate(potential: Potential, frames: ResidentFrames, progress: bool = Fals
         common["stress"] = error_norms((predicted.stress - stress)[np.isfinite(stress)])
     if frames.energy is None:
         return Report(**common)
-    return Report(**common, **_energy_part(potential.bias, frames, predicted.energy, errors))
+    share = common["forces"].rmse / common["force_rms"] if common["force_rms"] > 0 else 0.0
+    return Report(**common, **_energy_part(potential.bias, frames, predicted.energy, errors, share))
 
 
 def _energy_part(
-    bias: Bias, frames: ResidentFrames, predicted: np.ndarray, force_errors: np.ndarray
+    bias: Bias,
+    frames: ResidentFrames,
+    predicted: np.ndarray,
+    force_errors: np.ndarray,
+    force_error: float,
 ) -> dict[str, Any]:
     assert frames.energy is not None
     labelled = np.isfinite(frames.energy.cpu().numpy())
@@ -129,7 +134,7 @@ def _energy_part(
         "energy": error_norms(errors),
         "energy_per_atom": error_norms(errors / atom_counts),
         "efwt": efwt(errors[both], largest[both]) if both.any() else None,
-        "relation": energy_relation(reference, predicted, group),
+        "relation": energy_relation(reference, predicted, group, force_error),
         "by_composition": {
             formula(composition): CompositionErrors(
                 error_norms(errors[group == k]),
