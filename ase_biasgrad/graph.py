@@ -121,7 +121,7 @@ def sum_per_structure(values: Tensor, graph: AtomGraph) -> Tensor:
 
 
 def forward_edges(edge_index: Tensor, edge_shift: Tensor, periodic: bool) -> Tensor:
-    """Of edges `(2, e)` with shifts `(e, 3)` those `(e / 2,)` that point forward.
+    """Forward edges `(e / 2,)` among edges `(2, e)` with shifts `(e, 3)`.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def pair_vectors(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def near_pair_vectors(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """As `pair_vectors`, of the pairs closer than `cutoff` Å only."""
+    """Pairs and vectors of `pair_vectors` that are shorter than `cutoff` Å."""
     i, j, vectors = pair_vectors(graph)
     near = vectors.detach().square().sum(dim=1).sqrt() < cutoff
     if bool(near.all()):
@@ -171,12 +171,12 @@ def near_pair_vectors(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, 
 
 
 def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `pair_vectors`, with distances `(p,)` and unit vectors `(p, 3)` for the vectors."""
+    """Pairs of `pair_vectors` with distances `(p,)` and unit vectors `(p, 3)`."""
     return _with_distances(*pair_vectors(graph))
 
 
 def pairs_within(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `pairs_of`, of the pairs closer than `cutoff` Å only."""
+    """Pairs of `pairs_of` that are closer than `cutoff` Å."""
     return _with_distances(*near_pair_vectors(graph, cutoff))
 
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on: hardware and versions, in one line each."""
+"""Hardware and versions that a figure was measured on, in one line each."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class VerletList:
     def is_complete(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> bool:
-        """Whether the candidates of the last search still hold every pair within the cutoff.
+        """Test that the candidates of the last search still hold every pair within the cutoff.
 
         Positions that are not finite are found by a search only where all pairs are candidates.
         """

@@ -1,4 +1,4 @@
-"""What ASE finds of this package by name; importing this module loads no torch."""
+"""Entry points by which ASE finds this package; importing this module loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an extxyz file with energies and forces to a calculator."""
+"""Train on an extxyz file with energies and forces, and make a calculator."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ NAMES = ("H2O", "CH4", "CH3OH", "CH3CH2OH", "C2H4", "C2H6", "H2CO", "CO2")
 
 
 def biasgrad(folder, *arguments, code: int = 0) -> str:
-    """What the command says; run in this process, which has torch loaded already."""
+    """Output of a command, run in this process, which has torch loaded already."""
     said = io.StringIO()
     line = ["biasgrad", *map(str, arguments)]
     with (

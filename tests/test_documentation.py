@@ -51,7 +51,7 @@ def shell_lines() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """What the pages speak of, small, under the names that they use."""
+    """Small stand-ins for the files that the pages name."""
     (tmp_path / "run").mkdir()
     for k, name in enumerate(("run/potential", "a", "b")):
         save_checkpoint(tmp_path / f"{name}.safetensors", small_potential("schnet", seed=k))

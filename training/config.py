@@ -1,4 +1,4 @@
-"""What a training run is told: typed, documented, and validated before any work starts."""
+"""Options of a training run: typed, documented, and validated before any work starts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class BackboneOptions(_Options):
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value of a configuration can stand where `default` does."""
+    """Test that a value of a configuration can stand where `default` does."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, float):
@@ -81,7 +81,7 @@ def _alike(value: Any, default: Any) -> bool:
 
 
 class ScheduleOptions(_Options):
-    """How the learning rate changes."""
+    """Schedule of the learning rate."""
 
     name: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_steps: int = Field(500, ge=0, description="optimizer steps of linear warm-up")
@@ -126,7 +126,7 @@ class ForceStageOptions(_Options):
 
 
 class BiasStageOptions(_Options):
-    """How the bias is fitted afterwards."""
+    """Fit of the bias after the force stage."""
 
     method: BiasMethod | Literal["auto"] = Field(
         "auto", description="auto: mean for one composition, least-squares for several"
@@ -264,7 +264,7 @@ def _described(model: type[BaseModel], depth: int) -> list[str]:
 
 
 def _backbones() -> list[str]:
-    """What each backbone takes, with defaults; its docstring says what it means."""
+    """Arguments of each backbone with defaults; its docstring explains them."""
     from ase_biasgrad.backbones import BACKBONES, backbone_arguments
 
     return [

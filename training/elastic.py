@@ -107,7 +107,7 @@ def springs_from(factor: Tensor, batch: Tensor, counts: Tensor) -> Springs:
 
 
 def _places(batch: Tensor, counts: Tensor) -> Tensor:
-    """Of each atom in its structure, `(n,)`."""
+    """Place of each atom in its structure, `(n,)`."""
     first = torch.cumsum(counts, 0) - counts
     return torch.arange(len(batch), device=batch.device) - first[batch]
 
@@ -129,5 +129,5 @@ def _stiffness(graph: AtomGraph) -> Tensor:
 
 @functools.cache
 def _covalent_radii(device: torch.device) -> Tensor:
-    """Of each element, in Å, on the device once: a copy in every step would wait for it."""
+    """Covalent radii of all elements in Å, on the device once: copies would wait for it."""
     return torch.as_tensor(covalent_radii, device=device)

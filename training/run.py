@@ -112,7 +112,7 @@ def resume(folder: str | Path) -> TrainingResult:
 
 
 def _is_main_process() -> bool:
-    """Whether this process writes files: of several (DDP) only one does."""
+    """Test that this process writes files: of several (DDP) only one does."""
     return (getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
@@ -131,7 +131,7 @@ def _write_inputs(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is made of options and data before anything is written."""
+    """Stage, frames and trainer, made before anything is written."""
 
     stage: ForceStage
     training: ResidentFrames

@@ -26,7 +26,7 @@ PARITIES = (1, -1, -1, -1, 1, 1, 1, 1, 1)  # under reversal of a direction
 
 
 class Filters(NamedTuple):
-    """Of one layer, for each irreducible part: at distance 0, and of every pair."""
+    """Filters of one layer for each irreducible part: at distance 0, and of every pair."""
 
     own: Tensor  # (1, 3, f)
     of_pairs: Tensor  # (p, 3, f)
@@ -113,7 +113,7 @@ class TensorNet(ReadoutBackbone):
         return round(1.7 * self.arguments["radial_functions"])
 
     def filters(self, distances: Tensor) -> list[Tensor]:
-        """Of the embedding and each interaction, `(m, 3, f)`, at distances `(m,)` in Å."""
+        """Filters `(m, 3, f)` of the embedding and each interaction at distances `(m,)` in Å."""
         basis, envelope = (part.to(self.dtype) for part in self.basis_and_cutoff(distances))
         layers = (self.embedding, *self.layers)
         return [
@@ -305,5 +305,5 @@ def by_part(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def _parts(like: Tensor) -> Tensor:
-    """Of what part each component is, `(3, 9)` of 0 and 1."""
+    """Membership of the nine components in the three parts, `(3, 9)` of 0 and 1."""
     return torch.eye(len(PARTS), dtype=like.dtype, device=like.device)[:, PART_OF]

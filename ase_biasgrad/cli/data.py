@@ -227,7 +227,7 @@ def nbody(
 def info(
     path: Annotated[Path, typer.Argument(help="dataset file")],
 ) -> None:
-    """What a dataset holds."""
+    """Show the content of a dataset."""
     import json
 
     import numpy as np

@@ -158,7 +158,7 @@ def convert(
 
 
 def info(checkpoint: CheckpointPath) -> None:
-    """What a checkpoint holds and where it comes from."""
+    """Show the content and the history of a checkpoint."""
     import json
 
     from ase_biasgrad.checkpoint import load_checkpoint

@@ -57,7 +57,7 @@ class Frame:
     labels: dict[str, np.ndarray] = field(default_factory=dict)  # all others, as written
 
     def atoms(self) -> Atoms:
-        """As `ase.Atoms`, labels in a `SinglePointCalculator`, others in `info`."""
+        """Convert to `ase.Atoms`, labels in a `SinglePointCalculator`, others in `info`."""
         from ase import Atoms
         from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -307,7 +307,7 @@ class Dataset:
         return list(self._groups)
 
     def has(self, label: str) -> bool:
-        """Whether every frame has `label` (energy, forces, stress, or another by name)."""
+        """Test that every frame has `label` (energy, forces, stress, or another by name)."""
         return all(group.has(label) for group in self._groups)
 
     def count(self, label: str) -> int:

@@ -1,4 +1,4 @@
-"""How good a potential is on labelled frames: one report as table, JSON and numbers to plot."""
+"""Errors of a potential on labelled frames: one report as table, JSON and numbers to plot."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ase_biasgrad.training.frames.resident import ResidentFrames
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of `m` frames with `a` atoms altogether, in the order of the frames."""
+    """Predictions for `m` frames with `a` atoms altogether, in the order of the frames."""
 
     energy: np.ndarray  # (m,) eV, bias included
     forces: np.ndarray  # (a, 3) eV/Å

@@ -1,4 +1,4 @@
-"""What a run writes down: a CSV table with a row per epoch always, other loggers on request."""
+"""Loggers of a run: a CSV table with a row per epoch always, others on request."""
 
 from __future__ import annotations
 

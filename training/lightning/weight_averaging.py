@@ -24,7 +24,7 @@ class WeightAverage(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """As Lightning does, but without searching all modules for their weights in every step."""
+        """Update the average without searching all modules for their weights in every step."""
         if self._weights is None:
             super().on_train_batch_end(trainer, pl_module, *args)
             assert self._average_model is not None

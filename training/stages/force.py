@@ -141,7 +141,7 @@ class ForceStage(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """By norm, as Lightning does, but of all parameters at once."""
+        """Clip by norm, as Lightning does, but all parameters at once."""
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(
                 optimizer, gradient_clip_val, gradient_clip_algorithm

@@ -120,7 +120,7 @@ def _label_keys(
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Those arrays of `keys` that the file has, all by default; no objects are read.
+    """Arrays of a file among `keys`, all by default; no objects are read.
 
     Raises
     ------

@@ -22,7 +22,7 @@ class ImportReport:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How sources are read.
+    """Options of reading sources.
 
     Parameters
     ----------

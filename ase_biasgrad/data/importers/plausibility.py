@@ -41,7 +41,7 @@ def all_electron_energy(number: int) -> float:
 
 @dataclass
 class _Source:
-    """What is kept of each frame of a file."""
+    """Numbers kept of each frame of a file."""
 
     ratios: list[float] = field(default_factory=list)  # energy / that of the isolated atoms
     forces: list[float] = field(default_factory=list)  # median length in each frame

@@ -1,4 +1,4 @@
-"""What the SE(3)-Transformer as a potential promises beyond the tests of all backbones."""
+"""Promises of the SE(3)-Transformer as a potential beyond the tests of all backbones."""
 
 import subprocess
 import sys

@@ -26,7 +26,7 @@ from ase_biasgrad.training.stages.force import check_labels
 
 @dataclass(frozen=True)
 class EnergyStageOptions:
-    """How the residual energies are fitted; the stage ends with the first budget used up."""
+    """Options of the fit; the stage ends with the first budget used up."""
 
     epochs: int = 300
     minutes: float = math.inf  # of processor time
@@ -40,7 +40,7 @@ class EnergyStageOptions:
 
 @dataclass(frozen=True)
 class EnergyProgress:
-    """Where the stage is after an epoch, or at its end."""
+    """Progress of the stage after an epoch, or at its end."""
 
     epochs: int
     seconds: float  # of processor time
