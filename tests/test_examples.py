@@ -5,6 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
 from conftest import run_script
 
 from ase_biasgrad import build_backbone
@@ -34,11 +38,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+def lattice_constant_of_the_reference() -> float:
+    """Lattice constant of copper by EMT, which the potential of the examples is trained on."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4)
+    return atoms.get_volume() ** (1 / 3)
+
+
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_example(folder, name):
     source = (folder / name).read_text()
     said = run_script(folder, name)
     assert re.search(SAYS[name], said)
+    if lattice := re.search(r"lattice constant (\S+) Å", said):
+        assert float(lattice[1]) == pytest.approx(lattice_constant_of_the_reference(), abs=0.01)
     for picture in re.findall(r'savefig\("([^"]+)"', source):
         assert (folder / picture).stat().st_size > 5000
 
