@@ -19,8 +19,8 @@ from tblite.ase import TBLite
 
 from ase_biasgrad import BiasGradCalculator, Dataset, load_checkpoint, sample
 from ase_biasgrad.training import (
+    DeviceFrames,
     Report,
-    ResidentFrames,
     config_from,
     evaluate,
     table,
@@ -94,7 +94,7 @@ pictures                          {", ".join(str(picture) for picture in picture
 def tested(checkpoint: Path, data: Path) -> Report:
     potential = load_checkpoint(checkpoint).potential
     dataset = Dataset(data)
-    return evaluate(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff))
+    return evaluate(potential, DeviceFrames(dataset, range(len(dataset)), potential.cutoff))
 
 
 def sorted_distances(atoms: Atoms) -> np.ndarray:

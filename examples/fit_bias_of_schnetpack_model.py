@@ -12,7 +12,7 @@ from ase.build import bulk
 from common import copper_checkpoint
 
 from ase_biasgrad import BiasGradCalculator, Dataset, convert_schnetpack, save_checkpoint
-from ase_biasgrad.training import ResidentFrames, fit_bias
+from ase_biasgrad.training import DeviceFrames, fit_bias
 
 if len(sys.argv) == 3:
     model, data = torch.load(sys.argv[1], weights_only=False), sys.argv[2]
@@ -31,7 +31,7 @@ atoms = bulk("Cu", cubic=True)
 atoms.rattle(0.1, seed=0)
 before = BiasGradCalculator(potential).get_forces(atoms)
 dataset = Dataset(data)
-left = fit_bias(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff), "mean")
+left = fit_bias(potential, DeviceFrames(dataset, range(len(dataset)), potential.cutoff), "mean")
 after = BiasGradCalculator(potential).get_forces(atoms)
 save_checkpoint("with_bias.safetensors", potential)
 print(f"energy error left: {1000 * np.abs(left).mean():.1f} meV")

@@ -13,7 +13,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from ase_biasgrad import Dataset, DatasetWriter, Potential, build_backbone, load_checkpoint
-from ase_biasgrad.training import ResidentFrames, config_from, evaluate, train
+from ase_biasgrad.training import DeviceFrames, config_from, evaluate, train
 from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
 
 network = {"features": 16, "interactions": 2, "cutoff": 4.5, "radial_functions": 16}
@@ -41,7 +41,7 @@ def trained_on_energies(dataset: Dataset) -> Potential:
     """The bias first, then the network on the energies that are left."""
     torch.manual_seed(0)
     potential = Potential(build_backbone("graph_convolution", network), elements=[29])
-    frames = ResidentFrames(dataset, range(60), network["cutoff"])
+    frames = DeviceFrames(dataset, range(60), network["cutoff"])
     stage = EnergyStageOptions(
         epochs=epochs, batch_size=4, learning_rate=5e-3, warmup_steps=20, ema_decay=0.95
     )
@@ -67,7 +67,7 @@ def trained_on_forces(path: Path) -> Potential:
 
 
 training = crystals(Path("copper-graphs.h5"), 70, seed=0)
-test = ResidentFrames(crystals(Path("copper-graphs-test.h5"), 20, seed=1), range(20), 4.5)
+test = DeviceFrames(crystals(Path("copper-graphs-test.h5"), 20, seed=1), range(20), 4.5)
 print(f"no forces at all     {1000 * test.forces.abs().mean():6.1f} meV/Å")
 for labels, potential in {
     "energies": trained_on_energies(training),

@@ -17,7 +17,7 @@ from ase_biasgrad import (
     import_files,
     load_checkpoint,
 )
-from ase_biasgrad.training import ResidentFrames, evaluate
+from ase_biasgrad.training import DeviceFrames, evaluate
 
 POTENTIAL = (
     Path(__file__).resolve().parents[1] / "examples" / "potentials" / "ethanol_rmd17.safetensors"
@@ -38,7 +38,7 @@ def test_its_errors_on_test_frames(tmp_path, shared_data):
     import_files([source], path, units_of, progress=False)
     potential = load_checkpoint(POTENTIAL).potential
     dataset = Dataset(path)
-    report = evaluate(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff))
+    report = evaluate(potential, DeviceFrames(dataset, range(len(dataset)), potential.cutoff))
     assert 1000 * report.energy.mae == pytest.approx(0.65, abs=0.01)
     assert 1000 * report.forces.mae == pytest.approx(4.46, abs=0.01)
     assert report.efwt.both == pytest.approx(0.906, abs=0.002)

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
     from ase_biasgrad.training.evaluation.predict import predict
     from ase_biasgrad.training.evaluation.report import write_report
-    from ase_biasgrad.training.frames.resident import ResidentFrames
+    from ase_biasgrad.training.frames.device_frames import DeviceFrames
     from ase_biasgrad.training.run import TrainingResult, resume, train
     from ase_biasgrad.training.stages.bias import fit_bias
 
 __all__ = [
     "ConfigError",
+    "DeviceFrames",
     "Report",
-    "ResidentFrames",
     "TrainConfig",
     "TrainingResult",
     "config_from",
@@ -35,7 +35,7 @@ __getattr__ = lazy_names(
     {
         "ConfigError": "ase_biasgrad.training.config",
         "Report": "ase_biasgrad.training.evaluation.evaluate",
-        "ResidentFrames": "ase_biasgrad.training.frames.resident",
+        "DeviceFrames": "ase_biasgrad.training.frames.device_frames",
         "TrainConfig": "ase_biasgrad.training.config",
         "TrainingResult": "ase_biasgrad.training.run",
         "config_from": "ase_biasgrad.training.config",

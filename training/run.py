@@ -35,7 +35,7 @@ from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
 from ase_biasgrad.training.elastic import memory_of_springs
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.lightning.loggers import EpochTable, extra_loggers
 from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
 from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
@@ -134,8 +134,8 @@ class _Prepared:
     """Stage, frames and trainer, made before anything is written."""
 
     stage: ForceStage
-    training: ResidentFrames
-    validation: ResidentFrames
+    training: DeviceFrames
+    validation: DeviceFrames
     trainer: pl.Trainer
     training_batches: EpochBatches
     validation_batches: EpochBatches
@@ -148,8 +148,8 @@ def _prepare(
     potential = _new_potential(config, dataset.compositions()[split["train"]])
     trainer = _trainer(config, folder)
     show = config.trainer.progress_bar
-    training = ResidentFrames(dataset, split["train"], potential.cutoff, device, show)
-    validation = ResidentFrames(dataset, split["validation"], potential.cutoff, device, show)
+    training = DeviceFrames(dataset, split["train"], potential.cutoff, device, show)
+    validation = DeviceFrames(dataset, split["validation"], potential.cutoff, device, show)
     stage = _stage(config, potential, training, validation)
     if config.force_stage.elastic_weight > 0:
         _check_memory_of_springs(config, training, validation)
@@ -214,8 +214,8 @@ def _finish(
     folder: Path,
     dataset: Dataset,
     potential: Potential,
-    training: ResidentFrames,
-    validation: ResidentFrames,
+    training: DeviceFrames,
+    validation: DeviceFrames,
 ) -> TrainingResult:
     """Bias stage, evaluation and final checkpoint."""
     potential.requires_grad_(False).eval()
@@ -255,8 +255,8 @@ def _new_potential(config: TrainConfig, compositions: np.ndarray) -> Potential:
 def _stage(
     config: TrainConfig,
     potential: Potential,
-    training: ResidentFrames,
-    validation: ResidentFrames,
+    training: DeviceFrames,
+    validation: DeviceFrames,
 ) -> ForceStage:
     joint = config.force_stage.joint is not None
     needs = ("energy", "forces") if joint else ("forces",)
@@ -278,7 +278,7 @@ def _stage(
     return JointStage(potential, config.force_stage, force_unit, stress_unit)
 
 
-def _name_wild_forces(training: ResidentFrames, path: Path) -> None:
+def _name_wild_forces(training: DeviceFrames, path: Path) -> None:
     """Warn of training forces that are no forces of the same kind as the others."""
     assert training.forces is not None
     wild = wild_atoms(training.forces)[:5].cpu()
@@ -299,7 +299,7 @@ def _name_wild_forces(training: ResidentFrames, path: Path) -> None:
 
 
 def _check_memory_of_springs(
-    config: TrainConfig, training: ResidentFrames, validation: ResidentFrames
+    config: TrainConfig, training: DeviceFrames, validation: DeviceFrames
 ) -> None:
     options = config.force_stage
     for frames, batch_size in (
@@ -381,7 +381,7 @@ def _load_best(stage: ForceStage, folder: Path) -> None:
 
 
 def _provenance(
-    config: TrainConfig, dataset: Dataset, training: ResidentFrames, report: Report
+    config: TrainConfig, dataset: Dataset, training: DeviceFrames, report: Report
 ) -> dict[str, Any]:
     packages = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
     return {

@@ -58,6 +58,8 @@ class SchNetPackBackbone(ReadoutBackbone):
 
     depths: ClassVar[tuple[str, ...]] = ("interactions", "readout_layers")
     largest_number: ClassVar[int] = N_EMBEDDED - 1
+    # before the readout: `(n, features)` of numbers `(n,)`, edges `(e,)` and vectors `(e, 3)`
+    layers: ClassVar[type[nn.Module]]
     _per_bessel: ClassVar[int] = 2  # Gaussians that are as narrow as the features of filters
 
     def __init__(
@@ -93,13 +95,6 @@ class SchNetPackBackbone(ReadoutBackbone):
         self.representation = self.layers(features, interactions, radial, envelope)
         self.readout = halving_readout(features, readout_layers)
 
-    @staticmethod
-    def layers(
-        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
-    ) -> nn.Module:
-        """The layers before the readout: `(n, features)` of numbers `(n,)`, edges and vectors."""
-        raise NotImplementedError
-
     @property
     def sampled_functions(self) -> int:
         """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
@@ -111,23 +106,6 @@ class SchNetPackBackbone(ReadoutBackbone):
         vectors = graph.edge_vectors().to(self.readout[-1].weight.dtype)  # (e, 3)
         features = self.representation(graph.numbers, *graph.edge_index, vectors)  # (n, f)
         return self.scale * self.readout(features).squeeze(-1)
-
-
-class SchNet(SchNetPackBackbone):
-    """Continuous-filter convolutions (Schütt et al. 2018, J. Chem. Phys. 148, 241722)."""
-
-    name: ClassVar[str] = "schnet"
-    _per_bessel: ClassVar[int] = 4  # its filter networks make overtones of the basis
-
-    def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
-        super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)
-
-    @staticmethod
-    def layers(
-        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
-    ) -> nn.Module:
-        """See `SchNetPackBackbone`."""
-        return SchNetLayers(features, interactions, radial_basis, cutoff_fn)
 
 
 class SchNetLayers(nn.Module):
@@ -173,17 +151,15 @@ class SchNetInteraction(nn.Module):
         return self.f2out(torch.zeros_like(x).index_add(0, i, sent))
 
 
-class PaiNN(SchNetPackBackbone):
-    """Equivariant message passing with vectors (Schütt, Unke, Gastegger 2021, ICML)."""
+class SchNet(SchNetPackBackbone):
+    """Continuous-filter convolutions (Schütt et al. 2018, J. Chem. Phys. 148, 241722)."""
 
-    name: ClassVar[str] = "painn"
+    name: ClassVar[str] = "schnet"
+    layers: ClassVar[type[nn.Module]] = SchNetLayers
+    _per_bessel: ClassVar[int] = 4  # its filter networks make overtones of the basis
 
-    @staticmethod
-    def layers(
-        features: int, interactions: int, radial_basis: nn.Module, cutoff_fn: nn.Module
-    ) -> nn.Module:
-        """See `SchNetPackBackbone`."""
-        return PaiNNLayers(features, interactions, radial_basis, cutoff_fn)
+    def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
+        super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)
 
 
 class PaiNNLayers(nn.Module):
@@ -251,6 +227,13 @@ class PaiNNMixing(nn.Module):
             3, -1
         )
         return q + scalar + product * (v * w).sum(dim=1, keepdim=True), mu + vector * w
+
+
+class PaiNN(SchNetPackBackbone):
+    """Equivariant message passing with vectors (Schütt, Unke, Gastegger 2021, ICML)."""
+
+    name: ClassVar[str] = "painn"
+    layers: ClassVar[type[nn.Module]] = PaiNNLayers
 
 
 def _choose(argument: str, value: str, choices: dict[str, type[nn.Module]]) -> type[nn.Module]:

@@ -12,7 +12,7 @@ from ase_biasgrad.cli.options import Device, Overwrite
 if TYPE_CHECKING:
     from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import Checkpoint
-    from ase_biasgrad.training.frames.resident import ResidentFrames
+    from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
@@ -146,11 +146,11 @@ def convert(
     potential = convert_schnetpack(model, energy_unit, length_unit)
     if data is not None:
         from ase_biasgrad.data.dataset import Dataset
-        from ase_biasgrad.training.frames.resident import ResidentFrames
+        from ase_biasgrad.training.frames.device_frames import DeviceFrames
         from ase_biasgrad.training.stages.bias import fit_bias
 
         dataset = Dataset(data)
-        fit_bias(potential, ResidentFrames(dataset, range(len(dataset)), potential.cutoff), method)
+        fit_bias(potential, DeviceFrames(dataset, range(len(dataset)), potential.cutoff), method)
     save_checkpoint(
         output, potential, {"converted_from": {"file": model.name, "sha256": file_hash(model)}}
     )
@@ -170,12 +170,12 @@ def info(checkpoint: CheckpointPath) -> None:
 
 def _loaded(
     checkpoint: Path, data: Path, frames: str | None, device: str
-) -> tuple[Checkpoint, ResidentFrames]:
+) -> tuple[Checkpoint, DeviceFrames]:
     import torch
 
     from ase_biasgrad.checkpoint import load_checkpoint
     from ase_biasgrad.data.dataset import Dataset
-    from ase_biasgrad.training.frames.resident import ResidentFrames
+    from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,7 +195,7 @@ def _loaded(
             f"was not trained for; it knows "
             f"{[chemical_symbols[z] for z in loaded.potential.elements]}"
         )
-    return loaded, ResidentFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
+    return loaded, DeviceFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
 
 
 def _slice(text: str | None) -> slice:

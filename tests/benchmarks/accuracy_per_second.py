@@ -26,7 +26,7 @@ from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.evaluation.evaluate import evaluate
 from ase_biasgrad.training.frames.batches import EpochBatches
-from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
 from ase_biasgrad.training.stages.bias import fit_bias
 from ase_biasgrad.training.stages.force import ForceStage, robust_rms
 
@@ -52,14 +52,14 @@ def main() -> None:
         units = ImportOptions(energy_unit="kcal/mol", length_unit="Angstrom")
         for source, target in ((options.train, train), (options.test, test)):
             import_files([source], target, units, progress=False)
-        frames = ResidentFrames(Dataset(train), range(FRAMES), CUTOFF)
-        tested = ResidentFrames(Dataset(test), range(len(Dataset(test))), CUTOFF)
+        frames = DeviceFrames(Dataset(train), range(FRAMES), CUTOFF)
+        tested = DeviceFrames(Dataset(test), range(len(Dataset(test))), CUTOFF)
         for text in options.backbones:
             print(measured(text, frames, tested, options), flush=True)
 
 
 def measured(
-    text: str, frames: ResidentFrames, tested: ResidentFrames, options: argparse.Namespace
+    text: str, frames: DeviceFrames, tested: DeviceFrames, options: argparse.Namespace
 ) -> str:
     kind, _, rest = text.partition(":")
     arguments: dict[str, Any] = {"cutoff": CUTOFF}
@@ -84,7 +84,7 @@ def measured(
 
 
 def trained(
-    potential: Potential, unit: float, frames: ResidentFrames, options: argparse.Namespace
+    potential: Potential, unit: float, frames: DeviceFrames, options: argparse.Namespace
 ) -> tuple[Potential, int]:
     """Averaged weights, and the number of steps."""
     stage = ForceStage(potential, ForceStageOptions(elastic_weight=options.elastic_weight), unit)

@@ -24,7 +24,7 @@ from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
 from ase_biasgrad.training.config import config_from
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run import train
 
 VALIDATION = 20
@@ -66,14 +66,14 @@ def main() -> None:
             "| model | trained on | force MAE, meV/Å | force RMSE, meV/Å | energy MAE, meV/atom |"
         )
         print("|---|---|---|---|---|", flush=True)
-        no_forces(ResidentFrames(test, range(len(test)), 1.0))
+        no_forces(DeviceFrames(test, range(len(test)), 1.0))
         for model in options.models:
             backbone, labels = model.split(":")
             begin = time.process_time()
             fit = {"energies": on_energies, "forces": on_forces}[labels]
             potential = fit(options, backbone, folder)
             seconds = time.process_time() - begin
-            frames = ResidentFrames(test, range(len(test)), potential.cutoff)
+            frames = DeviceFrames(test, range(len(test)), potential.cutoff)
             row(backbone, f"{labels} ({seconds:.0f} s of CPU time)", evaluate(potential, frames))
 
 
@@ -111,7 +111,7 @@ def on_energies(options: argparse.Namespace, backbone: str, folder: Path) -> Pot
     elements = np.flatnonzero(dataset.compositions().sum(axis=0)).tolist()
     backbone_ = build_backbone(backbone, arguments(options, backbone))
     potential = Potential(backbone_, elements=elements)
-    frames = ResidentFrames(dataset, split["train"], potential.cutoff)
+    frames = DeviceFrames(dataset, split["train"], potential.cutoff)
     stage = EnergyStageOptions(
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -123,7 +123,7 @@ def on_energies(options: argparse.Namespace, backbone: str, folder: Path) -> Pot
     return potential
 
 
-def no_forces(frames: ResidentFrames) -> None:
+def no_forces(frames: DeviceFrames) -> None:
     assert frames.forces is not None
     forces = 1000 * frames.forces.numpy()
     mae, rmse = np.abs(forces).mean(), np.sqrt(np.mean(forces**2))

@@ -22,7 +22,7 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.importers import ImportOptions, import_files
 from ase_biasgrad.training.config import TrainConfig, config_from
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run import train
 from ase_biasgrad.training.stages.bias import fit_bias
 
@@ -89,10 +89,10 @@ def run(
     seconds = time.monotonic() - begin
     potential = load_checkpoint(result.checkpoint).potential
     test, training = Dataset(folder / "test.h5"), Dataset(folder / "train.h5")
-    frames = ResidentFrames(test, range(len(test)), potential.cutoff)
+    frames = DeviceFrames(test, range(len(test)), potential.cutoff)
     if recipe.weights is not None:
         return note(recipe.name, seed, evaluate(potential, frames), seconds, errors)
-    fitted_on = ResidentFrames(training, range(len(training)), potential.cutoff)
+    fitted_on = DeviceFrames(training, range(len(training)), potential.cutoff)
     for method in BIAS_FITS:
         fit_bias(potential, fitted_on, method)
         note(f"{recipe.name}, {method}", seed, evaluate(potential, frames), seconds, errors)

@@ -13,7 +13,7 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_atoms
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import FLOOR, Springs, springs_of
-from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
 from ase_biasgrad.training.stages.force import ForceStage
 
 STRUCTURES = {
@@ -182,7 +182,7 @@ def test_true_forces_have_no_loss_and_finite_gradients(loss):
 
 def test_frames_keep_the_springs_of_all_epochs(tmp_path):
     path = write_clusters(tmp_path / "x.h5", sizes=(5, 4))
-    frames = ResidentFrames(Dataset(path), range(24), 4.0)
+    frames = DeviceFrames(Dataset(path), range(24), 4.0)
     places = [3, 7, 8, 20]
     anew = frames.batch(places)
     assert anew.springs is None

@@ -25,7 +25,7 @@ from ase_biasgrad.training.config import ConfigError, config_from, describe_opti
 from ase_biasgrad.training.evaluation.evaluate import evaluate, table
 from ase_biasgrad.training.evaluation.predict import predict
 from ase_biasgrad.training.frames.batches import EpochBatches
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run import resume, train
 from ase_biasgrad.training.stages.bias import fit_bias
 from ase_biasgrad.training.stages.force import ForceStage
@@ -39,7 +39,7 @@ def rows(folder) -> list[dict[str, str]]:
 def test_resident_frames_give_what_the_dataset_holds(tmp_path):
     dataset = Dataset(write_clusters(tmp_path / "x.h5", periodic=True))
     chosen = [7, 3, 59, 0, 12]
-    frames = ResidentFrames(dataset, chosen, 4.0)
+    frames = DeviceFrames(dataset, chosen, 4.0)
     batch = frames.batch([4, 0, 2])
     expected = [dataset[chosen[k]] for k in (4, 0, 2)]
     graph = collate([graph_from_atoms(frame.atoms(), 4.0) for frame in expected])
@@ -221,7 +221,7 @@ def test_float64_training(tmp_path):
 def test_the_bias_stage_leaves_predictions_of_forces_alone(tmp_path, method):
     dataset = Dataset(write_clusters(tmp_path / "x.h5", periodic=True))
     potential = small_potential("painn")
-    frames = ResidentFrames(dataset, range(len(dataset)), potential.cutoff)
+    frames = DeviceFrames(dataset, range(len(dataset)), potential.cutoff)
     before = predict(potential, frames, stress=True)
     left = fit_bias(potential, frames, method)
     after = predict(potential, frames, stress=True)
@@ -248,7 +248,7 @@ def test_evaluation_tells_an_offset_from_a_sign_or_unit_error(tmp_path):
                     energy=factor * float(values["energy"]) - 100.0,
                     forces=values["forces"].numpy(),
                 )
-        frames = ResidentFrames(Dataset(path), range(20), potential.cutoff)
+        frames = DeviceFrames(Dataset(path), range(20), potential.cutoff)
         report = evaluate(potential, frames)
         assert verdict in report.relation.verdict
         assert report.relation.slope == pytest.approx(factor, rel=1e-3)
@@ -274,7 +274,7 @@ def test_the_table_of_a_known_error(tmp_path):
             cell=atoms.cell.array,
             pbc=atoms.pbc,
         )
-    report = evaluate(potential, ResidentFrames(Dataset(tmp_path / "x.h5"), [0], 4.0))
+    report = evaluate(potential, DeviceFrames(Dataset(tmp_path / "x.h5"), [0], 4.0))
     assert report.energy.mae == pytest.approx(0.016)
     assert report.energy_per_atom.mae == pytest.approx(0.004)
     assert report.forces.rmse == pytest.approx(0.02)
@@ -282,7 +282,7 @@ def test_the_table_of_a_known_error(tmp_path):
     assert report.efwt.both == 1.0
     assert "the energy zero is not known for Cu4: " in table(report)
     potential.bias.fit(np.zeros(1), np.eye(1, N_ELEMENTS, 29, dtype=np.int64) * 4)
-    report = evaluate(potential, ResidentFrames(Dataset(tmp_path / "x.h5"), [0], 4.0))
+    report = evaluate(potential, DeviceFrames(Dataset(tmp_path / "x.h5"), [0], 4.0))
     assert "energy zero is not known" not in table(report)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ase_biasgrad.bias_fits import checked
 from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.stages.bias import fit_bias
 
 
@@ -30,7 +30,7 @@ def gradient_descent(
     return b
 
 
-def fit_bias_by_gradient(potential: Potential, frames: ResidentFrames) -> None:
+def fit_bias_by_gradient(potential: Potential, frames: DeviceFrames) -> None:
     """Fit the bias in place to frames of one composition, by gradient descent from their mean.
 
     Raises

@@ -27,7 +27,7 @@ from ase_biasgrad.training.benchmarks.gradient_bias import fit_bias_by_gradient
 from ase_biasgrad.training.benchmarks.results import Store
 from ase_biasgrad.training.config import ForceStageOptions, TrainConfig, config_from
 from ase_biasgrad.training.evaluation.evaluate import evaluate
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.lightning.loggers import read_epoch_table
 from ase_biasgrad.training.run import resume, train
 from ase_biasgrad.training.stages.bias import fit_bias
@@ -205,8 +205,8 @@ def _measure(
     seconds = float(table[-1]["seconds"]) if table else time.monotonic() - begin
     potential = load_checkpoint(result.checkpoint).potential
     split = json.loads((run / "split.json").read_text())
-    frames = ResidentFrames(Dataset(own), split["train"], potential.cutoff)
-    tested = ResidentFrames(
+    frames = DeviceFrames(Dataset(own), split["train"], potential.cutoff)
+    tested = DeviceFrames(
         Dataset(own if tests is None else tests),
         _test_frames(study, own, tests, split),
         potential.cutoff,

@@ -33,7 +33,7 @@ from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
 from ase_biasgrad.training.stages.force import ForceStage, check_labels, robust_rms
 
@@ -123,7 +123,7 @@ def train_ours(setting: Setting, frames: int) -> Speed:
     """A round of the force stage on the first `frames` frames."""
     torch.set_num_threads(setting.threads)
     device = torch.device(setting.device)
-    resident = ResidentFrames(
+    resident = DeviceFrames(
         Dataset(setting.dataset), range(frames), setting.arguments["cutoff"], device
     )
     check_labels(resident, ("forces",), setting.dataset)
@@ -202,7 +202,7 @@ def force_difference(setting: Setting) -> float:
     torch.set_num_threads(setting.threads)
     potential = new_potential(setting).double()
     graph = (
-        ResidentFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
+        DeviceFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
     )
     ours = Potential(fused_form(potential.backbone)).evaluate(graph, ["forces"])["forces"]
     model = _theirs(potential).double().eval()

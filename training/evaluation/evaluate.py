@@ -27,7 +27,7 @@ from ase_biasgrad.metrics import (
 )
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.evaluation.predict import largest_per_frame, predict
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Report:
         return {name: _as_json(getattr(self, name)) for name in names}
 
 
-def evaluate(potential: Potential, frames: ResidentFrames, progress: bool = False) -> Report:
+def evaluate(potential: Potential, frames: DeviceFrames, progress: bool = False) -> Report:
     """Compare a potential with reference labels.
 
     Raises
@@ -112,7 +112,7 @@ def evaluate(potential: Potential, frames: ResidentFrames, progress: bool = Fals
 
 def _energy_part(
     bias: Bias,
-    frames: ResidentFrames,
+    frames: DeviceFrames,
     predicted: np.ndarray,
     force_errors: np.ndarray,
     force_error: float,

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Predictions:
 
 def predict(
     potential: Potential,
-    frames: ResidentFrames,
+    frames: DeviceFrames,
     stress: bool = False,
     atoms_per_batch: int = 2000,
     progress: bool = False,

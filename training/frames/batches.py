@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -51,6 +51,6 @@ class EpochBatches(Sampler[list[int]]):
             yield mine.tolist()
 
 
-def batch_loader(frames: ResidentFrames, batches: EpochBatches) -> DataLoader[Any]:
+def batch_loader(frames: DeviceFrames, batches: EpochBatches) -> DataLoader[Any]:
     """A loader that yields `Batch` objects, gathered on the device of `frames`."""
     return DataLoader(frames, sampler=batches, batch_size=None, num_workers=0)

@@ -12,11 +12,11 @@ from ase_biasgrad.data.dataset import formula
 from ase_biasgrad.metrics import forces_within
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.evaluation.predict import largest_per_frame, predict
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 def fit_bias(
-    potential: Potential, frames: ResidentFrames, method: BiasMethod | str = "auto"
+    potential: Potential, frames: DeviceFrames, method: BiasMethod | str = "auto"
 ) -> np.ndarray:
     """Fit the bias of `potential` in place; return the energy residuals left, `(k,)` eV.
 
@@ -57,7 +57,7 @@ def fit_bias(
     return (residuals - _present_bias(potential, frames))[labelled]
 
 
-def isolated_atoms(frames: ResidentFrames) -> np.ndarray:
+def isolated_atoms(frames: DeviceFrames) -> np.ndarray:
     """Frames of one atom without neighbours, `(m,)` bool; a crystal's cell of one atom has some."""
     isolated = frames.atom_counts == 1
     places = np.flatnonzero(isolated)
@@ -77,7 +77,7 @@ def reference_levels(energies: np.ndarray, counts: np.ndarray) -> dict[str, floa
     }
 
 
-def _present_bias(potential: Potential, frames: ResidentFrames) -> np.ndarray:
+def _present_bias(potential: Potential, frames: DeviceFrames) -> np.ndarray:
     """Present b of each frame, `(m,)` eV."""
     owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
     batch = torch.from_numpy(owner).to(frames.device)

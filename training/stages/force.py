@@ -15,7 +15,7 @@ from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
-from ase_biasgrad.training.frames.resident import Batch, ResidentFrames
+from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
 
 LONGEST, WILD = 10.0, 100.0  # times the typical length of a force
 
@@ -285,7 +285,7 @@ def _typical(lengths: Tensor) -> float:
     return float(np.quantile(lengths.cpu().numpy(), 0.9))
 
 
-def check_labels(frames: ResidentFrames, needs: tuple[str, ...], where: str) -> None:
+def check_labels(frames: DeviceFrames, needs: tuple[str, ...], where: str) -> None:
     """Raise `ValueError` naming the first frame that lacks a label in `needs`."""
     for name in needs:
         values = getattr(frames, name)

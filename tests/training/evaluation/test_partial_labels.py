@@ -8,7 +8,7 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.graph import graph_from_atoms
 from ase_biasgrad.training.evaluation.evaluate import evaluate, table
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 def test_errors_are_those_of_the_labels_that_are_there(tmp_path):
@@ -27,7 +27,7 @@ def test_errors_are_those_of_the_labels_that_are_there(tmp_path):
                 labels["stress"] = found["stress"][0].numpy() + added["stress"]
             cell = {"cell": atoms.cell.array, "pbc": atoms.pbc}
             writer.append(atoms.numbers, atoms.positions, **labels, **cell)
-    frames = ResidentFrames(Dataset(tmp_path / "x.h5"), range(4), 4.0)
+    frames = DeviceFrames(Dataset(tmp_path / "x.h5"), range(4), 4.0)
     report = evaluate(potential, frames)
     assert report.labelled == {"energy": 3, "forces": 3, "stress": 1}
     assert report.energy.mae == pytest.approx(0.3)

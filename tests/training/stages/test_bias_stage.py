@@ -13,12 +13,12 @@ from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.config import ConfigError, config_from
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run import train
 from ase_biasgrad.training.stages.bias import fit_bias, isolated_atoms
 
 
-def resident(path, frames: list[tuple[Atoms, float | None]], cutoff: float) -> ResidentFrames:
+def resident(path, frames: list[tuple[Atoms, float | None]], cutoff: float) -> DeviceFrames:
     with DatasetWriter(path) as writer:
         for atoms, energy in frames:
             writer.append(
@@ -30,7 +30,7 @@ def resident(path, frames: list[tuple[Atoms, float | None]], cutoff: float) -> R
                 pbc=atoms.pbc,
             )
     dataset = Dataset(path)
-    return ResidentFrames(dataset, range(len(dataset)), cutoff)
+    return DeviceFrames(dataset, range(len(dataset)), cutoff)
 
 
 def test_an_atom_alone_is_isolated_and_a_primitive_cell_is_not(tmp_path):

@@ -20,7 +20,7 @@ from ase_biasgrad.graph import sum_per_structure
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.evaluation.predict import batches_of_atoms
 from ase_biasgrad.training.frames.batches import EpochBatches
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.stages.force import check_labels
 
 
@@ -49,7 +49,7 @@ class EnergyProgress:
 
 def fit_energies(
     potential: Potential,
-    frames: ResidentFrames,
+    frames: DeviceFrames,
     options: EnergyStageOptions,
     on_epoch: Callable[[EnergyProgress], None] | None = None,
 ) -> EnergyProgress:
@@ -79,7 +79,7 @@ def fit_energies(
 
 def _minimise(
     potential: Potential,
-    frames: ResidentFrames,
+    frames: DeviceFrames,
     targets: torch.Tensor,
     unit: float,
     options: EnergyStageOptions,
@@ -137,7 +137,7 @@ def _set_scale(potential: Potential, scale: float) -> None:
 
 
 def predict_energies(
-    potential: Potential, frames: ResidentFrames, atoms_per_batch: int = 2000
+    potential: Potential, frames: DeviceFrames, atoms_per_batch: int = 2000
 ) -> np.ndarray:
     """Energies `(m,)` eV of all frames, bias included; nothing is differentiated."""
     parts = [

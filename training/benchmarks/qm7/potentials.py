@@ -17,7 +17,7 @@ from ase_biasgrad.training.benchmarks.qm7.energy_stage import (
     predict_energies,
 )
 from ase_biasgrad.training.benchmarks.qm7.task import Answer, Task
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 EPOCHS = 600
 # sizes at which one core sees enough epochs within an hour; other backbones come as they are
@@ -33,10 +33,10 @@ def potential(backbone: str, task: Task) -> Answer:
     elements = np.flatnonzero(task.molecules.counts.sum(axis=0)).tolist()
     built = build_backbone(backbone, ARGUMENTS.get(backbone, {}))
     model = Potential(built, elements=elements)
-    frames = ResidentFrames(task.molecules.dataset, task.train, model.cutoff)
+    frames = DeviceFrames(task.molecules.dataset, task.train, model.cutoff)
     options = EnergyStageOptions(epochs=EPOCHS, minutes=task.minutes, seed=task.seed)
     done = fit_energies(model, frames, options, partial(_say, task))
-    test = ResidentFrames(task.molecules.dataset, task.test, model.cutoff)
+    test = DeviceFrames(task.molecules.dataset, task.test, model.cutoff)
     size = sum(p.numel() for p in model.parameters())
     note = f"{size} weights, {done.epochs} epochs in {done.seconds / 60:.0f} min"
     return Answer(predict_energies(model, test), note)

@@ -13,7 +13,7 @@ from ase_biasgrad.training.benchmarks.qm7.energy_stage import (
     fit_energies,
     predict_energies,
 )
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory) -> Dataset:
 
 def fitted(dataset, seed=0, **options):
     potential = small_potential("painn", seed)
-    frames = ResidentFrames(dataset, range(len(dataset)), potential.cutoff)
+    frames = DeviceFrames(dataset, range(len(dataset)), potential.cutoff)
     defaults = {"epochs": 30, "batch_size": 8, "warmup_steps": 20, "ema_decay": 0.9}
     seen = []
     done = fit_energies(
@@ -60,7 +60,7 @@ def test_the_bias_goes_first_and_the_backbone_learns_the_rest(dataset):
 
 def test_predictions_are_those_of_the_potential(dataset):
     potential = small_potential("schnet")
-    frames = ResidentFrames(dataset, [3, 1, 7, 2], potential.cutoff)
+    frames = DeviceFrames(dataset, [3, 1, 7, 2], potential.cutoff)
     expected = [potential(frames.batch([k]).graph)[0].item() for k in range(4)]
     np.testing.assert_allclose(predict_energies(potential, frames, 12), expected, atol=1e-5)
 
@@ -80,6 +80,6 @@ def test_frames_without_energies_are_refused(tmp_path):
     with DatasetWriter(tmp_path / "x.h5") as writer:
         writer.append(np.array([1, 1]), np.eye(3)[:2], forces=np.zeros((2, 3)))
     potential = small_potential("schnet")
-    frames = ResidentFrames(Dataset(tmp_path / "x.h5"), [0], potential.cutoff)
+    frames = DeviceFrames(Dataset(tmp_path / "x.h5"), [0], potential.cutoff)
     with pytest.raises(ValueError, match="has no energy"):
         fit_energies(potential, frames, EnergyStageOptions())

@@ -5,7 +5,7 @@ import pytest
 
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.training.frames.resident import ResidentFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def dataset(tmp_path) -> Dataset:
 
 
 def test_labels_are_nan_where_they_are_missing(dataset):
-    batch = ResidentFrames(dataset, [4, 3, 1, 2], 4.0).batch([0, 1, 2, 3])
+    batch = DeviceFrames(dataset, [4, 3, 1, 2], 4.0).batch([0, 1, 2, 3])
     np.testing.assert_array_equal(batch.energy, [-4, np.nan, -1, np.nan])
     expected = np.repeat([np.nan, 0.3, 0.1, np.nan], batch.counts)
     np.testing.assert_allclose(batch.forces, np.tile(expected[:, None], 3))
@@ -33,8 +33,8 @@ def test_labels_are_nan_where_they_are_missing(dataset):
 
 
 def test_labels_that_no_chosen_frame_has_are_none(dataset):
-    frames = ResidentFrames(dataset, [0, 2], 4.0)
+    frames = DeviceFrames(dataset, [0, 2], 4.0)
     assert frames.forces is None
     assert frames.stress is None
     assert frames.batch([1, 0]).energy.tolist()[1] == 0.0
-    assert ResidentFrames(dataset, [3], 4.0).energy is None
+    assert DeviceFrames(dataset, [3], 4.0).energy is None

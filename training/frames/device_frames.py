@@ -66,7 +66,7 @@ class Ragged:
         return _to(rows, device), _to(owner, device)
 
 
-class ResidentFrames(TorchDataset[Batch]):
+class DeviceFrames(TorchDataset[Batch]):
     """All frames of a dataset, or some of them, ready to be batched on one device.
 
     Parameters
