@@ -106,7 +106,7 @@ def schnetpack_calculator(backbone: Backbone, device: str = "cpu") -> Calculator
         path = Path(folder) / "model"
         torch.save(model, path)
         return SpkCalculator(
-            model_file=str(path),
+            str(path),  # `model_file` in SchNetPack 2.1, `model` in 2.2
             neighbor_list=MatScipyNeighborList(cutoff=backbone.cutoff),
             energy_unit="eV",
             device=device,

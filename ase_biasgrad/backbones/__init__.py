@@ -67,10 +67,20 @@ def build_backbone(name: str, arguments: dict[str, Any]) -> Backbone:
             raise ValueError(f"{name} has no argument {key!r}; choose from {sorted(known)}")
         if not _alike(value, known[key]):
             raise ValueError(
-                f"{key}={str(value)[:80]} must be like {known[key]!r}: a number of at most "
-                f"{MAX_ARGUMENT:g}, a word, or a list of words"
+                f"{key}={str(value)[:80]} must be like {known[key]!r}: {_expected(known[key])}"
             )
     return cls(**arguments)
+
+
+def _expected(default: Any) -> str:
+    """Name what an argument with this default may be."""
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int):
+        return f"a whole number from 0 to {MAX_ARGUMENT:g}"
+    if isinstance(default, float):
+        return f"a number from {-MAX_ARGUMENT:g} to {MAX_ARGUMENT:g}"
+    return "a word" if isinstance(default, str) else "a list of words"
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -198,7 +198,6 @@ def test_losses_and_schedules(tmp_path, loss, schedule):
     stage = {
         "epochs": 2,
         "loss": loss,
-        "optimizer": "adam",
         "ema_decay": 0.0,
         "schedule": {"name": schedule, "warmup_steps": 3},
     }
@@ -331,7 +330,10 @@ def test_data_that_cannot_be_used_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no forces"):
         train(config_from(options(tmp_path / "e.h5")), tmp_path / "run")
     for change, message in (
-        ({"backbone": {"name": "painn", "features": -4}}, "backbone: features=-4 must be above"),
+        (
+            {"backbone": {"name": "painn", "features": -4}},
+            "features=-4 must be like 128: a whole number from",
+        ),
         ({"backbone": {"name": "painn", "cutoff_function": "step"}}, "choose from"),
         ({"trainer": {"strategy": "foo"}}, "strategy"),
     ):
