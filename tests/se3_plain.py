@@ -89,7 +89,7 @@ class PlainAttentionBlock(AttentionBlock):
         self._take_kernels(fused)
 
     def keys_and_values(self, features: Features, edges: EdgeContext) -> tuple[Tensor, Tensor]:
-        """As in the fused block."""
+        """Keys and values of the fused block."""
         keys, values = self.keys(features, edges), self.values(features, edges)
         return self._joined_by_head(keys), self._joined_by_head(values)
 
@@ -151,7 +151,7 @@ class PlainSE3Transformer(SE3Transformer):
         return list(dict.fromkeys(kernel.shape for kernel in kernels))
 
     def edge_context(self, *arguments: Any, **keywords: Any) -> EdgeContext:
-        """As in the fused network, with bases laid out for `PairwiseKernel`."""
+        """Context of the fused network, with bases laid out for `PairwiseKernel`."""
         edges = super().edge_context(*arguments, **keywords)
         for shape, basis in edges.bases.items():
             laid = basis.view(

@@ -173,8 +173,6 @@ def _run(
     stage, trainer = prepared.stage, prepared.trainer
     training, validation = prepared.training, prepared.validation
     last = folder / "states" / "last.ckpt"
-    if last.exists():
-        read_state(last)  # refuses what is no plain state before Lightning sees it
     with warnings.catch_warnings(), _matmul_precision(config.trainer.matmul_precision):
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -185,7 +183,6 @@ def _run(
                 batch_loader(training, prepared.training_batches),
                 batch_loader(validation, prepared.validation_batches),
                 ckpt_path=str(last) if last.exists() else None,
-                weights_only=True,
             )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop

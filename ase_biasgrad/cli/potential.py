@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ase_biasgrad.cli.options import Device, Overwrite
+from ase_biasgrad.files import file_hash, refuse_existing
 
 if TYPE_CHECKING:
     from ase_biasgrad.bias import Bias
@@ -36,7 +37,6 @@ def fit_bias(
 ) -> None:
     """Run the bias stage alone; forces and stress stay the same, bit for bit."""
     from ase_biasgrad.checkpoint import save_checkpoint
-    from ase_biasgrad.files import file_hash, refuse_existing
     from ase_biasgrad.metrics import error_norms
     from ase_biasgrad.training.stages import bias as bias_stage
 
@@ -96,7 +96,6 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Errors of a potential on labelled frames."""
-    from ase_biasgrad.files import refuse_existing
     from ase_biasgrad.training.evaluation.evaluate import evaluate as measured
     from ase_biasgrad.training.evaluation.evaluate import save_json, table
 
@@ -135,7 +134,6 @@ def convert(
     """Bring in a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
     from ase_biasgrad.checkpoint import save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
-    from ase_biasgrad.files import file_hash, refuse_existing
 
     refuse_existing(output, overwrite, [model])
     if not trust:

@@ -20,7 +20,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class EndOfTraining(pl.Callback):
-    """Validate the last epoch, whichever it is, and end with the epoch in which time runs out.
+    """Validate the last epoch, whichever it is; end when time runs out or training has diverged.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from ase_biasgrad.files import whole_file
 
 
 class WholeStateFiles(TorchCheckpointIO):
-    """Writes states beside their final place and renames them there.
+    """Writes states beside their final place and renames them there; reads plain values alone.
 
     Lightning's own way writes to the system's temporary folder and moves from there, which between
     file systems is a copy that a full disk or a kill cuts off.
@@ -25,6 +25,10 @@ class WholeStateFiles(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a state as `read_state` does, whatever Lightning asks for."""
+        return read_state(Path(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_a_search_is_needed_only_when_atoms_have_moved_far():
 
 
 def test_pairs_are_ordered_by_length_in_blocks(monkeypatch):
-    """In several goes, too; none is lost."""
+    """Sorting in several goes loses no pair."""
     monkeypatch.setattr(arrangement, "AT_ONCE", 3 * arrangement.TOGETHER)
     s = fluid(300, 6)
     edges = neighbour_list(s.positions, s.cell, s.pbc, 4.0)
