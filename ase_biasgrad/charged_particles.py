@@ -72,9 +72,7 @@ def forces(positions: np.ndarray, charges: np.ndarray, system: System) -> np.nda
 
     `charges` are `(n, simulations)`.
     """
-    pairs = _pair_differences(len(charges))  # (pairs, n)
-    strengths = _pair_strengths(charges, system)
-    return _forces(positions, strengths, pairs, system)
+    return _forces(positions, _pair_strengths(charges, system), system)
 
 
 def simulate(system: System, simulations: int, seed: int, progress: bool = False) -> Trajectories:
@@ -113,43 +111,47 @@ def integrate(
 
     Positions and velocities are `(3, n, simulations)`, charges `(n, simulations)`.
     """
-    pairs = _pair_differences(len(charges))
     strengths = _pair_strengths(charges, system)
     x, v = positions.copy(), velocities.copy()
     kept = np.empty((2, system.frames, *x.shape))
     _reflect(x, v, system)
-    v += system.timestep * _forces(x, strengths, pairs, system)
+    v += system.timestep * _forces(x, strengths, system)
     for step in range(1, system.frames * system.interval + 1):
         x += system.timestep * v
         _reflect(x, v, system)
         if step % system.interval == 0:
             kept[:, step // system.interval - 1] = x, v
-        v += system.timestep * _forces(x, strengths, pairs, system)
+        v += system.timestep * _forces(x, strengths, system)
     return kept
-
-
-def _pair_differences(particles: int) -> np.ndarray:
-    """Matrix `(pairs, n)` that takes positions to differences x_i − x_j."""
-    pairs = list(combinations(range(particles), 2))
-    matrix = np.zeros((len(pairs), particles))
-    for row, (i, j) in enumerate(pairs):
-        matrix[row, i], matrix[row, j] = 1.0, -1.0
-    return matrix
 
 
 def _pair_strengths(charges: np.ndarray, system: System) -> np.ndarray:
     """q_i q_j times the strength, `(pairs, simulations)`."""
-    i, j = np.array(list(combinations(range(len(charges)), 2)), int).reshape(-1, 2).T
+    i, j = np.array(_pairs(len(charges)), int).reshape(-1, 2).T
     return system.strength * charges[i] * charges[j]
 
 
-def _forces(
-    positions: np.ndarray, strengths: np.ndarray, pairs: np.ndarray, system: System
-) -> np.ndarray:
-    differences = pairs @ positions  # (3, pairs, simulations)
-    squares = np.einsum("kps,kps->ps", differences, differences)
+def _pairs(particles: int) -> list[tuple[int, int]]:
+    return list(combinations(range(particles), 2))
+
+
+def _forces(positions: np.ndarray, strengths: np.ndarray, system: System) -> np.ndarray:
+    """Sums of pairs in a fixed order, one operation after another.
+
+    A matrix product would round as the BLAS, its threads and its fused multiplications do, and
+    trajectories are chaotic: seeded data shall be the same bits everywhere.
+    """
+    pairs = _pairs(positions.shape[1])
+    differences = np.empty((3, *strengths.shape))  # (3, pairs, simulations)
+    for k, (i, j) in enumerate(pairs):
+        np.subtract(positions[:, i], positions[:, j], out=differences[:, k])
+    x, y, z = differences * differences
+    squares = x + y + z
     differences *= strengths / (squares * np.sqrt(squares))
-    total = pairs.T @ differences  # (3, n, simulations)
+    total = np.zeros_like(positions)  # (3, n, simulations)
+    for k, (i, j) in enumerate(pairs):
+        total[:, i] += differences[:, k]
+        total[:, j] -= differences[:, k]
     return np.clip(total, -system.largest_force, system.largest_force, out=total)
 
 
