@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 
 from ase_biasgrad.cli import main
+from ase_biasgrad.data.dataset import LABELS, Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 
 OFFSET = -12_345.678  # eV for each atom of the clusters
@@ -59,6 +60,19 @@ def write_clusters(
                 cell=atoms.cell.array,
                 pbc=atoms.pbc,
             )
+    return path
+
+
+def write_without(path, source, **lacking):
+    """The frames of the dataset `source`, less each label in the frames that lack it."""
+    with DatasetWriter(path) as writer:
+        for k, frame in enumerate(Dataset(source)):
+            labels = {
+                name: None if k in lacking.get(name, ()) else getattr(frame, name)
+                for name in LABELS
+            }
+            cell = {"cell": frame.cell, "pbc": frame.pbc}
+            writer.append(frame.numbers, frame.positions, **labels, **cell)
     return path
 
 

@@ -257,8 +257,8 @@ def _stage(
 ) -> ForceStage:
     joint = config.force_stage.joint is not None
     needs = ("energy", "forces") if joint else ("forces",)
-    for frames in (training, validation):
-        check_labels(frames, needs, str(config.data.path))
+    for name, frames in (("training", training), ("validation", validation)):
+        check_labels(frames, needs, f"{config.data.path} ({name} frames)")
     assert training.forces is not None
     force_unit, stress_unit = robust_rms(training.forces), robust_rms(training.stress)
     _name_wild_forces(training, config.data.path)
@@ -271,7 +271,9 @@ def _stage(
         freeze_energy_shifts(potential)
         return ForceStage(potential, config.force_stage, force_unit, stress_unit)
     assert training.energy is not None
-    potential.bias.fit(training.energy.cpu().numpy(), training.compositions(), "mean")
+    energies = training.energy.cpu().numpy()
+    known = np.isfinite(energies)
+    potential.bias.fit(energies[known], training.compositions()[known], "mean")
     return JointStage(potential, config.force_stage, force_unit, stress_unit)
 
 
@@ -383,7 +385,12 @@ def _provenance(
     packages = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
     return {
         "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
-        "data": {"sha256": dataset.hash(), "frames": len(dataset), "trained_on": len(training)},
+        "data": {
+            "sha256": dataset.hash(),
+            "frames": len(dataset),
+            "trained_on": len(training),
+            "labelled": training.labelled(),
+        },
         "versions": {name: version(name) for name in packages}
         | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",

@@ -156,9 +156,7 @@ def test_the_loss_is_of_lengths_of_atoms_and_of_structures(loss, elastic_weight)
     errors = torch.cat([errors_of(atoms, 5) for atoms in structures])
     labels = torch.cat([errors_of(atoms, 6) for atoms in structures])
     options = {"loss": loss, "elastic_weight": elastic_weight, "huber_delta": 0.4}
-    found = stage(**options).loss(
-        batch_of(structures, labels), {"forces": labels + 0.7 * errors}, share=1.5
-    )
+    found = stage(**options).loss(batch_of(structures, labels), {"forces": labels + 0.7 * errors})
     elastic = torch.cat(
         [
             springs(a, cutoff=4.0).lengths(e)
@@ -166,7 +164,7 @@ def test_the_loss_is_of_lengths_of_atoms_and_of_structures(loss, elastic_weight)
         ]
     )
     norm = NORMS[loss]
-    expected = 1.5 * norm(errors.norm(dim=1) / 3**0.5) + elastic_weight * norm(elastic)
+    expected = norm(errors.norm(dim=1) / 3**0.5) + elastic_weight * norm(elastic)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
 
 

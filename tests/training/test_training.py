@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import copper, ethanol, small_potential
-from helpers import options, write_clusters
+from helpers import options, write_clusters, write_without
 
 from ase_biasgrad.bias import N_ELEMENTS
 from ase_biasgrad.checkpoint import load_checkpoint
@@ -348,9 +348,11 @@ def test_data_that_cannot_be_used_is_refused(tmp_path):
     assert N_ELEMENTS == 119
 
 
-@pytest.mark.parametrize("sizes", [(4,), (2, 5, 3)])
-def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, sizes):
-    path = write_clusters(tmp_path / "x.h5", sizes=sizes)
+@pytest.mark.parametrize(("sizes", "every"), [((4,), 1), ((2, 5, 3), 3)])
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, sizes, every):
+    path = write_clusters(tmp_path / "all.h5", sizes=sizes)
+    lacking = [k for k in range(60) if k % every == 1]
+    path = write_without(tmp_path / "x.h5", path, forces=lacking)
     script = tmp_path / "ddp.py"
     script.write_text(
         "import sys, json\nfrom ase_biasgrad.training.run import train\n"

@@ -49,8 +49,8 @@ class ForceStage(pl.LightningModule):
         self.options = options
         self.force_unit = force_unit
         self.stress_unit = stress_unit if options.stress_weight > 0 else None
-        self._training_losses: list[Tensor] = []
-        self._validation: list[tuple[Tensor, ...]] = []
+        self._training: list[Tensor] = []  # sums and counts of each batch, (2, t)
+        self._validation: list[tuple[Tensor, Tensor]] = []
 
     @property
     def properties(self) -> tuple[str, ...]:
@@ -60,33 +60,36 @@ class ForceStage(pl.LightningModule):
         """Frames are resident on the device already."""
         return batch
 
-    def loss(
-        self, batch: Batch, predicted: dict[str, Tensor], share: Tensor | float = 1.0
-    ) -> Tensor:
-        """Loss of one batch, a scalar; `share` multiplies what is a mean over atoms."""
-        of_atoms, of_structures = self.loss_terms(batch, predicted)
-        return share * of_atoms + of_structures
+    def loss(self, batch: Batch, predicted: dict[str, Tensor]) -> Tensor:
+        """Loss of one batch, a scalar: the sum of its terms, each a mean over its labels."""
+        return _sum_of_means(*self.loss_terms(batch, predicted))
 
     def loss_terms(self, batch: Batch, predicted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The part of the loss that is a mean over atoms, and that which is one over structures.
+        """Weighted sums `(t,)` of the terms over their labels, and the numbers of these `(t,)`."""
+        terms = self._terms(batch, predicted)
+        sums = torch.stack([weight * self._norm(residual).sum() for weight, residual, _ in terms])
+        return sums, torch.stack([known.sum() for _, _, known in terms]).to(sums)
+
+    def _terms(
+        self, batch: Batch, predicted: dict[str, Tensor]
+    ) -> list[tuple[float, Tensor, Tensor]]:
+        """Weight, residuals and known labels of each term; a missing label has the residual 0.
 
         Forces count by the length of each atom's error, whatever its direction, and by each
         structure's `Springs.lengths`; stress by component.
         """
-        assert batch.forces is not None
-        errors = (predicted["forces"] - batch.forces) / self.force_unit  # (n, 3)
-        of_atoms = self._norm(torch.linalg.vector_norm(errors, dim=1) / 3**0.5)
-        of_structures = torch.zeros_like(of_atoms)
+        known, errors = _force_errors(batch, predicted)
+        errors = errors / self.force_unit
+        terms = [(1.0, torch.linalg.vector_norm(errors, dim=1) / 3**0.5, known)]
         if self.options.elastic_weight > 0:
             springs = batch.springs or springs_of(batch.graph, batch.counts, batch.largest)
-            lengths = springs.lengths(errors)  # (b,)
-            of_structures = self.options.elastic_weight * self._norm(lengths)
+            first = torch.cumsum(batch.counts, 0) - batch.counts
+            terms.append((self.options.elastic_weight, springs.lengths(errors), known[first]))
         if self.stress_unit is not None and batch.stress is not None:
             known = torch.isfinite(batch.stress)
             residual = torch.where(known, predicted["stress"] - batch.stress, 0.0)
-            stress = self._norm(residual / self.stress_unit)
-            of_structures = of_structures + self.options.stress_weight * stress
-        return of_atoms, of_structures
+            terms.append((self.options.stress_weight, residual / self.stress_unit, known))
+        return terms
 
     @cached_property
     def loss_without_forces(self) -> float:
@@ -96,11 +99,11 @@ class ForceStage(pl.LightningModule):
 
     def _norm(self, residual: Tensor) -> Tensor:
         if self.options.loss == "l1":
-            return residual.abs().mean()
+            return residual.abs()
         if self.options.loss == "l2":
-            return residual.square().mean()
-        delta = self.options.huber_delta
-        return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=delta)
+            return residual.square()
+        zero, delta = torch.zeros_like(residual), self.options.huber_delta
+        return torch.nn.functional.huber_loss(residual, zero, reduction="none", delta=delta)
 
     def predicted_in_training(self, batch: Batch) -> dict[str, Tensor]:
         """`properties` of the batch, differentiable in the parameters."""
@@ -108,19 +111,12 @@ class ForceStage(pl.LightningModule):
         return potential.evaluate(batch.graph, self.properties, create_graph=True)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        predicted = self.predicted_in_training(batch)
-        loss = self.loss(batch, predicted, self._share_of_atoms(batch))
-        self._training_losses.append(loss.detach())
-        return loss
-
-    def _share_of_atoms(self, batch: Batch) -> Tensor | float:
-        """Atoms of this process over the mean of all: DDP takes the mean over processes, and a
-        loss should be the mean over atoms. Structures are as many in each."""
-        if self.trainer.world_size == 1:
-            return 1.0
-        assert batch.forces is not None
-        own = batch.forces.new_tensor(float(len(batch.forces)))
-        return own / self.all_gather(own).mean()
+        sums, counts = self.loss_terms(batch, self.predicted_in_training(batch))
+        self._training.append(torch.stack([sums.detach(), counts]))
+        if self.trainer.world_size > 1:
+            # DDP takes the mean of gradients over processes, of which some have more labels
+            counts = self.all_gather(counts).mean(dim=0)
+        return _sum_of_means(sums, counts)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the parameters alone: those of the positions would cost as much again."""
@@ -132,8 +128,9 @@ class ForceStage(pl.LightningModule):
         return self._trained
 
     def mean_training_loss(self) -> Tensor:
-        """Mean loss over the batches of this epoch so far, of all processes: a scalar."""
-        return self.all_gather(torch.stack(self._training_losses).mean()).mean()
+        """Loss over all labels of this epoch so far, of all processes: a scalar."""
+        total = torch.stack(self._training).sum(dim=0)  # (2, t)
+        return _sum_of_means(*self.all_gather(total).reshape(-1, *total.shape).sum(dim=0))
 
     def configure_gradient_clipping(
         self,
@@ -150,7 +147,7 @@ class ForceStage(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(self._learning(), gradient_clip_val, foreach=True)
 
     def on_train_epoch_start(self) -> None:
-        self._training_losses.clear()
+        self._training.clear()
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss", self.mean_training_loss())
@@ -162,30 +159,20 @@ class ForceStage(pl.LightningModule):
             name: value.detach()
             for name, value in self.potential.evaluate(batch.graph, properties).items()
         }
-        assert batch.forces is not None
-        error = predicted["forces"] - batch.forces
-        of_atoms, of_structures = self.loss_terms(batch, predicted)
-        atoms = error.new_tensor(float(len(error)))
-        structures = error.new_tensor(float(batch.graph.n_structures))
-        self._validation.append(
-            (
-                of_atoms * atoms,
-                of_structures * structures,
-                error.abs().sum() / 3,
-                error.square().sum() / 3,
-                atoms,
-                structures,
-            )
-        )
+        known, error = _force_errors(batch, predicted)
+        of_forces = torch.stack([error.abs().sum(), error.square().sum(), known.sum()])
+        self._validation.append((torch.stack(self.loss_terms(batch, predicted)), of_forces))
 
     def on_validation_epoch_end(self) -> None:
-        sums = torch.stack([torch.stack(row) for row in self._validation]).sum(dim=0)
-        self._validation.clear()
         # every process has all validation frames
-        of_atoms, of_structures, absolute, square, atoms, structures = sums
-        self.log("val_loss", of_atoms / atoms + of_structures / structures, sync_dist=True)
-        self.log("val_force_mae", absolute / atoms, sync_dist=True)
-        self.log("val_force_rmse", (square / atoms).sqrt(), sync_dist=True)
+        of_terms, of_forces = (
+            torch.stack(rows).sum(dim=0) for rows in zip(*self._validation, strict=True)
+        )
+        self._validation.clear()
+        absolute, square, atoms = of_forces
+        self.log("val_loss", _sum_of_means(*of_terms), sync_dist=True)
+        self.log("val_force_mae", absolute / (3 * atoms), sync_dist=True)
+        self.log("val_force_rmse", (square / (3 * atoms)).sqrt(), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         options, schedule = self.options, self.options.schedule
@@ -246,14 +233,30 @@ class JointStage(ForceStage):
     def properties(self) -> tuple[str, ...]:
         return ("energy", *super().properties)
 
-    def loss_terms(self, batch: Batch, predicted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _terms(
+        self, batch: Batch, predicted: dict[str, Tensor]
+    ) -> list[tuple[float, Tensor, Tensor]]:
         assert self.options.joint is not None
         assert batch.energy is not None
-        of_atoms, of_structures = super().loss_terms(batch, predicted)
+        known = torch.isfinite(batch.energy)
         # float64 here, whatever the networks use: energies may be −1e4 eV
-        residual = (predicted["energy"] - batch.energy) / self.force_unit
-        weight = self.options.joint.energy_weight
-        return of_atoms, of_structures + weight * self._norm(residual)
+        residual = torch.where(known, predicted["energy"] - batch.energy, 0.0) / self.force_unit
+        return [
+            *super()._terms(batch, predicted),
+            (self.options.joint.energy_weight, residual, known),
+        ]
+
+
+def _sum_of_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """Σ of `sums / counts` over terms, a scalar; terms without any label are 0."""
+    return (sums / torch.where(counts > 0, counts, 1.0)).sum()
+
+
+def _force_errors(batch: Batch, predicted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Atoms with a force label `(n,)`, and errors of forces `(n, 3)`, 0 at the others."""
+    assert batch.forces is not None
+    known = torch.isfinite(batch.forces).all(dim=1)
+    return known, torch.where(known[:, None], predicted["forces"] - batch.forces, 0.0)
 
 
 def robust_rms(values: Tensor | None) -> float | None:
@@ -273,11 +276,11 @@ def robust_rms(values: Tensor | None) -> float | None:
 
 def wild_atoms(forces: Tensor) -> Tensor:
     """Rows of forces `(n, 3)` that are `WILD` times as long as the typical one, longest first."""
-    lengths = torch.linalg.vector_norm(forces, dim=1).nan_to_num()
-    typical = _typical(lengths)
-    rows = (
-        (lengths > WILD * typical).nonzero()[:, 0] if typical > 0 else lengths.new_zeros(0).long()
-    )
+    lengths = torch.linalg.vector_norm(forces, dim=1)
+    known = torch.isfinite(lengths)
+    typical = _typical(lengths[known]) if bool(known.any()) else 0.0
+    wild = known & (lengths > WILD * typical) & (typical > 0)
+    rows = wild.nonzero()[:, 0]
     return rows[lengths[rows].argsort(descending=True)]
 
 
@@ -285,19 +288,27 @@ def _typical(lengths: Tensor) -> float:
     return float(np.quantile(lengths.cpu().numpy(), 0.9))
 
 
-def check_labels(frames: DeviceFrames, needs: tuple[str, ...], where: str) -> None:
-    """Raise `ValueError` naming the first frame that lacks a label in `needs`."""
+def check_labels(
+    frames: DeviceFrames, needs: tuple[str, ...], where: str, in_all: bool = False
+) -> None:
+    """Require that some frame has each label in `needs`, or all frames (`in_all`).
+
+    Raises
+    ------
+    ValueError
+        Naming the label, and the first frame whose label is not finite. NaN all over is a missing
+        label; forces of a frame are all there or all missing.
+    """
     for name in needs:
         values = getattr(frames, name)
         if values is None:
-            raise ValueError(f"{where}: has no {name}, which this training needs")
-        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1)
+            raise ValueError(f"{where}: has no {name} in any frame, which this training needs")
+        rows = values.reshape(len(values), -1).cpu().numpy()
+        finite, missing = np.isfinite(rows).all(axis=1), np.isnan(rows).all(axis=1)
         if name == "forces":
-            owner = torch.repeat_interleave(
-                torch.arange(len(frames)), torch.from_numpy(frames.atom_counts)
-            ).to(values.device)
-            bad = torch.zeros(len(frames), device=values.device, dtype=torch.int64)
-            finite = bad.index_add_(0, owner, (~finite).long()) == 0
-        if not bool(finite.all()):
-            frame = int(frames.frames[int((~finite).nonzero()[0])])
+            first = np.cumsum(frames.atom_counts) - frames.atom_counts
+            finite, missing = (np.logical_and.reduceat(of, first) for of in (finite, missing))
+        fine = finite if in_all else finite | missing
+        if not fine.all():
+            frame = frames.frames[np.argmin(fine)]
             raise ValueError(f"{where}: frame {frame} has no finite {name}")

@@ -65,7 +65,7 @@ def fit_energies(
     ValueError
         If a frame has no energy.
     """
-    check_labels(frames, ("energy",), "the training frames")
+    check_labels(frames, ("energy",), "the training frames", in_all=True)
     assert frames.energy is not None
     energies = frames.energy.cpu().numpy()
     freeze_energy_shifts(potential)
