@@ -28,15 +28,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "ase-biasgrad checkpoint"
-FORMAT_VERSION = 2  # 2: with a digest
+FORMAT_VERSION = 3  # 2: with a digest; 3: standard errors, references by name and standard errors
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
 MAX_HEADER = 2**24  # bytes
 MAX_DEPTH = 64  # of nested JSON
-INTEGERS = ("bias.compositions", "bias.isolated")
+INTEGERS = ("compositions", "isolated")  # tensors of a bias
+ERRORS = ("covariance", "misfit", "errors")  # of a bias; NaN is not known, as before version 3
 MAX_BIAS = 1e12  # eV; no sum of atomic energies comes near
 
+
+def _with_named_reference(metadata: dict[str, Any]) -> dict[str, Any]:
+    others = {key: value for key, value in metadata.items() if key != "bias"}
+    return {**others, "reference": "default", "references": {"default": metadata.get("bias")}}
+
+
 # version → function that turns metadata of that version into the next one
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: dict,
+    2: _with_named_reference,
+}
 
 
 class CheckpointError(ValueError):
@@ -77,7 +87,11 @@ def save_checkpoint(
         "elements": list(potential.elements),
         "cutoff": potential.cutoff,
         "units": UNITS,
-        "bias": {"zero": potential.bias.zero, "fit": potential.bias.fit_report},
+        "reference": potential.reference,
+        "references": {
+            name: {"zero": bias.zero, "fit": bias.fit_report}
+            for name, bias in potential.biases().items()
+        },
         "training": training or {},
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in potential.state_dict().items()}
@@ -181,15 +195,23 @@ def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
         if version not in UPGRADES:
             raise ValueError(f"version: {version} is one that nothing upgrades")
         metadata = {**UPGRADES[version](metadata), "version": version + 1}
-    kinds = {"backbone": dict, "elements": list, "cutoff": float, "units": dict, "bias": dict}
-    _check_kinds("", metadata, {**kinds, "training": dict})
+    kinds = {"backbone": dict, "elements": list, "cutoff": float, "units": dict, "reference": str}
+    _check_kinds("", metadata, {**kinds, "references": dict, "training": dict})
     _check_kinds("backbone.", metadata["backbone"], {"name": str, "arguments": dict})
-    _check_kinds("bias.", metadata["bias"], {"zero": str, "fit": dict})
+    _check_references(metadata["reference"], metadata["references"])
     if metadata["units"] != UNITS:
         raise ValueError(f"units: {metadata['units']}, must be {UNITS}")
-    if metadata["bias"]["zero"] not in get_args(EnergyZero):
-        raise ValueError(f"bias.zero: {metadata['bias']['zero']!r} is none of {EnergyZero}")
     return metadata
+
+
+def _check_references(reference: str, references: dict[str, Any]) -> None:
+    _check_kinds("references.", references, {reference: dict, **dict.fromkeys(references, dict)})
+    for name, stored in references.items():
+        _check_kinds(f"references.{name}.", stored, {"zero": str, "fit": dict})
+        if stored["zero"] not in get_args(EnergyZero):
+            raise ValueError(
+                f"references.{name}.zero: {stored['zero'][:80]!r} is none of {EnergyZero}"
+            )
 
 
 def _check_kinds(where: str, values: dict[str, Any], kinds: dict[str, type]) -> None:
@@ -233,48 +255,75 @@ def _empty_potential(metadata: dict[str, Any], shapes: dict[str, Any]) -> Potent
     elements = metadata["elements"]
     if not all(type(z) is int and 0 < z <= cls.largest_number for z in elements):
         raise ValueError(f"elements: {str(elements)[:80]}, of 1 to {cls.largest_number} in {name}")
-    potential = Potential(backbone, Bias(), elements)
+    potential = Potential(backbone, Bias(), elements, metadata["reference"])
     if list(potential.elements) != elements:
         raise ValueError(f"elements: {elements} are not sorted, each once")
     if metadata["cutoff"] != backbone.cutoff:
         raise ValueError(f"cutoff: {metadata['cutoff']}, and the backbone's is {backbone.cutoff}")
-    fitted = shapes.get("bias.compositions", ("", []))[1][:1]
-    expected = {
-        key: ("", fitted + list(tensor.shape[1:]))
-        if key.startswith("bias.") and key != "bias.per_element"
-        else ("", list(tensor.shape))
-        for key, tensor in potential.state_dict().items()
-    }
+    for name in metadata["references"]:
+        if name != potential.reference:
+            potential.add_reference(name, Bias())
+    _compare_shapes(potential, shapes)
+    return potential
+
+
+def _compare_shapes(potential: Potential, shapes: dict[str, tuple[str, list[int]]]) -> None:
+    """Raise `ValueError` naming the first tensor that is not one of the potential's."""
+    kinds = {kind for key, (kind, _) in shapes.items() if key.startswith("backbone.")}
+    width = "F64" if "F64" in kinds else "F32"
+    expected = {key: (width, list(t.shape)) for key, t in potential.state_dict().items()}
+    for prefix, bias in _prefixed_biases(potential).items():
+        fitted = shapes.get(f"{prefix}compositions", ("", []))[1][:1]
+        for name, shape in _bias_shapes(bias, fitted).items():
+            expected[f"{prefix}{name}"] = ("I64" if name in INTEGERS else "F64", shape)
+            if name in ERRORS and f"{prefix}{name}" not in shapes:
+                del expected[f"{prefix}{name}"]
     if "bias.constant" in shapes:  # format version 1; upgraded when the tensors are there
         del expected["bias.residuals"], expected["bias.isolated"]
-        expected["bias.constant"] = ("", [])
-    kinds = {key: kind for key, (kind, _) in shapes.items() if key.startswith("backbone.")}
-    width = "F64" if "F64" in kinds.values() else "F32"
+        expected["bias.constant"] = ("F64", [])
     for key in sorted({*expected, *shapes}):
         if key not in shapes or key not in expected:
             raise ValueError(f"{key}: {'missing' if key in expected else 'no tensor of this name'}")
-        kind = width if key in kinds else "I64" if key in INTEGERS else "F64"
-        if shapes[key] != (kind, expected[key][1]):
-            raise ValueError(
-                f"{key}: {shapes[key]}, and by the arguments it is {(kind, expected[key][1])}"
-            )
-    return potential
+        if shapes[key] != expected[key]:
+            raise ValueError(f"{key}: {shapes[key]}, and by the arguments it is {expected[key]}")
+
+
+def _prefixed_biases(potential: Potential) -> dict[str, Bias]:
+    """Biases by what the names of their tensors begin with."""
+    own = potential.reference
+    return {
+        "bias." if name == own else f"references.{name}.": bias
+        for name, bias in potential.biases().items()
+    }
+
+
+def _bias_shapes(unfitted: Bias, fitted: list[int]) -> dict[str, list[int]]:
+    """Shapes of the tensors of a bias, some with a row for each of the compositions of its fit."""
+    shapes = {name: list(tensor.shape) for name, tensor in unfitted.state_dict().items()}
+    return {name: fitted + s[1:] if s[:1] == [0] else s for name, s in shapes.items()}
 
 
 def _fill(potential: Potential, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        may_be_nan = name.rpartition(".")[2] in ERRORS and not name.startswith("backbone.")
+        if not bool((torch.isfinite(tensor) | (may_be_nan & tensor.isnan())).all()):
             raise ValueError(f"{name}: holds NaN or infinity")
-        if name.startswith("bias.") and bool((tensor.abs() > MAX_BIAS).any()):
+        if not name.startswith("backbone.") and bool((tensor.abs() > MAX_BIAS).any()):
             raise ValueError(f"{name}: beyond {MAX_BIAS:g} eV")
+        if name.endswith(".compositions") and bool((tensor < 0).any()):
+            raise ValueError(f"{name}: negative numbers of atoms")
         if name.endswith(".cutoff") and not math.isclose(tensor, potential.cutoff, rel_tol=1e-6):
             raise ValueError(f"{name}: {float(tensor)}, and the cutoff is {potential.cutoff}")
-    if bool((tensors["bias.compositions"] < 0).any()):
-        raise ValueError("bias.compositions: negative numbers of atoms")
-    bias = potential.bias
-    bias.zero, bias.fit_report = metadata["bias"]["zero"], metadata["bias"]["fit"]
-    tensors = bias.upgraded(tensors, "bias.")
-    for name in ("compositions", "offsets", "residuals", "isolated"):
-        setattr(bias, name, tensors[f"bias.{name}"])
+    for (name, bias), prefix in zip(
+        potential.biases().items(), _prefixed_biases(potential), strict=True
+    ):
+        stored = metadata["references"][name]
+        bias.zero, bias.fit_report = stored["zero"], stored["fit"]
+        tensors = bias.upgraded(tensors, prefix)
+        rows = [len(tensors[f"{prefix}compositions"])]
+        for key, shape in _bias_shapes(bias, rows).items():
+            if key in ERRORS:
+                tensors.setdefault(f"{prefix}{key}", torch.full(shape, torch.nan).double())
+            setattr(bias, key, tensors[f"{prefix}{key}"])
     potential.load_state_dict(tensors, assign=True)
     potential.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ This is the reference that every engine is checked against.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from ase_biasgrad.bias import Bias
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
 
 PROPERTIES = ("energy", "energies", "forces", "stress")
+REFERENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # no dot, which parts names of tensors
 
 
 class Potential(nn.Module):
@@ -28,20 +30,58 @@ class Potential(nn.Module):
         Gives b from the composition; a new, unfitted one by default.
     elements
         Atomic numbers that the backbone was trained for.
+    reference
+        Name of the reference energies that `bias` is fitted to. Biases to others, with the same
+        forces, are in `references` by name.
     """
 
     def __init__(
-        self, backbone: Backbone, bias: Bias | None = None, elements: Sequence[int] = ()
+        self,
+        backbone: Backbone,
+        bias: Bias | None = None,
+        elements: Sequence[int] = (),
+        reference: str = "default",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.bias = Bias() if bias is None else bias
         self.elements = tuple(sorted({int(z) for z in elements}))
+        self.reference = _checked_name(reference)
+        self.references = nn.ModuleDict()
 
     @property
     def cutoff(self) -> float:
         """Range of the edges in Å."""
         return self.backbone.cutoff
+
+    def biases(self) -> dict[str, Bias]:
+        """Biases by the names of their references, that of `bias` first."""
+        return {self.reference: self.bias, **dict(self.references.items())}  # type: ignore[dict-item]
+
+    def bias_of(self, reference: str | None = None) -> Bias:
+        """Bias of a reference, by default `bias`.
+
+        Raises
+        ------
+        ValueError
+            If there is no reference of this name.
+        """
+        biases = self.biases()
+        if (name := reference or self.reference) not in biases:
+            raise ValueError(f"reference={name!r} is unknown; there are {', '.join(biases)}")
+        return biases[name]
+
+    def add_reference(self, name: str, bias: Bias) -> None:
+        """Add a bias to other reference energies, in place of one of the same name.
+
+        Raises
+        ------
+        ValueError
+            If the name cannot be used, or is that of `bias`.
+        """
+        if _checked_name(name) == self.reference:
+            raise ValueError(f"reference={name!r} is that of the potential's own bias")
+        self.references[name] = bias
 
     def forward(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Energy of each structure `(b,)` and its parts by atom `(n,)`, float64 eV."""
@@ -128,12 +168,23 @@ def voigt_stress(strain_gradient: Tensor, cell: Tensor) -> Tensor:
 
 
 def freeze_energy_shifts(potential: Potential) -> None:
-    """Fold what only shifts the energy into the bias, and let it get no gradient.
+    """Fold what only shifts the energy into the biases, and let it get no gradient.
 
-    The bias then holds every constant, in float64; forces are unchanged bit for bit.
+    A bias then holds every constant, in float64; forces are unchanged bit for bit.
     """
     shift = potential.backbone.take_energy_shift()
     if shift:
-        potential.bias.per_element += shift
+        for bias in potential.biases().values():
+            bias.per_element += shift
     for parameter in potential.backbone.energy_shifts():
         parameter.requires_grad_(False)
+
+
+def _checked_name(reference: str) -> str:
+    """The name of a reference, if it can name one."""
+    if not REFERENCE_NAME.fullmatch(reference) or hasattr(nn.ModuleDict, reference):
+        raise ValueError(
+            f"reference={reference[:80]!r} cannot be a name: use letters, digits, _, + and -, "
+            "such as r2scan"
+        )
+    return reference

@@ -41,6 +41,10 @@ class BiasGradCalculator(PotentialCalculator):
     One evaluation gives every property, so asking for another one costs nothing. Energies are
     in eV, forces in eV/Å, stress in eV/Å³ (Voigt order xx yy zz yz xz xy, tension positive).
 
+    `calc.results["energy_reference_std"]` is the standard error of the bias of this composition in
+    eV, NaN where the data of its fit does not show one; for a committee the mean, since all members
+    were fitted to the same data.
+
     A committee (several checkpoints) also leaves the standard deviations over its members
     (ddof=1, for each component) in `calc.results` as `energy_std`, `forces_std (n, 3)` and
     `stress_std (6,)`.
@@ -64,6 +68,9 @@ class BiasGradCalculator(PotentialCalculator):
         atom could have come in. Results do not depend on it.
     strict
         Raise an error instead of a warning where the energy zero is not known.
+    reference
+        Reference energies that the bias leads to, one of the checkpoint's by name; by default the
+        one it was trained with. Forces and stress are the same for all.
 
     Raises
     ------
@@ -90,6 +97,7 @@ class BiasGradCalculator(PotentialCalculator):
         engine: str = "auto",
         skin: float = 1.0,
         strict: bool = False,
+        reference: str | None = None,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -109,7 +117,11 @@ class BiasGradCalculator(PotentialCalculator):
                 )
             except ValueError as error:
                 raise CalculatorSetupError(str(error)) from error
-        self.biases: list[Bias] = [potential.bias.cpu() for potential in potentials]
+        try:
+            self.biases: list[Bias] = [p.bias_of(reference).cpu() for p in potentials]
+        except ValueError as error:
+            raise CalculatorSetupError(str(error)) from error
+        self.reference = reference or potentials[0].reference
         _check_one_zero(self.biases)
         self._cutoff = max(p.cutoff for p in potentials)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
@@ -160,6 +172,7 @@ class BiasGradCalculator(PotentialCalculator):
             "device": str(self.device),
             "dtype": self.dtype,
             "engine": self.engine,
+            "reference": self.reference,
         }
 
     # --- calculation -----------------------------------------------------------------------

@@ -274,3 +274,27 @@ def test_a_committee_of_different_energy_zeros_is_refused():
     calc = BiasGradCalculator([fitted_to(-3.5), fitted_to(-3.6)], strict=True)
     calc.calculate(bulk("Cu"), ["energy"])
     assert calc.results["energy_std"] == pytest.approx(0.1 / np.sqrt(2), abs=1e-6)
+
+
+def test_references_by_name_share_forces_and_differ_by_their_bias(tmp_path):
+    potential, atoms = fitted_to(-3.5), bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=0)
+    other = fitted_to(-7.25).bias
+    potential.add_reference("r2scan", other)
+    save_checkpoint(tmp_path / "p.safetensors", potential)
+    calcs = {
+        name: BiasGradCalculator(tmp_path / "p.safetensors", device="cpu", reference=name)
+        for name in (None, "default", "r2scan")
+    }
+    for calc in calcs.values():
+        calc.get_property("stress", atoms)
+    default = calcs[None].results
+    assert calcs["default"].results["energy"] == default["energy"]
+    shift = calcs["r2scan"].results["energy"] - default["energy"]
+    assert shift == pytest.approx(4 * (-7.25 + 3.5), abs=1e-9)
+    for name in ("forces", "stress"):
+        assert np.array_equal(calcs["r2scan"].results[name], default[name])
+    assert calcs["r2scan"].todict()["reference"] == "r2scan"
+    assert calcs[None].todict()["reference"] == "default"
+    with pytest.raises(CalculatorSetupError, match="'pbe' is unknown; there are default, r2scan"):
+        BiasGradCalculator(tmp_path / "p.safetensors", reference="pbe")

@@ -13,10 +13,14 @@ from safetensors.torch import load_file, save, save_file
 from test_bias import counts_of
 
 from ase_biasgrad import checkpoint as checkpoints
+from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ase_biasgrad.graph import graph_from_atoms
+from ase_biasgrad.potential import freeze_energy_shifts
 
 VERSION_1 = Path(__file__).parents[1] / "data" / "checkpoint_version_1.safetensors"
+# written by version 2 of the format
+EXAMPLE = Path(__file__).parents[2] / "examples" / "potentials" / "ethanol_rmd17.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,6 +39,102 @@ def test_round_trip_is_exact(tmp_path, name, dtype):
     assert loaded.potential.bias.zero == "per-composition"
     assert loaded.potential.elements == potential.elements
     assert len(loaded.sha256) == 64
+
+
+def with_references(**levels: float):
+    """A potential with a reference for each name, at a level of energies (eV per atom)."""
+    potential = small_potential()
+    for name, level in levels.items():
+        bias = potential.bias if name == "default" else Bias()
+        bias.fit(np.array([9 * level]), counts_of({6: 2, 1: 6, 8: 1}), "mean")
+        bias.fit_report["note"] = name
+        if name != "default":
+            potential.add_reference(name, bias)
+    return potential
+
+
+def test_references_are_kept_by_name(tmp_path):
+    potential = with_references(default=-1.0, r2scan=-2.0, pbe=-3.0)
+    save_checkpoint(tmp_path / "p.safetensors", potential)
+    loaded = load_checkpoint(tmp_path / "p.safetensors")
+    biases = loaded.potential.biases()
+    assert list(biases) == ["default", "r2scan", "pbe"]
+    assert loaded.metadata["reference"] == "default"
+    counts = counts_of({6: 2, 1: 6, 8: 1})[0]
+    for (name, bias), level in zip(biases.items(), (-1.0, -2.0, -3.0), strict=True):
+        assert bias.fit_report["note"] == name
+        assert bias.zero == "scalar"
+        assert bias.knows(counts)
+        assert float(bias.per_element.numpy() @ counts) == pytest.approx(9 * level, rel=1e-12)
+    assert loaded.potential.bias_of("pbe") is biases["pbe"]
+    assert loaded.potential.bias_of() is loaded.potential.bias
+    with pytest.raises(ValueError, match="'scan' is unknown; there are default, r2scan, pbe"):
+        loaded.potential.bias_of("scan")
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "../x", "keys", "x" * 99 + "!"])
+def test_names_that_cannot_be_stored_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="cannot be a name"):
+        small_potential().add_reference(name, Bias())
+    path = tmp_path / "p.safetensors"
+    save_checkpoint(path, with_references(default=0.0, pbe=1.0))
+
+    def edit(metadata):
+        metadata["references"][name] = metadata["references"].pop("pbe")
+        return metadata
+
+    rewritten(path, edit, digest=True)
+    with pytest.raises(CheckpointError, match=r"p\.safetensors: .*cannot be a name"):
+        load_checkpoint(path)
+
+
+def test_every_reference_is_checked(tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_checkpoint(path, with_references(default=0.0, pbe=1.0))
+    good = path.read_bytes()
+    for tensors, message in (
+        ({"references.pbe.per_element": torch.full((119,), 1e38).double()}, "per_element: beyond"),
+        ({"references.pbe.per_element": torch.zeros(3).double()}, "per_element: .*119"),
+        ({"references.scan.per_element": torch.zeros(119).double()}, "no tensor of this name"),
+        ({"references.pbe.compositions": -torch.ones(1, 119).long()}, "negative numbers"),
+        ({"references.pbe.offsets": torch.full((1,), math.nan).double()}, "holds NaN"),
+    ):
+        path.write_bytes(good)
+        rewritten(path, tensors=tensors, digest=True)
+        with pytest.raises(CheckpointError, match=rf"p\.safetensors: references\..*{message}"):
+            load_checkpoint(path)
+    for edited_references, message in (
+        ({"pbe": {"zero": "scalar", "fit": {}}}, "references.default: missing"),
+        ({"default": {"zero": "x", "fit": {}}}, "references.default.zero: 'x' is none of"),
+        ({"default": {"zero": "none", "fit": 1}}, "references.default.fit: 1, must be"),
+    ):
+        path.write_bytes(good)
+        rewritten(path, lambda m, r=edited_references: {**m, "references": r}, digest=True)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(path)
+
+
+def test_files_of_version_2_have_one_reference_of_no_known_error():
+    loaded = load_checkpoint(EXAMPLE)
+    assert loaded.metadata["version"] == checkpoints.FORMAT_VERSION
+    assert list(loaded.potential.biases()) == ["default"]
+    assert loaded.metadata["references"]["default"]["fit"]["frames"] == 950
+    assert loaded.potential.bias.knows(counts_of({6: 2, 1: 6, 8: 1})[0])
+
+
+def test_a_shift_of_the_energy_goes_into_every_reference():
+    potential = with_references(default=-1.0, pbe=-2.0)
+    potential.backbone.readout[-1].bias.data += 0.25
+    graph = graph_from_atoms(ethanol(), 4.0)
+    own, before = potential.bias, {}
+    for name, bias in potential.biases().items():
+        potential.bias = bias
+        before[name] = float(potential(graph)[0])
+    potential.bias = own
+    freeze_energy_shifts(potential)
+    for name, bias in potential.biases().items():
+        potential.bias = bias
+        assert float(potential(graph)[0]) == pytest.approx(before[name], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["schnet", "painn"])
@@ -115,7 +215,11 @@ def rewritten(path, edit=None, tensors=None, digest=False) -> None:
     tensors = load_file(path) | (tensors or {})
     if edit is not None:
         metadata = edit(metadata)
-    stored = {"ase_biasgrad": json.dumps(metadata if digest else {**metadata, "version": 1})}
+    if not digest:  # as version 1 was
+        metadata = {**metadata, "version": 1}
+        if isinstance(references := metadata.get("references"), dict):
+            metadata["bias"] = references.get("default")
+    stored = {"ase_biasgrad": json.dumps(metadata)}
     if digest:
         stored["sha256"] = checkpoints._digest(*checkpoints._split(save(tensors, stored)))
     save_file(tensors, path, stored)
@@ -169,7 +273,7 @@ def test_arguments_are_compared_before_anything_is_built(tmp_path, key, value, m
         ({"bias.per_element": torch.full((119,), 1e38).double()}, "bias.per_element: beyond"),
         ({"bias.per_element": torch.zeros(119).long()}, "bias.per_element: .*'I64'"),
         ({"bias.per_element": torch.full((119,), math.nan).double()}, "per_element: holds NaN"),
-        ({"bias.compositions": torch.zeros(2, 119, dtype=torch.int64)}, "bias.isolated: "),
+        ({"bias.compositions": torch.zeros(2, 119, dtype=torch.int64)}, "bias.[a-z]+: "),
         ({"bias.compositions": torch.zeros(0, dtype=torch.int64)}, "bias.compositions: "),
         ({"x": torch.zeros(1)}, "x: no tensor of this name"),
         ({"backbone.readout.0.weight": torch.zeros(8, 16).double()}, "'F32'.*'F64'|'F64'.*'F32'"),
