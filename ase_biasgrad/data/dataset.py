@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +144,21 @@ class Group:
 
     def __init__(self, stored: h5py.Group, in_memory: bool) -> None:
         self.name = stored.name.rpartition("/")[2]
-        self.numbers: np.ndarray = stored["numbers"][()]
-        self.index: np.ndarray = stored["index"][()]
         self._path = stored.file.filename
+        self.numbers = atomic_numbers(stored["numbers"][()], self._path, f"of {self.name}")
+        index = real_array(stored["index"][()], f"index of {self.name}")
+        self.index = index.astype(np.int64)
+        ascends = index.ndim == 1 and bool((np.diff(self.index, prepend=-1) > 0).all())
+        if not (ascends and np.array_equal(index, self.index)):
+            raise ValueError(f"index of {self.name}: {index} are not frames in their order")
         self._keys = frozenset(stored) - {"numbers", "index"}
-        self._group = None if in_memory else stored
+        if "positions" not in self._keys:
+            raise ValueError(f"positions of {self.name}: missing")
+        self._group = stored
         # columns read or opened; an open one keeps its last chunk for the next frame
         self._columns: dict[str, h5py.Dataset | np.ndarray] = {}
         if in_memory:
-            self._columns = {key: stored[key][()] for key in self._keys}
+            self._columns = {key: np.asarray(self.read(key)) for key in self._keys}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -179,24 +186,38 @@ class Group:
             rows = np.asarray(rows, np.int64)
             if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
                 raise IndexError(f"{self._path}: {self.name} has the rows 0…{len(self) - 1}")
-        try:
+        with self._named(name):
             values = self._column(name)
             if isinstance(values, np.ndarray):
                 return values if rows is None else values[rows]
             return values[()] if rows is None else _rows(values, rows)
-        except OSError as error:
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Name the column in whatever h5py makes of a damaged file."""
+        try:
+            yield
+        except Exception as error:
             raise DataError(f"{self._path}: {name} of {self.name}: damaged: {error}") from error
 
     def _column(self, name: str) -> h5py.Dataset | np.ndarray:
-        if name not in self._columns and self._group is not None:
-            self._columns[name] = self._group[name]
+        if name not in self._columns:
+            self._columns[name] = self._fitting(name, self._group[name])
         return self._columns[name]
+
+    def _fitting(self, name: str, column: Any) -> Any:
+        """The column, if its type and shape are those of its name."""
+        m, shape = len(self), label_shapes(len(self.numbers)).get(name, column.shape[1:])
+        if column.shape != (m, *shape) or column.dtype.kind not in "biuf":
+            raise ValueError(f"{column.dtype} {column.shape}, expected {(m, *shape)}")
+        return column
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """`name` in consecutive pieces of bounded size; nothing if the group has none."""
         if name not in self._keys:
             return
-        length = _block_length(self._column(name))
+        with self._named(name):
+            length = _block_length(self._column(name))
         for first in range(0, len(self), length):
             block = self.read(name, np.arange(first, min(first + length, len(self))))
             assert block is not None
@@ -252,15 +273,18 @@ class Dataset:
             self.provenance: dict[str, Any] = json.loads(self._file.attrs["provenance"])
             frames = self._file["frames"]
             self._groups = [Group(frames[name], in_memory) for name in frames]
-            self._group_of = np.full(int(self._file.attrs["frames"]), -1, np.int64)
+            frame_count = int(self._file.attrs["frames"])
+            if sum(map(len, self._groups)) != frame_count:
+                raise ValueError("its frames do not add up")
+            self._group_of = np.full(frame_count, -1, np.int64)
             self._row_of = np.zeros_like(self._group_of)
             for k, group in enumerate(self._groups):
                 self._group_of[group.index] = k
                 self._row_of[group.index] = np.arange(len(group))
-        except (KeyError, OSError, ValueError, IndexError) as error:
-            raise DataError(f"{self.path}: damaged dataset file: {error}") from error
-        if sum(map(len, self._groups)) != len(self):
-            raise DataError(f"{self.path}: damaged dataset file: its frames do not add up")
+        except Exception as error:
+            self._file.close()
+            said = str(error).removeprefix(f"{self.path}: ")
+            raise DataError(f"{self.path}: damaged dataset file: {said}") from error
         if (self._group_of < 0).any():
             frame = int(np.argmax(self._group_of < 0))
             raise DataError(f"{self.path}: damaged dataset file: frame {frame} is missing")
@@ -338,15 +362,20 @@ def _opened(path: Path) -> h5py.File:
         raise FileNotFoundError(f"{path}: no such dataset")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except Exception as error:
         raise DataError(
             f"{path}: no HDF5 file, or a truncated one ({error}); make datasets with "
             "`biasgrad data import`"
         ) from error
-    if file.attrs.get("format") != FORMAT:
+    try:
+        known, found = file.attrs.get("format"), int(file.attrs.get("version", -1))
+    except Exception as error:
+        file.close()
+        raise DataError(f"{path}: damaged dataset file: {error}") from error
+    if known != FORMAT:
         file.close()
         raise DataError(f"{path}: an HDF5 file, but no dataset of ase-biasgrad")
-    if (found := int(file.attrs["version"])) > VERSION:
+    if not 0 < found <= VERSION:
         file.close()
         raise DataError(f"{path}: has version {found}, this package reads {VERSION}; update it")
     return file

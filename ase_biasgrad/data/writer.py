@@ -277,9 +277,8 @@ class DatasetWriter:
                 self._extend(name, buffer)
                 continue
             group = frames.create_group(name)
-            group["numbers"] = buffer.numbers
-            for column, values in buffer.columns().items():
-                group[column] = values
+            for column, values in {"numbers": buffer.numbers, **buffer.columns()}.items():
+                _checked_column(group, column, values)
         self._file.attrs.update(
             format=FORMAT,
             version=VERSION,
@@ -293,7 +292,7 @@ def _growing_group(
     group: h5py.Group, numbers: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> None:
     """Empty columns that can be extended: chunked, lightly compressed, with checksums."""
-    group["numbers"] = numbers
+    _checked_column(group, "numbers", numbers)
     for name, values in columns.items():
         shape = values.shape[1:]
         length = max(1, min(1024, 32768 // max(1, int(np.prod(shape)))))
@@ -308,6 +307,12 @@ def _growing_group(
             shuffle=True,
             fletcher32=True,
         )
+
+
+def _checked_column(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """A column in one piece, with a checksum, which HDF5 has for chunks alone."""
+    checked = {"chunks": values.shape, "fletcher32": True} if values.size else {}
+    group.create_dataset(name, data=values, **checked)
 
 
 def _missing(values: np.ndarray) -> np.ndarray:

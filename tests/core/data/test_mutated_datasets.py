@@ -1,0 +1,87 @@
+"""Dataset files with every kind of fault: an error that names the file, or the right values."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from helpers import write_clusters
+from mutations import mutants, outcomes
+
+from ase_biasgrad.data.dataset import DataError, Dataset
+
+
+def content(path) -> tuple[str, list[tuple]]:
+    """Digest, and all values frame by frame."""
+    with Dataset(path) as dataset:
+        names = ("positions", "forces", "stress", "cell", "pbc")
+        return dataset.hash(), [
+            (frame.numbers.tolist(), frame.energy, *(getattr(frame, k).tobytes() for k in names))
+            for frame in dataset
+        ]
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frames", [30, 150])  # in columns of one piece, and in chunks
+def test_mutated_datasets_are_refused_or_right(tmp_path, frames, count):
+    path = write_clusters(tmp_path / "x.h5", frames, periodic=True)
+    digest, right = content(path)
+
+    def judge(mutated) -> str:
+        found, frames = content(mutated)
+        if frames == right:
+            return "right"
+        assert found != digest  # which `biasgrad data info` shows
+        return "digest"
+
+    cases = mutants(path.read_bytes(), count, seed=frames, head=6000)
+    said = outcomes(cases, tmp_path / "mutated.h5", judge)
+    assert said["refused"] > 0.8 * count
+    assert said["digest"] < 0.01 * count
+
+
+def replaced(group: h5py.Group, name: str, values) -> None:
+    del group[name]
+    group[name] = values
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda f, g: f.attrs.pop("version"), "version"),
+        (lambda f, g: f.attrs.__setitem__("version", "new"), "invalid literal"),
+        (lambda f, g: f.attrs.pop("provenance"), "provenance"),
+        (lambda f, g: f.attrs.__setitem__("provenance", "[" * 10**5), "damaged"),
+        (lambda f, g: f.attrs.__setitem__("frames", 10**15), "do not add up"),
+        (lambda f, g: f.attrs.__setitem__("frames", "all"), "invalid literal"),
+        (lambda f, g: f.move("frames", "farmes"), "frames"),
+        (lambda f, g: g.pop("numbers"), "numbers"),
+        (lambda f, g: g.pop("positions"), "positions"),
+        (lambda f, g: replaced(g, "numbers", np.zeros(4, int)), "no atomic numbers"),
+        (lambda f, g: replaced(g, "numbers", np.full(4, 200)), "no atomic numbers"),
+        (lambda f, g: replaced(g, "numbers", np.full((2, 2), 1)), "no atomic numbers"),
+        (lambda f, g: replaced(g, "index", np.arange(9)), r"do not add up|expected \(9"),
+        (lambda f, g: replaced(g, "index", np.full(10, 4)), "not frames in"),
+        (lambda f, g: replaced(g, "index", np.arange(10)), "frame [0-9]+ is missing"),
+        (lambda f, g: replaced(g, "index", g["index"][()] - 15), "index"),
+        (lambda f, g: replaced(g, "index", g["index"][()] + 10**9), "out of bounds"),
+        (lambda f, g: replaced(g, "index", g["index"][()] + 0.25), "index"),
+        (lambda f, g: replaced(g, "index", "all"), "index"),
+        (lambda f, g: replaced(g, "forces", np.zeros((10, 3, 3))), r"expected \(10, 4, 3\)"),
+        (lambda f, g: replaced(g, "forces", np.zeros(1)), r"expected \(10, 4, 3\)"),
+        (lambda f, g: replaced(g, "forces", np.zeros((10, 4, 3), "S3")), "S3"),
+        (lambda f, g: replaced(g, "energy", np.zeros((10, 1))), r"expected \(10,\)"),
+        (lambda f, g: replaced(g, "energy", np.zeros(10, complex)), "complex"),
+        (lambda f, g: g.create_dataset("gap", (10**15,), float), r"expected \(10,\)"),
+        (lambda f, g: g.create_group("gap"), "gap"),
+        (lambda f, g: g.__setitem__("gap", h5py.SoftLink("/nowhere")), "gap"),
+        (lambda f, g: g.__setitem__("gap", h5py.ExternalLink("y.h5", "/z")), "gap"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_datasets_that_lie_are_refused(tmp_path, edit, message, in_memory):
+    path = write_clusters(tmp_path / "x.h5", 15)
+    with h5py.File(path, "r+") as file:
+        edit(file, file["frames/000001_H3O"])
+    with pytest.raises(DataError, match=rf"x\.h5: .*{message}"):
+        list(Dataset(path, in_memory))

@@ -1,0 +1,112 @@
+"""Mutated files, each known by a seed and a number, so that a case can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MEMORY = 16 * 2**30  # bytes of addresses; what torch has loaded is some of them
+
+# what a length, a count or an offset is not
+LIES = (0, 1, 2**7, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**62, 2**64 - 1)
+KINDS = ("flip", "flip", "lie", "cut", "take out", "put in", "repeat", "blank")
+
+
+def mutant(content: bytes, seed: int, k: int, head: int = 0) -> bytes:
+    """Copy number `k` of `content` with one fault; every second one in the first `head` bytes."""
+    random = np.random.default_rng([seed, k])
+    reach = head if head and k % 2 else len(content)
+    place, size = int(random.integers(reach)), int(2 ** random.integers(7))
+    before, after = content[:place], content[place:]
+    kind = KINDS[random.integers(len(KINDS))]
+    if kind == "flip":
+        return before + bytes([after[0] ^ 1 << int(random.integers(8))]) + after[1:]
+    if kind == "lie":
+        width = (1, 2, 4, 8)[random.integers(4)]
+        lie = LIES[random.integers(len(LIES))] % 256**width
+        return before[: place // width * width] + (
+            lie.to_bytes(width, "little") + content[place // width * width + width :]
+        )
+    if kind == "cut":
+        return before
+    if kind == "take out":
+        return before + after[size:]
+    if kind == "put in":
+        return before + random.bytes(size) + after
+    if kind == "repeat":  # twice the same key, line or record
+        return before + after[:size] + after
+    return before + bytes(min(size, len(after))) + after[size:]
+
+
+def mutants(content: bytes, count: int, seed: int, head: int = 0) -> Iterator[tuple[str, bytes]]:
+    """`count` mutants that differ from `content`, with what to call to have one again."""
+    for k in range(count):
+        if (other := mutant(content, seed, k, head)) != content:
+            yield f"mutant(content, seed={seed}, k={k}, head={head})", other
+
+
+def outcomes(
+    cases: Iterable[tuple[str, bytes]],
+    path: Path,
+    judge: Callable[[Path], str],
+    seconds: int = 30,
+) -> Counter[str]:
+    """What `judge` says of each case, written to `path`, or "refused" by an error that names it.
+
+    All other exceptions fail, and so do crashes and hangs: reading goes on in processes of their
+    own with bounded memory, since readers written in C may take a process with them.
+    """
+    said: Counter[str] = Counter()
+    cases = iter(cases)
+    while batch := list(islice(cases, 100)):
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            try:
+                os.close(reader)
+                _judge_batch(batch, path, judge, seconds, writer)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as results:
+            words = [json.loads(line) for line in results]
+        end = os.waitpid(child, 0)[1]
+        if end or len(words) < len(batch):
+            pytest.fail(f"{batch[len(words)][0]}: the process ended by signal {end} (14: it hung)")
+        for (name, _), word in zip(batch, words, strict=True):
+            if word.startswith("Traceback"):
+                pytest.fail(f"{name}:\n{word}")
+            said[word] += 1
+    return said
+
+
+def _judge_batch(
+    batch: list[tuple[str, bytes]],
+    path: Path,
+    judge: Callable[[Path], str],
+    seconds: int,
+    writer: int,
+) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    warnings.simplefilter("ignore")
+    for _, content in batch:
+        path.write_bytes(content)
+        signal.alarm(seconds)
+        try:
+            word = judge(path)
+        except BaseException as error:
+            ours = type(error).__module__.startswith("ase_biasgrad.") and str(path) in str(error)
+            word = "refused" if ours else "Traceback" + traceback.format_exc()[-3000:]
+        signal.alarm(0)
+        os.write(writer, (json.dumps(word) + "\n").encode())
