@@ -133,27 +133,36 @@ def least_absolute_deviation(residuals: np.ndarray, counts: np.ndarray) -> Eleme
 
 
 def anchored(
-    fit: ElementFit, counts: np.ndarray, residuals: np.ndarray, atoms: np.ndarray
-) -> np.ndarray:
+    values: np.ndarray, axes: np.ndarray, residuals: np.ndarray, atoms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Energies per element that isolated atoms fix as far as the fit leaves them open.
 
-    With N the null space of `counts (m, elements)`, these are fit.values + N·y and y minimises
-    Σ (r − atoms·values)² over the isolated atoms `(a, elements)` of residuals `(a,)`; what the
-    fit gives to its own compositions stays.
+    With N the directions orthogonal to `axes (rank, elements)` of the fit's row space, these are
+    values + N·y, and y minimises Σ (r − atoms·values)² over the isolated atoms `(a, elements)` of
+    residuals `(a,)`. What the fit gives to its own compositions stays. Returned with the matrix
+    `(elements, elements)` ∂(these)/∂values.
     """
-    open_axes = _axes(counts)[fit.rank :]
-    left = checked(residuals) - atoms @ fit.values
-    return fit.values + np.linalg.lstsq(atoms @ open_axes.T, left, rcond=None)[0] @ open_axes
+    open_axes = np.linalg.svd(axes, full_matrices=True)[2][len(axes) :]
+    gain = open_axes.T @ np.linalg.pinv(atoms @ open_axes.T)  # (elements, a)
+    change = np.eye(len(values)) - gain @ atoms
+    return values + gain @ (checked(residuals) - atoms @ values), change
 
 
-def spans(rows: np.ndarray, counts: np.ndarray) -> bool:
-    """True if a composition `(elements,)` is a linear combination of rows `(k, elements)`."""
-    used = rows.any(axis=0)
-    if counts[~used].any() or not len(rows):
-        return False
-    wanted = counts[used].astype(float)
-    combination = np.linalg.lstsq(rows[:, used].T.astype(float), wanted, rcond=None)[0]
-    return bool(np.abs(combination @ rows[:, used] - wanted).max(initial=0.0) < 1e-6)
+def spanned(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Compositions `(b, elements)` that are linear combinations of rows `(k, elements)`, bool."""
+    wanted = counts.astype(float)
+    if not len(rows):
+        return ~wanted.any(axis=1)
+    used = np.flatnonzero(rows.any(axis=0))
+    axes = row_space(rows[:, used])
+    outside = wanted.copy()
+    outside[:, used] -= wanted[:, used] @ axes.T @ axes
+    return np.abs(outside).max(axis=1) <= 1e-8 * np.maximum(1.0, np.abs(wanted).max(axis=1))
+
+
+def row_space(counts: np.ndarray) -> np.ndarray:
+    """Orthonormal axes of the row space of `counts (m, elements)`, `(rank, elements)`."""
+    return _axes(counts)[: np.linalg.matrix_rank(np.unique(counts, axis=0).astype(float))]
 
 
 def checked(residuals: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ import ase_biasgrad.training
 REPOSITORY = Path(__file__).resolve().parents[1]
 # modules of the core that know no network, and those that do
 BASE = {"units", "files", "machine", "lazy", "neighbours", "charged_particles"}
-CORE = {*BASE, "graph", "bias", "bias_fits", "metrics", "potential", "checkpoint", "convert"}
+BIAS = {"bias", "bias_errors", "bias_file", "bias_fits"}
+CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
 # a row for each room: what it may import besides itself
@@ -24,7 +25,9 @@ MAY_IMPORT = {
     "neighbours": set(),
     "graph": {"neighbours"},
     "bias_fits": set(),
-    "bias": {"bias_fits", "units"},
+    "bias_errors": {"bias_fits"},
+    "bias": {"bias_errors", "bias_fits", "units"},
+    "bias_file": {"bias", "files", "units"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},
