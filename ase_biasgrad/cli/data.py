@@ -31,7 +31,8 @@ Labels = Annotated[str, typer.Option(help="label set of rMD17 files: revised or 
 @app.command("import")
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(help="npz, extxyz, ASE databases, … of any number")
+        list[Path],
+        typer.Argument(help="npz, HDF5, extxyz, ASE databases, folders of DeePMD, … of any number"),
     ],
     output: Output,
     energy_unit: Annotated[str | None, typer.Option(help="eV, kcal/mol, Hartree, …")] = None,

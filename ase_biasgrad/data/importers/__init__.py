@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ase_biasgrad.data.dataset import DataError
+from ase_biasgrad.data.dataset import HEADER, DataError
 from ase_biasgrad.data.importers.ase_readable import import_ase
+from ase_biasgrad.data.importers.deepmd import import_deepmd, is_deepmd
+from ase_biasgrad.data.importers.hdf5 import import_hdf5
 from ase_biasgrad.data.importers.npz import import_npz
 from ase_biasgrad.data.importers.options import DEFAULTS, ImportOptions, ImportReport
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.files import refuse_own_input
+
+HDF5_NAMES = (".h5", ".hdf5", ".hdf")
 
 __all__ = ["ImportOptions", "ImportReport", "import_files"]
 
@@ -24,7 +28,8 @@ def import_files(
 ) -> ImportReport:
     """Read `paths` one after another into the dataset file `output`.
 
-    `.npz` files are those of MD17, rMD17 and sGDML; everything else is read by ASE.
+    `.npz` files are those of MD17, rMD17 and sGDML, `.h5` and `.hdf5` those of ANI-1x, SPICE and
+    MACE, folders those of DeePMD (by dpdata); everything else is read by ASE.
 
     Raises
     ------
@@ -32,6 +37,8 @@ def import_files(
         On a source that cannot be read, has no units, or has bad values: the message names file,
         key and frame, and no output file is left behind. Also on implausible numbers that
         `options` do not accept.
+    ImportError
+        If a folder of DeePMD comes without dpdata.
     ase_biasgrad.units.UnitError
         On an unknown unit.
     ValueError
@@ -45,12 +52,7 @@ def import_files(
     asked, skipped, accounts = Questions(), 0, []
     with DatasetWriter(output, provenance) as writer:
         for path in sources:
-            if not path.is_file():
-                raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
-            is_npz = path.suffix == ".npz" and options.format is None
-            left, said = (import_npz if is_npz else import_ase)(
-                path, writer, options, progress, asked
-            )
+            left, said = _importer(path, options)(path, writer, options, progress, asked)
             skipped += left
             accounts.append(said)
         if not writer.frames:
@@ -63,3 +65,18 @@ def import_files(
             )
         writer.note(imported=accounts, **({"accepted": questions} if questions else {}))
     return ImportReport(writer.frames, skipped, accounts, questions)
+
+
+def _importer(path: Path, options: ImportOptions) -> Callable[..., tuple[int, str]]:
+    """Function that reads `path`, known by its name and first bytes."""
+    if path.is_dir() and is_deepmd(path):
+        return import_deepmd
+    if not path.is_file():
+        raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
+    if options.format is not None:
+        return import_ase
+    if path.suffix == ".npz":
+        return import_npz
+    with path.open("rb") as file:
+        ours = file.read(len(HEADER)) == HEADER  # which ASE reads by our plugin
+    return import_hdf5 if path.suffix in HDF5_NAMES and not ours else import_ase

@@ -22,6 +22,7 @@ from ase_biasgrad.data.importers.labels import (
     converted,
     like,
     require_named,
+    unlabelled,
 )
 from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
 from ase_biasgrad.data.importers.plausibility import Questions
@@ -68,7 +69,7 @@ def import_ase(
         labels = _labels(atoms, values, names, options, units, account, where)
         if not labels:
             if not options.skip_unlabelled:
-                raise DataError(_unlabelled(where, values))
+                raise DataError(unlabelled(where, values))
             account.skipped += 1
             continue
         account.frames += 1
@@ -90,16 +91,6 @@ def import_ase(
             del account.left[key]
     require_named(path, account, options)
     return account.skipped, account.said(f"{path.name}: {units.said}", options)
-
-
-def _unlabelled(where: str, values: Mapping[str, Any]) -> str:
-    found = [key for key in values if (kind := like(key)) and kind[0] in LABELS]
-    looked = "REF_energy, energy, REF_forces, forces, REF_stress, stress, virial"
-    return f"{where}: has no labels under {looked}; " + (
-        f"it has {', '.join(found)}: name them with --key energy=…, --key forces=…"
-        if found
-        else "name them with --key, or leave such frames out with --skip-unlabelled"
-    )
 
 
 def _labels(

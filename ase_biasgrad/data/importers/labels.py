@@ -36,7 +36,7 @@ LIKE: tuple[tuple[str, str, str], ...] = (
     (r"charge|multiplicity|spin|mag_?mom|magnetic", "charge or spin", NO_CHARGES),
     (r"^(cell|lattice|box|pbc|volume)", "cell", "the structure's own cell is used"),
     (
-        r"dipole|quadrupole|polari|hessian|gap$|homo|lumo|dielectric|born",
+        r"(di|quadru|octu)pole|polari|hessian|gap$|homo|lumo|dielectric|born",
         "property",
         "bring it in as it is with --key {key}={key}",
     ),
@@ -140,6 +140,18 @@ def require_named(path: Path, account: Account, options: ImportOptions) -> None:
             raise DataError(
                 f"{path}: has no {key} (for {name}); its keys are {', '.join(there) or 'none'}"
             )
+
+
+def unlabelled(where: str, keys: Iterable[str]) -> str:
+    """What to say of a frame without any label, whose keys are `keys`."""
+    found = [key for key in keys if (kind := like(key)) and kind[0] in LABELS]
+    looked = "REF_energy, energy, REF_forces, forces, REF_stress, stress, virial"
+    name_them = "name them with --key energy=…, --key forces=…"
+    return (
+        f"{where}: has no labels under {looked} or what you named; "
+        + (f"it has {', '.join(found)}: {name_them}" if found else name_them)
+        + ", or leave such frames out with --skip-unlabelled"
+    )
 
 
 def converted(

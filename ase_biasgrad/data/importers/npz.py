@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import LABELS, DataError, real_array
-from ase_biasgrad.data.importers.labels import Account, choose, converted
+from ase_biasgrad.data.importers.blocks import Block, import_blocks
+from ase_biasgrad.data.importers.labels import choose
 from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
@@ -47,53 +47,15 @@ def import_npz(
     found = {name: _key(path, arrays, names) for name, names in STRUCTURE.items()}
     found |= _label_keys(path, arrays, options)
     values = _fitting(path, arrays, found)
-    m, n = values["positions"].shape[:2]
-    cell, pbc, said_of_cell = _cell(path, arrays, units.factors["positions"], m)
-    values["positions"] = values["positions"] * units.factors["positions"]
-    account = Account(frames=m)
+    cell, pbc, said_of_cell = _cell(path, arrays, len(values["positions"]))
     used = {*found.values(), *ABOUT, *(key for names in UNITS.values() for key in names)}
     used |= {LATTICE} if LATTICE in arrays else {CELL, PBC} if cell is not None else set()
-    account.left.update({key: m for key in arrays if key not in used})
-    if "stress" in values and not pbc.any():
-        account.unperiodic, _ = m, values.pop("stress")
-        account.taken["stress", found["stress"]] = 0
-    volume = np.ones(m) if cell is None else np.broadcast_to(np.abs(np.linalg.det(cell)), (m,))
-    for name in [name for name in values if name not in STRUCTURE]:
-        label = converted(name, found[name], values[name], units, volume, str(path), (m,))
-        _require_shape(path, found[name], label, name, m, n)
-        missing = np.isnan(label).reshape(m, -1).all(axis=1) & (label.size > 0)
-        account.taken[name, found[name]] = m - int(missing.sum())
-        account.nan[name] = int(missing.sum())
-        values[name] = label
-    others = [name for name in values if name not in (*STRUCTURE, *LABELS)]
-    step = max(1, 50_000 // n)
-    for first in tqdm(
-        range(0, m, step), path.name, disable=None if progress else True, leave=False
-    ):
-        rows = slice(first, first + step)
-        known = {name: values[name][rows] for name in LABELS if name in values}
-        cells = None if cell is None else cell[rows] if cell.ndim == 3 else cell
-        pbcs = None if cell is None else pbc[rows] if pbc.ndim == 2 else pbc
-        writer.append(
-            values["numbers"],
-            values["positions"][rows],
-            **known,
-            cell=cells,
-            pbc=pbcs,
-            labels={name: values[name][rows] for name in others},
-            source=str(path),
-        )
-        for k, positions in enumerate(values["positions"][rows]):
-            asked.add(
-                path,
-                f"{path} (its frame {first + k})",
-                values["numbers"],
-                positions,
-                np.zeros((3, 3)) if cells is None else cells if cells.ndim == 2 else cells[k],
-                np.zeros(3, bool) if pbcs is None else pbcs if pbcs.ndim == 1 else pbcs[k],
-                **{name: label[k] for name, label in known.items()},
-            )
-    return 0, account.said(f"{path.name}: {units.said}{said_of_cell}", options)
+    labels = {name: (key, values[name]) for name, key in found.items() if name not in STRUCTURE}
+    left = [key for key in arrays if key not in used]
+    block = Block(
+        "", values["numbers"], (found["positions"], values["positions"]), labels, left, cell, pbc
+    )
+    return import_blocks(path, iter([block]), units, said_of_cell, writer, options, progress, asked)
 
 
 def _label_keys(
@@ -178,26 +140,15 @@ def _fitting(
             f"{path}: {found['numbers']}: has shape {values['numbers'].shape}, expected (atoms,): "
             "all frames of an npz file have the same atoms"
         )
-    n, m = len(values["numbers"]), len(values["positions"]) if values["positions"].ndim else 0
-    _require_shape(path, found["positions"], values["positions"], "positions", m, n)
-    if m == 0:
+    if values["positions"].ndim == 3 and len(values["positions"]) == 0:
         raise DataError(f"{path}: {found['positions']}: has no frames")
     return values
 
 
-def _require_shape(path: Path, key: str, array: np.ndarray, name: str, m: int, n: int) -> None:
-    shapes = {"positions": (m, n, 3), "energy": (m,), "forces": (m, n, 3), "stress": (m, 6)}
-    expected = shapes.get(name, (m, *array.shape[1:]))
-    if array.shape != expected:
-        raise DataError(
-            f"{path}: {key}: has shape {array.shape}, expected {expected} for {n} atoms"
-        )
-
-
 def _cell(
-    path: Path, arrays: dict[str, np.ndarray], length: float, m: int
+    path: Path, arrays: dict[str, np.ndarray], m: int
 ) -> tuple[np.ndarray | None, np.ndarray, str]:
-    """Cell in Å `(3, 3)` or `(m, 3, 3)`, vectors in rows; pbc; and a remark on both.
+    """Cell `(3, 3)` or `(m, 3, 3)`, vectors in rows; pbc; and a remark on both.
 
     ASE's `cell` has its vectors in rows. sGDML wrote `lattice` in rows first and in columns later.
     """
@@ -222,6 +173,6 @@ def _cell(
             "version, and this cell is not the same either way; import the frames as extxyz"
         )
     if PBC in arrays:
-        return cell * length, pbc, f"; {key} and pbc as they are"
+        return cell, pbc, f"; {key} and pbc as they are"
     periodic = np.full(3, bool(cell.any()))
-    return cell * length, periodic, f"; {key} without pbc, taken as periodic in three directions"
+    return cell, periodic, f"; {key} without pbc, taken as periodic in three directions"

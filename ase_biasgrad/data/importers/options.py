@@ -72,10 +72,12 @@ def units_of(
     own: Mapping[str, str],
     fallback: tuple[str, str] | None,
     by: str = "as it says",
+    convention: str = "ASE's convention",
 ) -> Units | None:
     """Units by the file itself (`own`, by our names), by the user, or by `fallback`.
 
-    None if neither says them and there is no fallback.
+    `by` and `convention` say of the first and the last where they come from. None if neither says
+    them and there is no fallback.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def units_of(
         On a unit that is not known.
     """
     try:
-        return _units_of(path, options, own, fallback, by)
+        return _units_of(path, options, own, fallback, by, convention)
     except UnitError as error:
         raise UnitError(f"{path}: {error}") from error
 
@@ -96,6 +98,7 @@ def _units_of(
     own: Mapping[str, str],
     fallback: tuple[str, str] | None,
     by: str,
+    convention: str,
 ) -> Units | None:
     energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
     length = said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
@@ -104,7 +107,7 @@ def _units_of(
     e, r = energy or (fallback or ("", ""))[0], length or (fallback or ("", ""))[1]
 
     def who(option: str | None, name: str) -> str:
-        return by if name in own else "as you say" if option else "ASE's convention"
+        return by if name in own else "as you say" if option else convention
 
     by_energy, by_length = who(options.energy_unit, "energy"), who(options.length_unit, "positions")
     factors = {
