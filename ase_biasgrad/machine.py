@@ -27,6 +27,23 @@ def versions() -> str:
     return f"Python {platform.python_version()}, {named}"
 
 
+def torch_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        If it is not `cpu` or a CUDA device of this machine.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(f"cuda:{k}" for k in range(there)), *(["cuda"] if there else [])]
+    if name == "auto":
+        return torch.device(known[-1])
+    if name not in known:
+        raise ValueError(f"there is no device {name!r} here; choose of auto, {', '.join(known)}")
+    return torch.device(name)
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():

@@ -10,15 +10,20 @@ from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 
 from ase_biasgrad.calculators import DenseCalculator
-from ase_biasgrad.dense.coulomb_matrix import padded
-from ase_biasgrad.dense.inputs import Centre, Input
-from ase_biasgrad.dense.modules import Linear, Output, Sequential, Standardise, Tanh
-from ase_biasgrad.dense.potential import DensePotential, save_dense
-from ase_biasgrad.training.benchmarks.qm7.dense_stage import (
-    DenseOptions,
-    predict_dense,
-    train_dense,
+from ase_biasgrad.dense import (
+    Centre,
+    DensePotential,
+    Input,
+    Linear,
+    Output,
+    Sequential,
+    Standardise,
+    Tanh,
+    padded,
+    save_dense,
 )
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions
+from ase_biasgrad.training.benchmarks.qm7.dense_stage import predict_dense, train_dense
 
 random = np.random.default_rng(0)
 structures = [molecule(name) for name in ("CH3OH", "H2O") for _ in range(150)]
@@ -31,9 +36,9 @@ train, test = np.arange(300) % 5 > 0, np.arange(300) % 5 == 0
 
 inputs = Sequential([Centre(), Input()])
 scale = Standardise.of(inputs.forward(molecules[train]))
-layers = [Linear.random(len(scale.mean), 100, random), Tanh(), Linear.random(100, 1, random)]
-network = Sequential([inputs, scale, *layers, Output.of(energies[train])])
-options = DenseOptions(steps=20_000, rate=0.5)
+layers = [Linear(len(scale.mean), 100, random), Tanh(), Linear(100, 1, random)]
+network = Sequential([inputs, scale, *layers, Output(energies[train])])
+options = TrainingOptions(epochs=20, batch_size=25, learning_rate=0.5)  # of 1000 steps each
 network = train_dense(network, molecules[train], energies[train], options).network
 predicted = predict_dense(network, molecules[test])
 errors = predicted - energies[test]

@@ -14,7 +14,8 @@ from ase.calculators.emt import EMT
 
 from ase_biasgrad import Dataset, DatasetWriter, Potential, build_backbone, load_checkpoint
 from ase_biasgrad.training import DeviceFrames, config_from, evaluate, train
-from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
 
 network = {"features": 16, "interactions": 2, "cutoff": 4.5, "radial_functions": 16}
 epochs = 20
@@ -42,10 +43,7 @@ def trained_on_energies(dataset: Dataset) -> Potential:
     torch.manual_seed(0)
     potential = Potential(build_backbone("graph_convolution", network), elements=[29])
     frames = DeviceFrames(dataset, range(60), network["cutoff"])
-    stage = EnergyStageOptions(
-        epochs=epochs, batch_size=4, learning_rate=5e-3, warmup_steps=20, ema_decay=0.95
-    )
-    fit_energies(potential, frames, stage)
+    fit_energies(potential, frames, TrainingOptions(epochs, 4, 5e-3, ema_decay=0.95))
     return potential
 
 

@@ -67,13 +67,11 @@ def stand_ins(page: str) -> dict[str, object]:
     from ase.build import molecule
 
     if page == "docs/qm7.md":
-        from ase_biasgrad.dense.coulomb_matrix import padded
-        from ase_biasgrad.dense.inputs import Input
-        from ase_biasgrad.dense.modules import Linear, Sequential
+        from ase_biasgrad.dense import Input, Linear, Sequential, padded
 
         water = molecule("H2O")
         width = Input().forward(padded([(water.numbers, water.positions)], 23)).shape[1]
-        layers = [Input(), Linear.random(width, 1, np.random.default_rng(0))]
+        layers = [Input(), Linear(width, 1, np.random.default_rng(0))]
         return {"network": Sequential(layers), "atoms": water}
     if page == "docs/se3_transformer.md":
         pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))

@@ -27,6 +27,11 @@ class PaddedMolecules:
         """Some of them, by index or slice."""
         return PaddedMolecules(self.positions[which], self.charges[which])
 
+    @classmethod
+    def of(cls, molecules: PaddedMolecules | tuple[np.ndarray, np.ndarray]) -> PaddedMolecules:
+        """Molecules as they are, or made of a pair (R, Z) of positions and charges."""
+        return molecules if isinstance(molecules, cls) else cls(*molecules)
+
 
 def padded(
     molecules: Sequence[tuple[np.ndarray, np.ndarray]], size: int | None = None

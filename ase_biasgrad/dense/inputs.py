@@ -16,16 +16,39 @@ from ase_biasgrad.dense.coulomb_matrix import (
 )
 from ase_biasgrad.dense.modules import FixedModule
 
+Molecules = PaddedMolecules | tuple[np.ndarray, np.ndarray]  # or R (b, n, 3) and Z (b, n)
+
 
 class Input(FixedModule):
     """Positions `(b, n, 3)` and charges `(b, n)` as they come: x, y, z, Z of each atom `(b, 4n)`.
 
-    No symmetry is built in: another order of the atoms, or a rotation, is another input.
+    No symmetry is built in: another order of the atoms, or a rotation, is another input. Made of
+    some `molecules`, it knows `num_out`, and takes no others than of as many atoms.
     """
 
-    def forward(self, x: PaddedMolecules) -> np.ndarray:
+    num_out: int | None = None
+
+    def __init__(self, molecules: Molecules | None = None) -> None:
+        if molecules is not None:
+            self.num_out = self.forward(molecules).shape[1]
+
+    def forward(self, x: Molecules) -> np.ndarray:
+        """4n numbers for each molecule.
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer atoms than in the molecules that it was made of.
+        """
+        x = PaddedMolecules.of(x)
         both = np.concatenate([x.positions, x.charges[:, :, None]], axis=2)  # (b, n, 4)
-        return both.reshape(len(x), -1)
+        flat = both.reshape(len(x), -1)
+        if self.num_out not in (None, flat.shape[1]):
+            raise ValueError(
+                f"molecules padded to {x.charges.shape[1]} atoms make {flat.shape[1]} inputs, and "
+                f"this network has {self.num_out}"
+            )
+        return flat
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
         """dE/dR `(b, n, 3)`."""
@@ -35,7 +58,8 @@ class Input(FixedModule):
 class Centre(FixedModule):
     """Molecules with their centroid in the origin; missing atoms stay zero."""
 
-    def forward(self, x: PaddedMolecules) -> PaddedMolecules:
+    def forward(self, x: Molecules) -> PaddedMolecules:
+        x = PaddedMolecules.of(x)
         self._present = (x.charges > 0)[:, :, None]  # (b, n, 1)
         return replace(x, positions=self._centred(x.positions))
 
@@ -51,9 +75,9 @@ class Centre(FixedModule):
 class CoulombMatrix(FixedModule):
     """The Coulomb matrix `(b, n, n)` of each molecule, in Hartree."""
 
-    def forward(self, x: PaddedMolecules) -> np.ndarray:
-        self._molecules = x
-        return coulomb_matrices(x)
+    def forward(self, x: Molecules) -> np.ndarray:
+        self._molecules = PaddedMolecules.of(x)
+        return coulomb_matrices(self._molecules)
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
         """dE/dR `(b, n, 3)`."""

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Module(ABC):
-    """One step of a network. The constructor of a module takes the arrays of `state()`."""
+    """One step of a network; `from_state` makes it again from the arrays of `state()`."""
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -33,8 +33,13 @@ class Module(ABC):
         """Weights become (1 − a) · own + a · other's; `other` has the same shape."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Arguments of the constructor that makes this module again."""
+        """Arrays that make this module again."""
         return {}
+
+    @classmethod
+    def from_state(cls, **state: np.ndarray) -> Self:
+        """The module that had this state; where not said otherwise, its constructor's arguments."""
+        return cls(**state)
 
 
 class FixedModule(Module):
@@ -48,59 +53,61 @@ class FixedModule(Module):
 
 
 class Linear(Module):
-    """y = x W + b, for x `(b, m)`, W `(m, n)`, b `(n,)`; learns 1/√m times as fast as it is told.
+    """y = x W + B, for x `(b, m)`, W `(m, n)`, B `(n,)`; learns 1/√m times as fast as it is told.
 
-    With m inputs of order one, the factor keeps the change of y by one step independent of m
-    (Montavon et al. 2012, NeurIPS 25, 440).
+    With m inputs of order one, the factor `lr` keeps the change of y by one step independent of m
+    (Montavon et al. 2012, NeurIPS 25, 440). W begins as N(0, 1/√m), drawn from `random` or else
+    from NumPy's global state (`np.random.seed`), and B as zero.
     """
 
-    def __init__(self, weights: np.ndarray, bias: np.ndarray) -> None:
-        self.weights, self.bias = np.array(weights), np.array(bias)
-        self.rate = 1 / np.sqrt(len(weights))
-
-    @classmethod
-    def random(
-        cls, m: int, n: int, random: np.random.Generator, dtype: type = np.float64
-    ) -> Linear:
-        """Weights N(0, 1/√m), bias zero."""
-        return cls(
-            random.normal(0.0, 1 / np.sqrt(m), (m, n)).astype(dtype), np.zeros(n, dtype=dtype)
-        )
+    def __init__(
+        self, m: int, n: int, random: np.random.Generator | None = None, dtype: type = np.float64
+    ) -> None:
+        normal = np.random.normal if random is None else random.normal
+        self.W = normal(0.0, 1 / np.sqrt(m), (m, n)).astype(dtype)
+        self.B = np.zeros(n, dtype)
+        self.lr = 1 / np.sqrt(m)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        self._x = x.astype(self.weights.dtype, copy=False)
-        return self._x @ self.weights + self.bias  # (b, n)
+        self._x = x.astype(self.W.dtype, copy=False)
+        return self._x @ self.W + self.B  # (b, n)
 
     def receive(self, gradient: np.ndarray) -> None:
         """Keep dE/dy `(b, n)` for `update`; all of `backward` that learning needs here."""
-        self._gradient = gradient.astype(self.weights.dtype, copy=False)
+        self._gradient = gradient.astype(self.W.dtype, copy=False)
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
         self.receive(gradient)
-        return self._gradient @ self.weights.T  # (b, m)
+        return self._gradient @ self.W.T  # (b, m)
 
     @property
-    def weights_gradient(self) -> np.ndarray:
+    def DW(self) -> np.ndarray:
         """dE/dW `(m, n)` after `backward`."""
         return self._x.T @ self._gradient
 
     @property
-    def bias_gradient(self) -> np.ndarray:
-        """dE/db `(n,)` after `backward`."""
+    def DB(self) -> np.ndarray:
+        """dE/dB `(n,)` after `backward`."""
         return self._gradient.sum(axis=0)
 
     def update(self, rate: float) -> None:
         # the step enters through the small factor: weights are read and written once
-        step = self.weights.dtype.type(rate * self.rate) * self._gradient  # (b, n)
-        self.weights -= self._x.T @ step
-        self.bias -= step.sum(axis=0)
+        step = self.W.dtype.type(rate * self.lr) * self._gradient  # (b, n)
+        self.W -= self._x.T @ step
+        self.B -= step.sum(axis=0)
 
     def average(self, other: Self, a: float) -> None:
-        self.weights += a * (other.weights - self.weights)
-        self.bias += a * (other.bias - self.bias)
+        self.W += a * (other.W - self.W)
+        self.B += a * (other.B - self.B)
 
     def state(self) -> dict[str, np.ndarray]:
-        return {"weights": self.weights, "bias": self.bias}
+        return {"weights": self.W, "bias": self.B}
+
+    @classmethod
+    def from_state(cls, **state: np.ndarray) -> Self:
+        layer = cls(*state["weights"].shape, np.random.default_rng(0))
+        layer.W, layer.B = np.array(state["weights"]), np.array(state["bias"])
+        return layer
 
 
 class Tanh(FixedModule):
@@ -142,16 +149,16 @@ class Standardise(FixedModule):
 
 
 class Output(FixedModule):
-    """Energies `(b,)` float64 = mean + std · x, for x `(b, 1)`; of the energies to be learnt."""
+    """Energies `(b,)` float64 = mean + std · x, for x `(b, 1)`.
 
-    def __init__(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
-        self.mean, self.std = float(mean), float(std)
+    Mean and standard deviation (1 if they are all the same) are those of the energies `(k,)` to
+    be learnt.
+    """
 
-    @classmethod
-    def of(cls, energies: np.ndarray) -> Output:
-        """Mean and standard deviation (1 if they are all the same) of energies `(k,)`."""
-        std = float(np.std(energies))
-        return cls(float(np.mean(energies)), std if std > 0 else 1.0)
+    num_in = 1
+
+    def __init__(self, energies: np.ndarray) -> None:
+        self.mean, self.std = float(np.mean(energies)), float(np.std(energies)) or 1.0
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return self.mean + self.std * x[:, 0].astype(np.float64)
@@ -161,6 +168,12 @@ class Output(FixedModule):
 
     def state(self) -> dict[str, np.ndarray]:
         return {"mean": np.array(self.mean), "std": np.array(self.std)}
+
+    @classmethod
+    def from_state(cls, **state: np.ndarray) -> Self:
+        output = cls(state["mean"])
+        output.std = float(state["std"])
+        return output
 
 
 class Sequential(Module):

@@ -42,6 +42,7 @@ class DensePotential:
     elements: tuple[int, ...]  # atomic numbers that it was trained for
     per_element: dict[int, float] = field(default_factory=dict)  # eV, the composition bias
     draws: int = 1
+    training: dict[str, Any] = field(default_factory=dict)  # how it came about, JSON values
 
     def energy(self, numbers: np.ndarray, positions: np.ndarray) -> float:
         """E in eV, for numbers `(n,)` and positions `(n, 3)` Å; nothing is differentiated.
@@ -67,7 +68,7 @@ class DensePotential:
         return float(sum(self.per_element.get(int(number), 0.0) for number in numbers))
 
     def _copies(self, numbers: np.ndarray, positions: np.ndarray) -> PaddedMolecules:
-        for module in _flat(self.network.modules):
+        for module in flat(self.network.modules):
             if isinstance(module, NormOrder):
                 module.reseed()
         return padded([(numbers, positions)] * self.draws, self.size)
@@ -77,7 +78,7 @@ def save_dense(path: str | Path, potential: DensePotential) -> None:
     """Write to `path` (`*.safetensors`), whole or not at all."""
     from safetensors.numpy import save_file
 
-    modules, arrays = _flat(potential.network.modules), {}
+    modules, arrays = flat(potential.network.modules), {}
     for k, module in enumerate(modules):
         for name, values in module.state().items():
             arrays[f"{k}.{name}"] = np.array(values, order="C")
@@ -90,6 +91,7 @@ def save_dense(path: str | Path, potential: DensePotential) -> None:
         "per_element": {str(z): energy for z, energy in potential.per_element.items()},
         "draws": potential.draws,
         "units": {"energy": "eV", "length": "Å"},
+        "training": potential.training,
     }
     with whole_file(path) as temporary:
         save_file(arrays, temporary, metadata={"ase_biasgrad": json.dumps(metadata)})
@@ -134,19 +136,20 @@ def _rebuilt(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> DensePo
     for k, name in enumerate(metadata["modules"]):
         prefix = f"{k}."
         state = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        modules.append(known[name](**state))
+        modules.append(known[name].from_state(**state))
     return DensePotential(
         Sequential(modules),
         int(metadata["size"]),
         tuple(metadata["elements"]),
         {int(z): float(energy) for z, energy in metadata["per_element"].items()},
         int(metadata["draws"]),
+        metadata.get("training", {}),
     )
 
 
-def _flat(modules: Sequence[Module]) -> list[Module]:
+def flat(modules: Sequence[Module]) -> list[Module]:
     """Modules without the brackets of `Sequential`s within."""
-    flat: list[Module] = []
+    every: list[Module] = []
     for module in modules:
-        flat += _flat(module.modules) if isinstance(module, Sequential) else [module]
-    return flat
+        every += flat(module.modules) if isinstance(module, Sequential) else [module]
+    return every

@@ -21,7 +21,8 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.importers import import_files
 from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.benchmarks.qm7.energy_stage import EnergyStageOptions, fit_energies
+from ase_biasgrad.training.benchmarks.loop import TrainingOptions
+from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
 from ase_biasgrad.training.config import config_from
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -112,14 +113,8 @@ def on_energies(options: argparse.Namespace, backbone: str, folder: Path) -> Pot
     backbone_ = build_backbone(backbone, arguments(options, backbone))
     potential = Potential(backbone_, elements=elements)
     frames = DeviceFrames(dataset, split["train"], potential.cutoff)
-    stage = EnergyStageOptions(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        warmup_steps=50,
-        ema_decay=0.995,
-    )
-    fit_energies(potential, frames, stage)
+    how = (options.epochs, options.batch_size, options.learning_rate)
+    fit_energies(potential, frames, TrainingOptions(*how, ema_decay=0.995))
     return potential
 
 

@@ -53,8 +53,8 @@ def dense_potential(kind: str = "centred") -> DensePotential:
     for atoms in structures:
         atoms.positions += random.normal(0, 0.3, atoms.positions.shape)
     x = inputs.forward(padded([(a.numbers, a.positions) for a in structures], SIZE))
-    layers = [Linear.random(x.shape[1], 16, random), Tanh(), Linear.random(16, 1, random)]
-    network = Sequential([inputs, Standardise.of(x), *layers, Output(-50.0, 3.0)])
+    layers = [Linear(x.shape[1], 16, random), Tanh(), Linear(16, 1, random)]
+    network = Sequential([inputs, Standardise.of(x), *layers, Output(np.array([-53.0, -47.0]))])
     draws = 4 if kind == "random" else 1
     return DensePotential(network, SIZE, (1, 6, 7, 8), {1: -1.5, 6: -4.0, 8: -3.0}, draws)
 

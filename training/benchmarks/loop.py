@@ -1,4 +1,4 @@
-"""The small training loop of the benchmarks, and the files of their networks."""
+"""The training loop of the benchmarks, which goes on after a kill, and the files of networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,9 +18,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_biasgrad.files import whole_file
+from ase_biasgrad.machine import versions
 
 Network = TypeVar("Network", bound=nn.Module)
+Trains = TypeVar("Trains")  # whatever a learner trains
+Made = TypeVar("Made")
 Batch = TypeVar("Batch")
+SAVE_EVERY = 30.0  # seconds between states on disk
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,10 @@ class TrainingOptions:
     epochs, minutes
         Budgets: passes over the samples, and processor time.
     batch_size, learning_rate
-        Samples per step, and the largest rate of Adam; it warms up and falls with a cosine.
+        Samples per step, and the largest rate; it warms up and falls with the share of the
+        budget that is used.
     warmup
-        Share of the steps in which the rate rises.
+        Share of the budget in which the rate rises.
     ema_decay
         Of the averaged weights, which are validated and kept.
     largest_gradient
@@ -53,12 +59,13 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class Trained(Generic[Network]):
-    """The network of the best validated epoch, and how it came about."""
+class Trained(Generic[Trains]):
+    """The network of the best validated epoch, or the last without validation, and its making."""
 
-    network: Network
+    network: Trains
     validation: tuple[float, ...]
     best_epoch: int
+    steps: int
     seconds: float
     cpu_seconds: float
 
@@ -67,90 +74,212 @@ class Trained(Generic[Network]):
         return {name: value for name, value in vars(self).items() if name != "network"}
 
 
-def within(steps: int, minutes: float | None, every: int = 1) -> Iterator[int]:
-    """Count from 0 to below `steps`, no further than `minutes` of processor time.
+class Learner(ABC, Generic[Trains, Batch]):
+    """A network that learns in steps.
 
-    The clock is looked at after each `every` steps, and after the first.
+    Of its `parts`, which are all that another learner needs to go on, those of the module `kept`
+    are the weights to validate and keep.
     """
-    end = math.inf if minutes is None else time.process_time() + 60 * minutes
-    for step in range(steps):
-        yield step
-        if step % every == 0 and time.process_time() > end:
-            return
+
+    kept: nn.Module
+    parts: dict[str, nn.Module | torch.optim.Optimizer]
+
+    @abstractmethod
+    def step(self, batch: Batch, number: int, used: float) -> Any:
+        """Learn from a batch at a share of the budget; the loss, a number or a tensor of one."""
+
+    @abstractmethod
+    def network(self, weights: dict[str, Tensor]) -> Trains:
+        """The network with these weights, for use."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights to keep."""
+        return {name: value.clone() for name, value in self.kept.state_dict().items()}
+
+
+class TorchLearner(Learner[Network, Batch]):
+    """A torch network on a device that minimises `loss` by Adam with averaged weights.
+
+    The rate rises and falls along cosines and the first moment's decay the other way (one cycle,
+    Smith and Topin 2018, arXiv:1708.07120). `device` is where network and batches are.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Callable[[Network, Batch], Tensor],
+        options: TrainingOptions,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.trained, self.loss, self.options = network.to(device).train(), loss, options
+        self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(self.parameters, lr=options.learning_rate)
+        ema = get_ema_multi_avg_fn(options.ema_decay)
+        self.average = AveragedModel(self.trained, multi_avg_fn=ema)
+        self.kept = self.average.module
+        self.parts = {"trained": self.trained, "average": self.average, "adam": self.adam}
+
+    def step(self, batch: Batch, number: int, used: float) -> Tensor:
+        warmup = self.options.warmup
+        phase = used / warmup - 1 if used < warmup else (used - warmup) / (1 - warmup)
+        height = 0.5 * (1 + math.cos(math.pi * phase))
+        for group in self.adam.param_groups:
+            group["lr"] = height * self.options.learning_rate
+            group["betas"] = (0.95 - 0.1 * height, 0.999)
+        loss = self.loss(self.trained, batch)
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.options.largest_gradient)
+        self.adam.step()
+        self.average.update_parameters(self.trained)
+        return loss.detach()
+
+    def network(self, weights: dict[str, Tensor]) -> Network:
+        network = copy.deepcopy(self.trained)
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+@dataclass
+class _Progress:
+    steps: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    validation: tuple[float, ...] = ()
+    best_epoch: int = 0
+    kept: dict[str, Tensor] | None = None
 
 
 def train(
-    network: Network,
+    learner: Learner[Trains, Batch],
     options: TrainingOptions,
     steps_per_epoch: int,
     batches: Callable[[np.random.Generator], Iterable[Batch]],
-    loss: Callable[[Network, Batch], Tensor],
-    validate: Callable[[Network], tuple[float, ...]],
+    validate: Callable[[Trains], tuple[float, ...]] | None = None,
     report: Callable[[str], None] = lambda line: None,
     every: int = 1,
-) -> Trained[Network]:
-    """Minimise `loss` by Adam; keep the averaged weights with the least sum of `validate`.
+    state: Path | None = None,
+) -> Trained[Trains]:
+    """Train until a budget is used up; keep the weights with the least sum of `validate`.
 
     Parameters
     ----------
     batches
-        One epoch's, in an order drawn from the generator.
+        One epoch's, in an order drawn from the generator, which is a new one for each epoch.
     every
-        Epochs between validations; every one is validated where `minutes` may end it.
+        Epochs between reports and validations; the last one is validated in any case.
+    state
+        File for states after epochs. A training that finds its own there goes on from it, to the
+        same weights as without the interruption.
+
+    Raises
+    ------
+    RuntimeError
+        If the loss of an epoch is not finite.
+    ValueError
+        If the state is damaged or of other options.
     """
-    adam = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        adam,
-        options.learning_rate,
-        total_steps=options.epochs * steps_per_epoch,
-        pct_start=options.warmup,
-    )
-    ema = get_ema_multi_avg_fn(options.ema_decay)
-    average = AveragedModel(network, multi_avg_fn=ema, use_buffers=True)
-    random, began, cpu_began = np.random.default_rng(options.seed), time.time(), time.process_time()
-    kept, best_epoch = network, 0
-    best: tuple[float, ...] = (math.inf,)
-    for epoch in within(options.epochs, options.minutes):
-        losses = []
-        for batch in batches(random):
-            value = loss(network, batch)
-            adam.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), options.largest_gradient)
-            adam.step()
-            schedule.step()
-            average.update_parameters(network)
-            losses.append(value.item())
-        last = epoch + 1 == options.epochs or options.minutes is not None
-        if (epoch + 1) % every and not last:
-            continue
-        averaged = copy.deepcopy(network)
-        averaged.load_state_dict(average.module.state_dict())
-        found = validate(averaged.eval())
-        report(
-            f"epoch {epoch + 1}: training loss {np.mean(losses):.5f}, validation "
-            f"{' '.join(f'{error:.5f}' for error in found)}, {time.time() - began:.0f} s"
-        )
-        if sum(found) < sum(best):
-            kept, best, best_epoch = averaged, found, epoch + 1
-    seconds, cpu_seconds = time.time() - began, time.process_time() - cpu_began
-    return Trained(kept, best, best_epoch, seconds, cpu_seconds)
+    done = _Progress() if state is None else _resumed(state, learner, options)
+    began, cpu_began = time.time() - done.seconds, time.process_time() - done.cpu_seconds
+    total, budget = options.epochs * steps_per_epoch, 60 * (options.minutes or math.inf)
+    used, written = max(done.steps / total, done.cpu_seconds / budget), time.monotonic()
+    while used < 1:
+        first, losses = done.steps, 0.0
+        for batch in batches(np.random.default_rng([options.seed, first // steps_per_epoch])):
+            losses += learner.step(batch, done.steps, used)
+            done.steps += 1
+            done.cpu_seconds = time.process_time() - cpu_began
+            used = max(done.steps / total, done.cpu_seconds / budget)
+            if used >= 1:
+                break
+        loss, epoch = float(losses) / (done.steps - first), -(-done.steps // steps_per_epoch)
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the training diverged before step {done.steps}; lower the learning rate "
+                f"({options.learning_rate:g})"
+            )
+        if epoch % every == 0 or used >= 1:
+            found = "" if validate is None else _validated(done, epoch, learner, validate)
+            done.seconds = time.time() - began
+            report(f"epoch {epoch}: training loss {loss:.5f}{found}, {done.seconds:.0f} s")
+        if state is not None and used < 1 and time.monotonic() - written >= SAVE_EVERY:
+            done.seconds, written = time.time() - began, time.monotonic()
+            _write_state(state, done, learner, options)
+    kept = learner.weights() if done.kept is None else done.kept
+    figures = {key: value for key, value in vars(done).items() if key != "kept"}
+    return Trained(learner.network(kept), **figures)
+
+
+def _validated(
+    done: _Progress,
+    epoch: int,
+    learner: Learner[Trains, Batch],
+    validate: Callable[[Trains], tuple[float, ...]],
+) -> str:
+    weights = learner.weights()
+    found = tuple(validate(learner.network(weights)))
+    if done.kept is None or sum(found) < sum(done.validation):
+        done.validation, done.best_epoch, done.kept = found, epoch, weights
+    return f", validation {' '.join(f'{error:.5f}' for error in found)}"
+
+
+def _write_state(
+    path: Path, done: _Progress, learner: Learner[Any, Any], options: TrainingOptions
+) -> None:
+    parts = {name: part.state_dict() for name, part in learner.parts.items()}
+    state = {"progress": vars(done), "parts": parts, "options": asdict(options)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resumed(path: Path, learner: Learner[Any, Any], options: TrainingOptions) -> _Progress:
+    if not path.exists():
+        return _Progress()
+    from ase_biasgrad.training.lightning.state_files import read_state
+
+    state = read_state(path)
+    if state.get("options") != asdict(options):
+        raise ValueError(f"{path}: is the state of another training; delete it, or name another")
+    for name, part in learner.parts.items():
+        part.load_state_dict(state["parts"][name])
+    return _Progress(**state["progress"])
 
 
 def train_once(
-    path: Path, kind: type[Network], record: dict[str, Any], train: Callable[[], Trained[Network]]
-) -> Trained[Network]:
-    """The training whose network is in a file; done and written first where there is none.
+    path: Path | None,
+    train: Callable[[Path | None], Made],
+    save: Callable[[Path, Made], None],
+    load: Callable[[Path], Made],
+) -> Made:
+    """What a file holds; made and written first, before anything else can fail, if it is not there.
 
-    `record` goes into the file, with how the network came about.
+    `train` takes a path for its states, which goes when the file is there. Without a path nothing
+    is kept.
     """
+    if path is None:
+        return train(None)
+    state = path.with_suffix(".state")
     if not path.exists():
-        trained = train()
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_network(path, trained.network, {**record, **trained.figures()})
+        save(path, train(state))
+    state.unlink(missing_ok=True)
+    return load(path)
+
+
+def save_trained(path: Path, trained: Trained[Network], record: dict[str, Any]) -> None:
+    """Write the network with `record`, how it came about, and the versions that made it."""
+    save_network(path, trained.network, {**record, **trained.figures(), "versions": versions()})
+
+
+def load_trained(path: Path, kind: type[Network]) -> Trained[Network]:
+    """Read what `save_trained` wrote; errors as in `load_network`."""
     network, training = load_network(path, kind)
-    figures = {name: training[name] for name in ("best_epoch", "seconds", "cpu_seconds")}
-    return Trained(network, tuple(training["validation"]), **figures)
+    names = ("best_epoch", "seconds", "cpu_seconds")
+    figures = {name: training[name] for name in names}
+    return Trained(
+        network, tuple(training["validation"]), steps=training.get("steps", 0), **figures
+    )
 
 
 def save_network(
@@ -164,8 +293,9 @@ def save_network(
 
     options = asdict(network.options)  # type: ignore[call-overload]
     metadata = {"format": network.FORMAT, "options": options, "training": training or {}}
+    tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     with whole_file(path) as temporary:
-        save_file(network.state_dict(), temporary, {"ase_biasgrad": json.dumps(metadata)})
+        save_file(tensors, temporary, {"ase_biasgrad": json.dumps(metadata)})
 
 
 def load_network(path: str | Path, kind: type[Network]) -> tuple[Network, dict[str, Any]]:

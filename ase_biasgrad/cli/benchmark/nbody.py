@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ase_biasgrad.cli.options import Device
+
 
 def nbody(
     data: Annotated[Path, typer.Argument(help="simulations (`biasgrad data nbody`)")],
@@ -20,9 +22,15 @@ def nbody(
     epochs: Annotated[int, typer.Option(min=1, help="passes over the simulations")] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     learning_rate: Annotated[float, typer.Option(help="largest")] = 2e-3,
+    device: Device = "auto",
 ) -> None:
-    """Train networks, if any are named, and print the table of all results so far."""
+    """Train networks, if any are named, and print the table of all results so far.
+
+    The same command goes on with a training that was interrupted; `biasgrad predict` takes the
+    networks that it leaves.
+    """
     from ase_biasgrad.data.sets.nbody import open_dataset
+    from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.benchmarks.loop import TrainingOptions
     from ase_biasgrad.training.benchmarks.nbody.table import NETWORKS, run, table
 
@@ -33,5 +41,5 @@ def nbody(
         for one in seed or [0]:
             options = TrainingOptions(epochs, batch_size, learning_rate, seed=one)
             typer.echo(f"{name}, seed {one}")
-            run(simulations, name, options, output, typer.echo)
+            run(simulations, name, options, output, typer.echo, torch_device(device))
     typer.echo(table(simulations, output))

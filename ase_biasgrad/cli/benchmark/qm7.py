@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ase_biasgrad.cli.options import Device
+
 
 def qm7(
     data: Annotated[Path, typer.Argument(help="dataset with energies (`biasgrad data qm7`)")],
@@ -29,10 +31,16 @@ def qm7(
         typer.Option(min=1, help="train on so many molecules instead of all; may be repeated"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
 ) -> None:
-    """Cross-validated errors of each row; table and learning curves of all results so far."""
+    """Cross-validated errors of each row; table and learning curves of all results so far.
+
+    The same command goes on with a training that was interrupted; `biasgrad predict` takes the
+    networks that it leaves.
+    """
     from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.files import whole_file
+    from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.benchmarks.qm7 import ladder
     from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
     from ase_biasgrad.training.benchmarks.qm7.task import molecules_of
@@ -48,7 +56,15 @@ def qm7(
         for tested in fold or available:
             for trained_on in sizes:
                 result = ladder.run(
-                    one, molecules, tested, store, trained_on, minutes, seed, typer.echo
+                    one,
+                    molecules,
+                    tested,
+                    store,
+                    trained_on,
+                    minutes,
+                    seed,
+                    typer.echo,
+                    torch_device(device),
                 )
                 figures = result.figures
                 typer.echo(

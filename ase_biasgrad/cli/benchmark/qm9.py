@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ase_biasgrad.cli.options import Device
+
 
 def qm9(
     data: Annotated[Path, typer.Argument(help="dataset (`biasgrad data qm9`)")],
@@ -33,8 +35,14 @@ def qm9(
         bool, typer.Option(help="recompute kernels in the backward pass")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="split, weights and order")] = 0,
+    device: Device = "auto",
 ) -> None:
-    """Train on a property, if one is named, and print the table of all results so far."""
+    """Train on a property, if one is named, and print the table of all results so far.
+
+    The same command goes on with a training that was interrupted; `biasgrad predict` takes the
+    network that it leaves.
+    """
+    from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.benchmarks.loop import TrainingOptions
     from ase_biasgrad.training.benchmarks.qm9.network import QM9Options
     from ase_biasgrad.training.benchmarks.qm9.table import run, table
@@ -50,5 +58,6 @@ def qm9(
             cutoff,
             output,
             typer.echo,
+            torch_device(device),
         )
     typer.echo(table(data, output))

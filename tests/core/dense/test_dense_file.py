@@ -12,8 +12,10 @@ from ase_biasgrad.dense.potential import FORMAT, DensePotential, load_dense, sav
 
 
 def small() -> DensePotential:
-    layer = Linear.random(12, 1, np.random.default_rng(0), np.float32)
-    return DensePotential(Sequential([Input(), layer, Output(-3.0, 2.0)]), 3, (1, 8), {8: -4.5})
+    layer = Linear(12, 1, np.random.default_rng(0), np.float32)
+    return DensePotential(
+        Sequential([Input(), layer, Output(np.array([-5.0, -1.0]))]), 3, (1, 8), {8: -4.5}
+    )
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -22,7 +24,7 @@ def test_what_is_written_comes_back(tmp_path):
     assert (loaded.size, loaded.elements, loaded.per_element) == (3, (1, 8), {8: -4.5})
     numbers, positions = np.array([8, 1]), np.array([[0, 0, 0], [0, 0, 1.0]])
     assert loaded.energy(numbers, positions) == small().energy(numbers, positions)
-    assert loaded.network.modules[1].weights.dtype == np.float32
+    assert loaded.network.modules[1].W.dtype == np.float32
 
 
 def test_other_files_are_refused(tmp_path):

@@ -1,13 +1,10 @@
-"""The store of results, the table writer and the loop of the benchmarks."""
+"""The store of results and the table writer of the benchmarks."""
 
 import json
 
-import numpy as np
 import pytest
-import torch
 
 from ase_biasgrad.training.benchmarks import tables
-from ase_biasgrad.training.benchmarks.loop import TrainingOptions, train, within
 from ase_biasgrad.training.benchmarks.results import Result, Store, differences
 
 
@@ -52,41 +49,3 @@ def test_tables():
     text = tables.table(("name", "MAE"), [("a", tables.spread([1.0, 3.0], 2)), ("b", None)])
     assert text.splitlines() == ["| name | MAE |", "|---|---|", "| a | 2.00 ± 1.41 |", "| b | – |"]
     assert tables.spread([1.0], 1) == "1.0"
-
-
-def line_fit(**options):
-    """Fit y = 3 x − 1 by the loop; what was reported, too."""
-    x = torch.linspace(-1, 1, 64)[:, None]
-    y, lines = 3 * x - 1, []
-    torch.manual_seed(0)
-    trained = train(
-        torch.nn.Linear(1, 1),
-        TrainingOptions(batch_size=16, learning_rate=0.05, ema_decay=0.9, **options),
-        4,
-        lambda random: torch.from_numpy(random.permutation(64)).split(16),
-        lambda network, places: (network(x[places]) - y[places]).square().mean(),
-        lambda network: (float((network(x) - y).detach().abs().mean()),),
-        lines.append,
-        every=5,
-    )
-    return trained, lines
-
-
-def test_the_loop_learns_is_seeded_and_keeps_the_best():
-    trained, lines = line_fit(epochs=52)
-    assert trained.network.weight.item() == pytest.approx(3, abs=0.02)
-    assert trained.network.bias.item() == pytest.approx(-1, abs=0.02)
-    assert len(lines) == 11  # every fifth epoch, and the last one
-    errors = [float(line.split("validation ")[1].split(",")[0]) for line in lines]
-    assert trained.validation[0] == pytest.approx(min(errors), abs=1e-5)
-    assert line_fit(epochs=52)[0].validation == trained.validation
-    assert line_fit(epochs=52, seed=1)[0].validation != trained.validation
-
-
-def test_budgets_in_processor_time_end_the_loop():
-    trained, lines = line_fit(epochs=10**6, minutes=0.002)
-    assert 1 <= len(lines) < 10**4
-    assert 0 < trained.cpu_seconds < 5
-    assert list(within(5, None)) == [0, 1, 2, 3, 4]
-    assert list(within(5, 0.0, every=3)) == [0]
-    assert np.isfinite(trained.validation[0])

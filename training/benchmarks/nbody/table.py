@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,13 @@ from ase_biasgrad.data.sets.nbody import VARIANTS, NBodyData
 from ase_biasgrad.files import file_hash
 from ase_biasgrad.machine import hardware
 from ase_biasgrad.training.benchmarks import tables
-from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train_once
+from ase_biasgrad.training.benchmarks.loop import (
+    Trained,
+    TrainingOptions,
+    load_trained,
+    save_trained,
+    train_once,
+)
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 from ase_biasgrad.training.benchmarks.nbody.training import (
     Errors,
@@ -66,8 +73,11 @@ def run(
     options: TrainingOptions,
     folder: Path,
     report: Callable[[str], None],
+    device: torch.device | str = "cpu",
 ) -> Result:
     """Train one network of `NETWORKS`, test it once, and keep both in `folder`.
+
+    A training that was interrupted goes on from its last epoch.
 
     Raises
     ------
@@ -83,23 +93,26 @@ def run(
         report(f"{store.path(digest, identity)}: is there already")
         return found
 
-    def train() -> Trained[NBodyNetwork]:
+    def train(state: Path | None) -> Trained[NBodyNetwork]:
         validation = samples(data.read("validation"), task, per_simulation=4)
-        return train_network(architecture, options, task, data.read("train"), validation, report)
+        return train_network(
+            architecture, options, task, data.read("train"), validation, report, device, state
+        )
 
+    record = {"variant": data.variant, "data": digest, "options": identity}
     trained = train_once(
         store.path(digest, identity, ".safetensors"),
-        NBodyNetwork,
-        {"variant": data.variant, "data": digest, "options": identity},
         train,
+        partial(save_trained, record=record),
+        partial(load_trained, kind=NBodyNetwork),
     )
-    test = samples(data.read("test"), task)
+    network, test = trained.network.to(device), samples(data.read("test"), task)
     figures = {
         **trained.figures(),
-        "test": errors(trained.network, test),
-        "equivariance_error": equivariance_error(trained.network, test.select(slice(0, 256))),
-        "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "hardware": hardware(),
+        "test": errors(network, test, device=device),
+        "equivariance_error": equivariance_error(network, test.select(slice(0, 256)).to(device)),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hardware": hardware(device),
     }
     return store.keep(digest, identity, figures)
 
@@ -107,7 +120,7 @@ def run(
 def equivariance_error(network: NBodyNetwork, of: Samples) -> float:
     """Largest |f(R x) − R f(x)| relative to the largest |f|, over random rotations R."""
     matrices = Rotation.random(len(of), random_state=0).as_matrix()
-    turn = torch.from_numpy(matrices.astype(np.float32))[:, None]  # (m, 1, 3, 3)
+    turn = torch.from_numpy(matrices.astype(np.float32))[:, None].to(of.positions)  # (m, 1, 3, 3)
 
     def turned(vectors: torch.Tensor) -> torch.Tensor:
         return (turn @ vectors[..., None]).squeeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.charged_particles import Trajectories
-from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train
+from ase_biasgrad.training.benchmarks.loop import TorchLearner, Trained, TrainingOptions, train
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 
 Predictor = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -51,6 +52,9 @@ class Samples:
     def select(self, index: Tensor | slice) -> Samples:
         return Samples(*(values[index] for values in vars(self).values()))
 
+    def to(self, device: torch.device | str) -> Samples:
+        return Samples(*(values.to(device) for values in vars(self).values()))
+
 
 class Errors(NamedTuple):
     """Mean square errors over samples, particles and components."""
@@ -89,11 +93,13 @@ def _samples(data: Trajectories, task: Task, simulation: np.ndarray, start: np.n
 
 
 @torch.no_grad()
-def errors(predict: Predictor, of: Samples, batch_size: int = 256) -> Errors:
-    """Mean square errors of a network or baseline."""
-    squares = torch.zeros(2, dtype=torch.float64)
+def errors(
+    predict: Predictor, of: Samples, batch_size: int = 256, device: torch.device | str = "cpu"
+) -> Errors:
+    """Mean square errors of a network on a device, or of a baseline."""
+    squares = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, len(of), batch_size):
-        batch = of.select(slice(start, start + batch_size))
+        batch = of.select(slice(start, start + batch_size)).to(device)
         for k, error in enumerate(_residuals(predict, batch)):
             squares[k] += error.double().square().sum()
     displacement, velocity = (squares / of.displacements.numel()).tolist()
@@ -112,11 +118,13 @@ def train_network(
     training: Trajectories,
     validation: Samples,
     report: Callable[[str], None] = lambda line: None,
+    device: torch.device | str = "cpu",
+    state: Path | None = None,
 ) -> Trained[NBodyNetwork]:
     """Train by Adam on the mean square error of both changes together, as the paper does.
 
     One start frame of each simulation is an epoch. Velocity changes are several times larger
-    than displacements, and so are their errors.
+    than displacements, and so are their errors. `device` and `state` are those of the loop.
     """
     torch.manual_seed(training_options.seed)
     every = samples(training, task, per_simulation=4)
@@ -124,18 +132,22 @@ def train_network(
     size = training_options.batch_size
 
     def batches(random: np.random.Generator) -> Iterator[Samples]:
-        epoch = random_samples(training, task, random)
+        epoch = random_samples(training, task, random).to(device)
         return (epoch.select(slice(k, k + size)) for k in range(0, len(epoch), size))
 
+    def loss(network: NBodyNetwork, batch: Samples) -> Tensor:
+        return torch.stack(_residuals(network, batch)).square().mean()
+
+    network = NBodyNetwork(options, (scale[0], scale[1]))
     return train(
-        NBodyNetwork(options, (scale[0], scale[1])),
+        TorchLearner(network, loss, training_options, device),
         training_options,
         -(-len(training) // size),
         batches,
-        lambda network, batch: torch.stack(_residuals(network, batch)).square().mean(),
-        lambda network: errors(network, validation),
+        lambda network: errors(network, validation, device=device),
         report,
         every=5,
+        state=state,
     )
 
 

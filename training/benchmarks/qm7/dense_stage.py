@@ -3,50 +3,81 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from ase_biasgrad.dense.modules import Output, Sequential
-from ase_biasgrad.training.benchmarks.loop import within
+from ase_biasgrad.dense import Linear, NormOrder, Output, Sequential
+from ase_biasgrad.dense.potential import flat
+from ase_biasgrad.training.benchmarks.loop import Learner, Trained, TrainingOptions, train
 
 # the rate grows to its value in steps (step, share), as in the code of Montavon et al. 2012
 WARM_UP = ((0, 0.1), (500, 0.25), (2500, 0.5), (12_500, 1.0))
 AVERAGE_OVER = 10  # a_i = 10 / (10 + i): about the last tenth of the iterates
 AVERAGE_EVERY = 10  # steps; an average costs about as much as a step
+EPOCH = 1000  # steps
+WarmUp = tuple[tuple[int, float], ...]
+Augment = Callable[[Any, np.random.Generator], Any]
 
 
-@dataclass(frozen=True)
-class DenseOptions:
-    """The training ends with the first budget used up."""
+class _Weights(nn.Module):
+    """The arrays of a network's layers as buffers that share their memory."""
 
-    steps: int = 100_000
-    minutes: float | None = None  # of processor time
-    batch_size: int = 25
-    rate: float = 0.1
-    warm_up: tuple[tuple[int, float], ...] = WARM_UP
-    average: bool = True  # give the running average instead of the last iterate
-    seed: int = 0
+    def __init__(self, network: Sequential) -> None:
+        super().__init__()
+        layers = [module for module in flat(network.modules) if isinstance(module, Linear)]
+        for k, layer in enumerate(layers):
+            for name, values in layer.state().items():
+                self.register_buffer(f"{name}{k}", torch.from_numpy(values))
 
 
-@dataclass(frozen=True)
-class DenseFit:
-    """The network to evaluate, and how many steps it took."""
+class DenseLearner(Learner[Sequential, tuple[Any, np.ndarray]]):
+    """A `Sequential` that ends in an `Output`, and its running average where that is kept."""
 
-    network: Sequential
-    steps: int
+    def __init__(
+        self, network: Sequential, rate: float, average: bool, warm_up: WarmUp = WARM_UP
+    ) -> None:
+        output = network.modules[-1]
+        assert isinstance(output, Output)
+        self.trained, self.std, self.rate, self.warm_up = network, output.std, rate, warm_up
+        self.average = copy.deepcopy(network) if average else network
+        self.kept = _Weights(self.average)
+        self.parts = {"trained": _Weights(network), "average": self.kept}
+
+    def step(self, batch: tuple[Any, np.ndarray], number: int, used: float) -> float:
+        """Half the mean squared error, in units of the energies' standard deviation."""
+        inputs, energies = batch
+        left = (self.trained.forward(inputs) - energies) / self.std
+        self.trained.backward_to_weights(left / self.std / len(left))
+        share = next(share for start, share in reversed(self.warm_up) if number >= start)
+        self.trained.update(self.rate * share)
+        if self.average is not self.trained and number % AVERAGE_EVERY == 0:
+            a = AVERAGE_OVER / (AVERAGE_OVER + number // AVERAGE_EVERY)
+            self.average.average(self.trained, a)
+        return float(np.mean(left**2) / 2)
+
+    def network(self, weights: dict[str, Tensor]) -> Sequential:
+        network = copy.deepcopy(self.trained)
+        _Weights(network).load_state_dict(weights)
+        return network
 
 
 def train_dense(
     network: Sequential,
     inputs: Any,
     energies: np.ndarray,
-    options: DenseOptions,
-    augment: Callable[[Any, np.random.Generator], Any] | None = None,
-) -> DenseFit:
-    """Minimise the squared error of `network`, whose last module is an `Output`, in place.
+    options: TrainingOptions,
+    augment: Augment | None = None,
+    average: bool = True,
+    warm_up: WarmUp = WARM_UP,
+    report: Callable[[str], None] = lambda line: None,
+    state: Path | None = None,
+) -> Trained[Sequential]:
+    """Minimise the squared error of `network`, whose last module is an `Output`, by plain descent.
 
     Parameters
     ----------
@@ -55,43 +86,36 @@ def train_dense(
         those of a batch.
     energies
         `(m,)`, in the unit of the `Output`.
+    options
+        Epochs count 1000 steps each; warm-up, averaging and norms are not taken from here.
     augment
         Changes the inputs of each batch, such as by rotations.
-
-    Raises
-    ------
-    FloatingPointError
-        If the training diverges.
+    average
+        Give the running average of the weights instead of the last iterate.
+    warm_up
+        Steps and the shares of the learning rate from there on.
+    report, state
+        Those of the loop, whose errors it raises.
     """
-    output = network.modules[-1]
-    assert isinstance(output, Output)
-    random = np.random.default_rng(options.seed)
-    average = copy.deepcopy(network)
-    for step in within(options.steps, options.minutes, every=1000):
-        rate = options.rate * next(
-            share for start, share in reversed(options.warm_up) if step >= start
-        )
-        chosen = random.integers(0, len(energies), options.batch_size)
-        batch = inputs[chosen]
-        predicted = network.forward(batch if augment is None else augment(batch, random))
-        # of half the mean squared error, in units of the energies' standard deviation
-        gradient = (predicted - energies[chosen]) / output.std**2 / len(chosen)
-        network.backward_to_weights(gradient)
-        network.update(rate)
-        if options.average and step % AVERAGE_EVERY == 0:
-            average.average(network, AVERAGE_OVER / (AVERAGE_OVER + step // AVERAGE_EVERY))
-        if step % 1000 == 0 and not np.isfinite(predicted).all():
-            raise FloatingPointError(
-                f"the dense network diverged before step {step}; lower the rate ({options.rate:g})"
-            )
-    return DenseFit(average if options.average else network, step + 1)
+    orders = [module for module in flat(network.modules) if isinstance(module, NormOrder)]
+
+    def batches(random: np.random.Generator) -> Iterator[tuple[Any, np.ndarray]]:
+        for module in orders:
+            module.random = random  # so that an interrupted training draws the same orders
+        for _ in range(EPOCH):
+            chosen = random.integers(0, len(energies), options.batch_size)
+            batch = inputs[chosen]
+            yield batch if augment is None else augment(batch, random), energies[chosen]
+
+    learner = DenseLearner(network, options.learning_rate, average, warm_up)
+    return train(learner, options, EPOCH, batches, None, report, every=100, state=state)
 
 
 def predict_dense(
     network: Sequential,
     inputs: Any,
     draws: int = 1,
-    augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    augment: Augment | None = None,
     seed: int = 0,
     batch_size: int = 500,
 ) -> np.ndarray:

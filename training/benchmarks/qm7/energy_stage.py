@@ -8,64 +8,41 @@ of the loss.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
+from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.graph import sum_per_structure
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
-from ase_biasgrad.training.evaluation.predict import batches_of_atoms
-from ase_biasgrad.training.frames.batches import EpochBatches
+from ase_biasgrad.training.benchmarks.loop import TorchLearner, Trained, TrainingOptions, train
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.stages.force import check_labels
-
-
-@dataclass(frozen=True)
-class EnergyStageOptions:
-    """Options of the fit; the stage ends with the first budget used up."""
-
-    epochs: int = 300
-    minutes: float = math.inf  # of processor time
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup_steps: int = 500
-    gradient_clip: float = 10.0
-    ema_decay: float = 0.999
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class EnergyProgress:
-    """Progress of the stage after an epoch, or at its end."""
-
-    epochs: int
-    seconds: float  # of processor time
-    loss: float  # mean absolute residual of this epoch's batches, eV
 
 
 def fit_energies(
     potential: Potential,
     frames: DeviceFrames,
-    options: EnergyStageOptions,
-    on_epoch: Callable[[EnergyProgress], None] | None = None,
-) -> EnergyProgress:
-    """Fit bias and backbone of `potential` in place to the energies of `frames`.
+    options: TrainingOptions,
+    report: Callable[[str], None] = lambda line: None,
+    state: Path | None = None,
+) -> Trained[Backbone]:
+    """Fit bias and backbone of `potential` in place to the energies of `frames`, on their device.
 
-    Minimises the mean absolute error with AdamW; the learning rate falls along a cosine with
-    the share of the budget (epochs or minutes) that is used, and the weights left in `potential`
-    are their exponential average. A budget in minutes ends as soon as it is used up, wherever the
-    epoch is, and makes results depend on the machine's speed.
+    Minimises the mean absolute error; the weights left in `potential` are their exponential
+    average. A budget in minutes ends as soon as it is used up, wherever the epoch is, and makes
+    results depend on the machine's speed. `report` and `state` are those of the loop; losses are
+    in units of the residuals' root mean square.
 
     Raises
     ------
     ValueError
         If a frame has no energy.
     """
-    check_labels(frames, ("energy",), "the training frames", in_all=True)
+    check_labels(frames, ("energy",), "the training frames")
     assert frames.energy is not None
     energies = frames.energy.cpu().numpy()
     freeze_energy_shifts(potential)
@@ -74,59 +51,22 @@ def fit_energies(
     unit = float(np.sqrt(np.mean((energies - fitted) ** 2))) or 1.0
     _set_scale(potential, unit / math.sqrt(float(frames.atom_counts.mean())))
     targets = torch.from_numpy((energies - fitted) / unit).to(frames.device)
-    return _minimise(potential, frames, targets, unit, options, on_epoch)
 
+    def batches(random: np.random.Generator) -> Iterator[np.ndarray]:
+        order = random.permutation(len(frames))
+        return (order[k : k + options.batch_size] for k in range(0, len(order), options.batch_size))
 
-def _minimise(
-    potential: Potential,
-    frames: DeviceFrames,
-    targets: torch.Tensor,
-    unit: float,
-    options: EnergyStageOptions,
-    on_epoch: Callable[[EnergyProgress], None] | None,
-) -> EnergyProgress:
-    backbone = potential.backbone.train()
-    parameters = [p for p in backbone.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
-    average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
-    batches = EpochBatches(len(frames), options.batch_size, options.seed)
-    begin, step, progress = time.process_time(), 0, EnergyProgress(0, 0.0, math.nan)
-    used = 0.0  # share of the budget
-    for epoch in range(options.epochs):
-        batches.set_epoch(epoch)
-        losses = []
-        for places in batches:
-            seconds = time.process_time() - begin
-            used = max(step / (options.epochs * len(batches)), seconds / (60 * options.minutes))
-            if used >= 1:
-                break
-            rate = (
-                min(1.0, (step + 1) / options.warmup_steps) * 0.5 * (1 + math.cos(math.pi * used))
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate * options.learning_rate
-            graph = frames.batch(places).graph
-            predicted = sum_per_structure(backbone(graph).double(), graph) / unit  # (b,)
-            loss = (predicted - targets[torch.as_tensor(places)]).abs().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
-            optimizer.step()
-            average.update_parameters(backbone)
-            losses.append(loss.detach())
-            step += 1
-        if losses:
-            mean = float(torch.stack(losses).mean()) * unit
-            progress = EnergyProgress(
-                epoch + (len(losses) == len(batches)), time.process_time() - begin, mean
-            )
-        if on_epoch is not None and losses:
-            on_epoch(progress)
-        if used >= 1:
-            break
-    backbone.load_state_dict(average.module.state_dict())
-    backbone.eval()
-    return progress
+    def loss(backbone: Backbone, places: np.ndarray) -> Tensor:
+        graph = frames.batch(places).graph
+        predicted = sum_per_structure(backbone(graph).double(), graph) / unit  # (b,)
+        return (predicted - targets[torch.from_numpy(places)]).abs().mean()
+
+    learner = TorchLearner(potential.backbone, loss, options, frames.device)
+    steps = -(-len(frames) // options.batch_size)
+    trained = train(learner, options, steps, batches, report=report, state=state)
+    potential.backbone.load_state_dict(trained.network.state_dict())
+    potential.backbone.eval()
+    return trained
 
 
 def _set_scale(potential: Potential, scale: float) -> None:
@@ -134,14 +74,3 @@ def _set_scale(potential: Potential, scale: float) -> None:
     if "scale" in potential.backbone.arguments:
         potential.backbone.scale = scale  # type: ignore[assignment]
         potential.backbone.arguments["scale"] = scale
-
-
-def predict_energies(
-    potential: Potential, frames: DeviceFrames, atoms_per_batch: int = 2000
-) -> np.ndarray:
-    """Energies `(m,)` eV of all frames, bias included; nothing is differentiated."""
-    parts = [
-        potential.evaluate(frames.batch(places).graph, ("energy",))["energy"].cpu().numpy()
-        for places in batches_of_atoms(frames.atom_counts, atoms_per_batch)
-    ]
-    return np.concatenate(parts)

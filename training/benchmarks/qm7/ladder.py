@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ase_biasgrad.machine import hardware
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL, error_norms
@@ -72,25 +73,29 @@ def run(
     minutes: float = 20.0,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    device: torch.device | str = "cpu",
 ) -> Result:
     """Train on the other folds, or on `size` molecules of them; test on `fold`, keep the errors.
+
+    A network that is trained is kept beside its result; a training that was interrupted goes on.
 
     Figures are in kcal/mol, and in seconds of processor time, which other work on the machine
     does not change much. A result that is there already is not computed again.
     """
-    task = replace(task_of_fold(molecules, fold, size, seed, minutes), say=say)
+    task = task_of_fold(molecules, fold, size, seed, minutes)
     options = {"row": row.key, "fold": fold, "size": size, "minutes": minutes, "seed": seed}
     if found := store.find(molecules.digest, options):
         return found
+    file = store.path(molecules.digest, options, ".safetensors")
     begin = time.process_time()
-    answer = row.fit(task)
-    seconds = time.process_time() - begin
+    answer = row.fit(replace(task, say=say, device=device, file=file))
+    seconds = answer.cpu_seconds or time.process_time() - begin
     errors = (answer.energies - molecules.energies[task.test]) * EV_TO_KCAL_MOL
     if not np.isfinite(errors).all():
         raise RuntimeError(f"row {row.key}, fold {fold}: the predictions are not finite")
     norms = error_norms(errors)
     figures = {
         **{"trained_on": len(task.train), "mae": norms.mae, "rmse": norms.rmse},
-        **{"seconds": seconds, "note": answer.note, "hardware": hardware()},
+        **{"seconds": seconds, "note": answer.note, "hardware": hardware(device)},
     }
     return store.keep(molecules.digest, options, figures)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.sets.qm7 import column, folds_of
@@ -65,15 +67,21 @@ class Task:
     seed: int = 0
     minutes: float = 20.0  # budget of rows that learn in steps
     say: Callable[[str], None] = lambda text: None
+    device: torch.device | str = "cpu"  # of torch networks
+    file: Path | None = None  # for the network that is trained
+    per_element: dict[int, float] = field(default_factory=dict)  # eV, taken off the energies
 
     @property
     def train_energies(self) -> np.ndarray:
         """eV, `(train,)`."""
         return self.molecules.energies[self.train]
 
-    def with_energies(self, energies: np.ndarray) -> Task:
-        """The same task for other energies `(m,)` eV of all molecules, such as residuals."""
-        return replace(self, molecules=replace(self.molecules, energies=energies))
+    def without(self, per_element: np.ndarray) -> Task:
+        """The same task for what energies per element `(N_ELEMENTS,)` eV leave."""
+        left = self.molecules.energies - self.molecules.counts @ per_element
+        kept = {int(z): float(per_element[z]) for z in np.flatnonzero(per_element)}
+        molecules = replace(self.molecules, energies=left)
+        return replace(self, molecules=molecules, per_element=kept)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Answer:
 
     energies: np.ndarray  # (test,) eV
     note: str = ""
+    cpu_seconds: float | None = None  # of a training in steps, interruptions left out
 
 
 def task_of_fold(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class MoleculeBatch:
     edge_index: Tensor  # (2, e)
     bonded: Tensor  # (e,) bool
     molecules: int
+
+    def to(self, device: torch.device | str) -> MoleculeBatch:
+        names = ("numbers", "molecule", "vectors", "edge_index", "bonded")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 class QM9Network(nn.Module):

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.sets.qm9 import UNITS
 from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.machine import hardware
 from ase_biasgrad.training.benchmarks import tables
-from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train_once
+from ase_biasgrad.training.benchmarks.loop import (
+    Trained,
+    TrainingOptions,
+    load_trained,
+    save_trained,
+    train_once,
+)
 from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
 from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
 from ase_biasgrad.training.benchmarks.qm9.training import (
@@ -46,10 +54,12 @@ def run(
     cutoff: float | None,
     folder: Path,
     report: Callable[[str], None],
+    device: torch.device | str = "cpu",
 ) -> Result:
     """Train, test once, and keep result, network and caches of harmonics in `folder`.
 
-    The network is written as soon as it is trained; a run that failed afterwards goes on there.
+    The network is written as soon as it is trained; a run that failed afterwards goes on there,
+    and a training that was interrupted from its last epoch.
 
     Raises
     ------
@@ -77,22 +87,24 @@ def run(
         cache = open_cache(folder, [sample.vectors for sample in samples], order, progress=True)
         parts[name] = Part(samples, cache)
 
-    def train() -> Trained[QM9Network]:
-        return train_network(options, training_options, parts["train"], parts["validation"], report)
+    def train(state: Path | None) -> Trained[QM9Network]:
+        training, validation = parts["train"], parts["validation"]
+        return train_network(options, training_options, training, validation, report, device, state)
 
+    record = {"data": digest, "unit": UNITS[label], "options": identity}
     trained = train_once(
         store.path(digest, identity, ".safetensors"),
-        QM9Network,
-        {"data": digest, "unit": UNITS[label], "options": identity},
         train,
+        partial(save_trained, record=record),
+        partial(load_trained, kind=QM9Network),
     )
     figures = {
         **trained.figures(),
-        "test": mean_absolute_error(trained.network, parts["test"]),
+        "test": mean_absolute_error(trained.network.to(device), parts["test"]),
         "composition": composition_regression(parts["train"].samples, parts["test"].samples),
         "tested_on": len(parts["test"].samples),
         "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "hardware": hardware(),
+        "hardware": hardware(device),
     }
     return store.keep(digest, identity, figures)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ase_biasgrad.bias_fits import least_absolute_deviation
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.neighbours import all_pairs
-from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, train
+from ase_biasgrad.training.benchmarks.loop import TorchLearner, Trained, TrainingOptions, train
 from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import HarmonicsCache
 from ase_biasgrad.training.benchmarks.qm9.network import (
     ELEMENTS,
@@ -24,6 +24,7 @@ from ase_biasgrad.training.benchmarks.qm9.network import (
 )
 
 BOND_TOLERANCE = 1.2  # of the sum of covalent radii
+Batch = tuple[MoleculeBatch, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,12 @@ class Part:
     samples: Sequence[Sample]
     cache: HarmonicsCache | None = None
 
-    def batch(self, places: np.ndarray) -> tuple[MoleculeBatch, Tensor | None, Tensor]:
+    def batch(self, places: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Molecules, harmonics and targets `(m,)` of the samples at `places`."""
         samples = [self.samples[k] for k in places]
-        harmonics = None if self.cache is None else self.cache.read(places)
-        targets = torch.tensor([sample.target for sample in samples])
-        return collate(samples), harmonics, targets
+        harmonics = None if self.cache is None else self.cache.read(places).to(device)
+        targets = torch.tensor([sample.target for sample in samples], device=device)
+        return collate(samples).to(device), harmonics, targets
 
 
 def train_network(
@@ -121,17 +122,22 @@ def train_network(
     training: Part,
     validation: Part,
     report: Callable[[str], None] = lambda line: None,
+    device: torch.device | str = "cpu",
+    state: Path | None = None,
 ) -> Trained[QM9Network]:
-    """Minimise the mean absolute error of the standardised target."""
+    """Minimise the mean absolute error of the standardised target.
+
+    `device` and `state` are those of the loop.
+    """
     torch.manual_seed(training_options.seed)
     targets = np.array([sample.target for sample in training.samples])
-    steps = -(-len(targets) // training_options.batch_size)
+    size = training_options.batch_size
 
-    def batches(random: np.random.Generator) -> Iterator[tuple[MoleculeBatch, Any, Tensor]]:
-        order, size = random.permutation(len(targets)), training_options.batch_size
-        return (training.batch(order[k * size : (k + 1) * size]) for k in range(steps))
+    def batches(random: np.random.Generator) -> Iterator[Batch]:
+        order = random.permutation(len(targets))
+        return (training.batch(order[k : k + size], device) for k in range(0, len(order), size))
 
-    def loss(network: QM9Network, batch: tuple[MoleculeBatch, Any, Tensor]) -> Tensor:
+    def loss(network: QM9Network, batch: Batch) -> Tensor:
         molecules, harmonics, target = batch
         wanted = (target - network.target[0]) / network.target[1]
         return (network(molecules, harmonics) - wanted).abs().mean()
@@ -141,15 +147,24 @@ def train_network(
     def validate(network: QM9Network) -> tuple[float]:
         return (mean_absolute_error(network, validation),)
 
-    return train(network, training_options, steps, batches, loss, validate, report)
+    return train(
+        TorchLearner(network, loss, training_options, device),
+        training_options,
+        -(-len(targets) // size),
+        batches,
+        validate,
+        report,
+        state=state,
+    )
 
 
 @torch.no_grad()
 def mean_absolute_error(network: QM9Network, part: Part, batch_size: int = 64) -> float:
-    """Mean absolute error in the unit of the target."""
-    total, size = 0.0, len(part.samples)
+    """Mean absolute error in the unit of the target, on the device of the network."""
+    total, size, device = 0.0, len(part.samples), network.target.device
     for start in range(0, size, batch_size):
-        batch, harmonics, target = part.batch(np.arange(start, min(start + batch_size, size)))
+        places = np.arange(start, min(start + batch_size, size))
+        batch, harmonics, target = part.batch(places, device)
         total += float((network.predict(batch, harmonics) - target).abs().sum())
     return total / size
 

@@ -1,5 +1,7 @@
 """The ladder on a small set of molecules: every row runs, and the errors are the right ones."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -10,7 +12,7 @@ from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.dense.coulomb_matrix import coulomb_matrices, norm_order, triangles
 from ase_biasgrad.metrics import EV_TO_KCAL_MOL
-from ase_biasgrad.training.benchmarks.qm7 import kernel_rows, ladder
+from ase_biasgrad.training.benchmarks.qm7 import kernel_rows, ladder, potentials
 from ase_biasgrad.training.benchmarks.qm7.ladder import Row
 from ase_biasgrad.training.benchmarks.qm7.table import table, whole_sets, write_learning_curves
 from ase_biasgrad.training.benchmarks.qm7.task import Answer, molecules_of, task_of_fold
@@ -70,7 +72,8 @@ def test_composition_is_the_bias_of_the_package(molecules):
 @pytest.mark.parametrize("key", [row.key for row in ladder.rows()])
 def test_every_row_runs_and_learns(molecules, key, monkeypatch, tmp_path):
     # enough steps to see that something is learnt, far from enough to be good
-    monkeypatch.setattr("ase_biasgrad.training.benchmarks.qm7.potentials.EPOCHS", 3)
+    few = dataclasses.replace(potentials.OPTIONS, epochs=3)
+    monkeypatch.setattr(potentials, "OPTIONS", few)
     row = ladder.chosen_rows([key])[0]
     store = Store(tmp_path, "qm7")
     result = ladder.run(row, molecules, 0, store, minutes=0.01)
