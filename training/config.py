@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ase_biasgrad.bias import BiasMethod
+from ase_biasgrad.data.splits import PARTS
 
 # options of earlier versions, and the value with which a configuration still means the same
 RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
@@ -26,12 +35,33 @@ class DataOptions(_Options):
     """Which frames are used for what. Splits are seeded and stored in the run folder."""
 
     path: Path = Field(description="dataset file (HDF5) made by `biasgrad data …`")
-    train: int | float = Field(0.8, gt=0, description="training frames, or their share if < 1")
-    validation: int | float = Field(0.1, gt=0, description="validation frames, or their share")
+    train: int | float | Path = Field(
+        0.8,
+        description="training frames: their number, their share of all, or a file of their indices",
+    )
+    validation: int | float | Path = Field(0.1, description="validation frames, in the same ways")
+    test: int | float | Path | None = Field(
+        None,
+        description="test frames, in the same ways; null: as many as for validation, or those that "
+        "are left; 0: none",
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
     contiguous: bool = Field(
         False, description="split into blocks of consecutive frames (one trajectory is correlated)"
     )
+
+    @field_validator(*PARTS, mode="before")
+    @classmethod
+    def _size(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, (str, Path)):
+            return Path(value)
+        optional = info.field_name == "test"
+        if value is None and optional:
+            return None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (value > 0 or (optional and value == 0)):
+            raise ValueError("give a number of frames, their share, or a file of their indices")
+        return value
 
 
 class BackboneOptions(_Options):
@@ -177,8 +207,8 @@ class TrainConfig(_Options):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     """Read a YAML file and apply overrides such as `force_stage.epochs=50`.
 
-    A relative `data.path` in the file is taken from the file's folder, one in an override from
-    the working folder.
+    Relative paths of `data` in the file are taken from the file's folder, those in an override
+    from the working folder.
 
     Raises
     ------
@@ -193,8 +223,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: holds no options; see `biasgrad train --options`")
     data = options.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str(path.parent / data["path"])
+    if isinstance(data, dict):
+        for name in ("path", *PARTS):
+            if isinstance(data.get(name), str):
+                data[name] = str(path.parent / data[name])
     for override in overrides:
         _apply(options, override)
     return config_from(options, str(path))

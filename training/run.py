@@ -1,14 +1,14 @@
 """A training run: both stages, in a run folder from which an interrupted run goes on.
 
-The folder holds `config.yaml` as used, `split.json`, `metrics.csv` (a row per epoch),
+Beside its inputs (`run_folder.py`) the folder holds `metrics.csv` (a row per epoch),
 `states/last.ckpt` and `states/best.ckpt` (Lightning's training states), and at the end
-`potential.safetensors`, `evaluation.json` and the report.
+`potential.safetensors`, `evaluation.json` and `report/` of the validation frames, and `test/`, the
+report on the test frames.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -22,24 +22,28 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.checkpoint import save_checkpoint
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.splits import random_split
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.data.seen import seen_record
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
-from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
+from ase_biasgrad.training.config import ConfigError, TrainConfig
 from ase_biasgrad.training.elastic import memory_of_springs
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
-from ase_biasgrad.training.lightning.loggers import EpochTable, extra_loggers
+from ase_biasgrad.training.lightning.loggers import (
+    EpochTable,
+    extra_loggers,
+    log_bias,
+    log_report,
+    open_loggers,
+)
 from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
 from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
+from ase_biasgrad.training.run_folder import RunFolder
 from ase_biasgrad.training.stages.bias import fit_bias
 from ase_biasgrad.training.stages.force import (
     ForceStage,
@@ -49,18 +53,22 @@ from ase_biasgrad.training.stages.force import (
     wild_atoms,
 )
 
-CHECKPOINT_NAME = "potential.safetensors"
 LARGER_IN_VALIDATION = 4  # batches
 MEMORY_FOR_SPRINGS = 4 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The final checkpoint, and the validation errors before and after the bias."""
+    """The final checkpoint and its errors.
+
+    `before_bias` and `after_bias` are those on validation frames, by which the training chose its
+    best epoch; `test` those on test frames, None where the run has none.
+    """
 
     checkpoint: Path
     before_bias: Report
     after_bias: Report
+    test: Report | None = None
     out_of_time_after: int | None = None  # epochs, where trainer.max_time ended the force stage
 
 
@@ -80,12 +88,14 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
             f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
             "or name another folder"
         )
-    dataset = Dataset(config.data.path)
-    split = _split(config, dataset)
-    prepared = _prepare(config, folder, dataset, split)
-    if _is_main_process():
-        _write_inputs(config, folder, dataset, split)
-    return _run(config, folder, dataset, prepared)
+    run = RunFolder.new(config, folder)
+    prepared = _prepare(run)
+    with open_loggers(prepared.trainer.loggers, folder, run.origin()):
+        if _is_main_process():
+            for note in run.notes:
+                warnings.warn(f"{config.data.path}: {note}", stacklevel=2)
+            run.write()
+        return _run(run, prepared)
 
 
 def resume(folder: str | Path) -> TrainingResult:
@@ -96,37 +106,15 @@ def resume(folder: str | Path) -> TrainingResult:
     ConfigError
         If there is no run, or its data has changed since.
     """
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: is no run folder (it has no config.yaml)")
-    config = config_from(
-        yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
-        str(folder / "config.yaml"),
-    )
-    dataset = Dataset(config.data.path)
-    if json.loads((folder / "data.json").read_text())["sha256"] != dataset.hash():
-        raise ConfigError(f"{config.data.path}: has changed since the run in {folder} began")
-    stored = json.loads((folder / "split.json").read_text())
-    split = {name: np.array(frames, np.int64) for name, frames in stored.items()}
-    return _run(config, folder, dataset, _prepare(config, folder, dataset, split))
+    run = RunFolder.read(Path(folder))
+    prepared = _prepare(run)
+    with open_loggers(prepared.trainer.loggers, run.path, run.origin()):
+        return _run(run, prepared)
 
 
 def _is_main_process() -> bool:
     """Test that this process writes files: of several (DDP) only one does."""
     return (getattr(rank_zero_only, "rank", None) or 0) == 0
-
-
-def _write_inputs(
-    config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "split.json", {k: v.tolist() for k, v in split.items()})
-    _write_json(folder / "data.json", {"sha256": dataset.hash(), "frames": len(dataset)})
-    options = config.model_dump(mode="json")
-    options["data"]["path"] = str(Path(config.data.path).resolve())
-    # last, because its presence makes the folder a run
-    with whole_file(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -136,21 +124,27 @@ class _Prepared:
     stage: ForceStage
     training: DeviceFrames
     validation: DeviceFrames
+    test: DeviceFrames | None
     trainer: pl.Trainer
     training_batches: EpochBatches
     validation_batches: EpochBatches
 
 
-def _prepare(
-    config: TrainConfig, folder: Path, dataset: Dataset, split: dict[str, np.ndarray]
-) -> _Prepared:
-    device = _device(config)
-    potential = _new_potential(config, dataset.compositions()[split["train"]])
-    trainer = _trainer(config, folder)
-    show = config.trainer.progress_bar
-    training = DeviceFrames(dataset, split["train"], potential.cutoff, device, show)
-    validation = DeviceFrames(dataset, split["validation"], potential.cutoff, device, show)
+def _prepare(run: RunFolder) -> _Prepared:
+    config = run.config
+    potential = _new_potential(config, run.dataset.compositions()[run.split["train"]])
+    trainer = _trainer(config, run.path)
+    frames = {
+        part: DeviceFrames(
+            run.dataset, chosen, potential.cutoff, _device(config), config.trainer.progress_bar
+        )
+        for part, chosen in run.split.items()
+        if len(chosen)
+    }
+    training, validation, test = frames["train"], frames["validation"], frames.get("test")
     stage = _stage(config, potential, training, validation)
+    if test is not None:
+        check_labels(test, ("forces",), f"{config.data.path} (test frames)")
     if config.force_stage.elastic_weight > 0:
         _check_memory_of_springs(config, training, validation)
         training.keep_springs()
@@ -159,6 +153,7 @@ def _prepare(
         stage,
         training,
         validation,
+        test,
         trainer,
         EpochBatches(
             len(training), batch_size, config.seed, trainer.global_rank, trainer.world_size
@@ -167,29 +162,27 @@ def _prepare(
     )
 
 
-def _run(
-    config: TrainConfig, folder: Path, dataset: Dataset, prepared: _Prepared
-) -> TrainingResult:
+def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
     stage, trainer = prepared.stage, prepared.trainer
-    training, validation = prepared.training, prepared.validation
-    last = folder / "states" / "last.ckpt"
-    with warnings.catch_warnings(), _matmul_precision(config.trainer.matmul_precision):
+    last = run.path / "states" / "last.ckpt"
+    with warnings.catch_warnings(), _matmul_precision(run.config.trainer.matmul_precision):
         # Lightning suggests worker processes; frames are resident, there is nothing to fetch
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+        # and to log more often; the stage logs once an epoch
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         try:
             trainer.fit(
                 stage,
-                batch_loader(training, prepared.training_batches),
-                batch_loader(validation, prepared.validation_batches),
+                batch_loader(prepared.training, prepared.training_batches),
+                batch_loader(prepared.validation, prepared.validation_batches),
                 ckpt_path=str(last) if last.exists() else None,
             )
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
     trainer.strategy.barrier()
-    _load_best(stage, folder)
-    potential = stage.potential.to(training.device)
-    result = _finish(config, folder, dataset, potential, training, validation)
+    _load_best(stage, run.path)
+    result = _finish(run, prepared, stage.potential.to(prepared.training.device))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     ran_out = any(isinstance(c, EndOfTraining) and c.ran_out for c in callbacks)
     return replace(result, out_of_time_after=trainer.current_epoch if ran_out else None)
@@ -206,36 +199,38 @@ def _matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _finish(
-    config: TrainConfig,
-    folder: Path,
-    dataset: Dataset,
-    potential: Potential,
-    training: DeviceFrames,
-    validation: DeviceFrames,
-) -> TrainingResult:
+def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> TrainingResult:
     """Bias stage, evaluation and final checkpoint."""
     potential.requires_grad_(False).eval()
-    before = evaluate(potential, validation)
-    if config.force_stage.joint is None and training.energy is not None:
-        fit_bias(potential, training, config.bias_stage.method)
-    after = evaluate(potential, validation)
-    checkpoint = folder / CHECKPOINT_NAME
-    if not _is_main_process():
-        return TrainingResult(checkpoint, before, after)
-    save_json(after, folder / "evaluation.json")
-    save_checkpoint(checkpoint, potential, _provenance(config, dataset, training, after))
+    before = evaluate(potential, prepared.validation)
+    if run.config.force_stage.joint is None and prepared.training.energy is not None:
+        fit_bias(potential, prepared.training, run.config.bias_stage.method)
+    after, test = evaluate(potential, prepared.validation), None
+    if prepared.test is not None:
+        seen = int(run.seen(run.dataset, run.split["test"]).sum())
+        test = replace(evaluate(potential, prepared.test), seen=seen)
+    result = TrainingResult(run.checkpoint, before, after, test)
+    if _is_main_process():
+        save_json(after, run.path / "evaluation.json")
+        save_checkpoint(run.checkpoint, potential, _provenance(run, prepared.training, result))
+        _report(run, prepared.trainer, potential, result)
+    return result
+
+
+def _report(
+    run: RunFolder, trainer: pl.Trainer, potential: Potential, result: TrainingResult
+) -> None:
+    """Write reports with pictures, and send their content to the loggers."""
     from ase_biasgrad.training.evaluation.report import write_report
 
-    write_report(folder / "report", after, metrics=folder / "metrics.csv")
-    return TrainingResult(checkpoint, before, after)
-
-
-def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
-    sizes = {"train": config.data.train, "validation": config.data.validation}
-    return random_split(
-        len(dataset), sizes, seed=config.data.seed, contiguous=config.data.contiguous
-    )
+    loggers, step = trainer.loggers, trainer.global_step
+    pictures = write_report(run.path / "report", result.after_bias, run.path / "metrics.csv")
+    log_report(loggers, "validation_before_bias", result.before_bias, step)
+    log_report(loggers, "validation", result.after_bias, step, pictures)
+    log_bias(loggers, potential.bias, step)
+    if result.test is not None:
+        pictures = write_report(run.path / "test", result.test)
+        log_report(loggers, "test", result.test, step, pictures)
 
 
 def _new_potential(config: TrainConfig, compositions: np.ndarray) -> Potential:
@@ -379,25 +374,20 @@ def _load_best(stage: ForceStage, folder: Path) -> None:
     stage.load_state_dict(read_state(best)["state_dict"])
 
 
-def _provenance(
-    config: TrainConfig, dataset: Dataset, training: DeviceFrames, report: Report
-) -> dict[str, Any]:
+def _provenance(run: RunFolder, training: DeviceFrames, result: TrainingResult) -> dict[str, Any]:
     packages = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
+    origin = run.origin()
     return {
-        "config": config.model_dump(mode="json", exclude={"data": {"path"}}),
+        **origin,
         "data": {
-            "sha256": dataset.hash(),
-            "frames": len(dataset),
+            **origin["data"],
             "trained_on": len(training),
             "labelled": training.labelled(),
         },
         "versions": {name: version(name) for name in packages}
         | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
-        "validation": report.summary(),
+        "validation": result.after_bias.summary(),
+        "test": None if result.test is None else result.test.summary(),
+        "seen": seen_record(run.digests),
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -48,11 +50,22 @@ def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("biasgrad", _in_plain_letters)
 
 
+_format = warnings.formatwarning
+
+
+def _in_one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """Say what a user should know without the place in the code."""
+    if category is UserWarning:
+        return f"biasgrad: {message}\n"
+    return _format(message, category, *where, **line)
+
+
 def main() -> None:
     """Entry point: errors that a user can cause end in one message and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="biasgrad")
+    warnings.formatwarning = _in_one_line
     try:
         app()
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,21 @@ from ase_biasgrad.cli.options import Device, Overwrite
 from ase_biasgrad.files import file_hash, refuse_existing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import Checkpoint
+    from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
+
+
+class Seen(StrEnum):
+    """Treatments of frames that a potential was trained on."""
+
+    refuse = "refuse"
+    skip = "skip"
+    keep = "keep"
+
 
 CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
@@ -36,17 +49,23 @@ def fit_bias(
     overwrite: Overwrite = False,
 ) -> None:
     """Run the bias stage alone; forces and stress stay the same, bit for bit."""
-    from ase_biasgrad.checkpoint import save_checkpoint
+    from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.data.seen import frame_digests, with_more
     from ase_biasgrad.metrics import error_norms
     from ase_biasgrad.training.stages import bias as bias_stage
 
     refuse_existing(output, overwrite, [checkpoint, data])
-    loaded, resident = _loaded(checkpoint, data, frames, device)
+    loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
+    chosen = _chosen(dataset, frames)
+    resident = _resident(loaded, dataset, chosen, device)
     left = bias_stage.fit_bias(loaded.potential, resident, method)
     history = {
         **loaded.training,
         "bias_fitted_on": {"sha256": file_hash(data), "frames": len(resident)},
     }
+    if "seen" in loaded.training:
+        history["seen"] = with_more(loaded.training["seen"], frame_digests(dataset, chosen))
     save_checkpoint(output, loaded.potential.cpu(), history)
     bias = loaded.potential.bias
     fit = {key: value for key, value in bias.fit_report.items() if key != "reference"}
@@ -85,26 +104,57 @@ def _residuals_by_composition(bias: Bias) -> list[str]:
 
 
 def evaluate(
-    checkpoint: CheckpointPath,
-    data: DataPath,
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint (*.safetensors) or run folder")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="dataset (HDF5) of `biasgrad data …`; without one, the test part of the run folder"
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the numbers here")] = None,
     report: Annotated[
         Path | None, typer.Option(help="write a report with pictures into this folder")
     ] = None,
     frames: Frames = None,
+    seen: Annotated[
+        Seen,
+        typer.Option(
+            help="frames that the potential was trained on: refuse to go on, skip them, or keep "
+            "them (their errors are flattered)"
+        ),
+    ] = Seen.refuse,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Errors of a potential on labelled frames."""
+    """Errors of a potential on labelled frames, or on the test part of its run."""
+    from dataclasses import replace
+
+    from ase_biasgrad.checkpoint import load_checkpoint
+    from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.training.evaluation.evaluate import evaluate as measured
     from ase_biasgrad.training.evaluation.evaluate import save_json, table
+    from ase_biasgrad.training.run_folder import CHECKPOINT_NAME
 
+    run = checkpoint if checkpoint.is_dir() else None
+    if run is not None:
+        checkpoint = run / CHECKPOINT_NAME
+        if not checkpoint.exists():
+            raise ValueError(f"{run}: holds no finished potential ({CHECKPOINT_NAME})")
     if json is not None:
-        refuse_existing(json, overwrite, [checkpoint, data])
+        refuse_existing(json, overwrite, [checkpoint, *([data] if data else [])])
     if report is not None and any(report.glob("*")):
         refuse_existing(report, overwrite)
-    loaded, resident = _loaded(checkpoint, data, frames, device)
-    result = measured(loaded.potential, resident, progress=True)
+    loaded = load_checkpoint(checkpoint)
+    if data is not None:
+        dataset = Dataset(data)
+        chosen, known = _unseen(loaded, dataset, _chosen(dataset, frames), seen)
+    elif run is not None and frames is None:
+        dataset, chosen = _test_part(run)
+        chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)  # copies, if any
+    else:
+        raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
+    resident = _resident(loaded, dataset, chosen, device)
+    result = replace(measured(loaded.potential, resident, progress=True), seen=known)
     typer.echo(table(result))
     if json is not None:
         save_json(result, json)
@@ -114,6 +164,52 @@ def evaluate(
         metrics = checkpoint.parent / "metrics.csv"
         pictures = write_report(report, result, metrics if metrics.exists() else None)
         typer.echo("pictures: " + ", ".join(str(picture) for picture in pictures))
+
+
+def _test_part(folder: Path) -> tuple[Dataset, np.ndarray]:
+    """Dataset and test frames of a run."""
+    from ase_biasgrad.training.run_folder import RunFolder
+
+    run = RunFolder.read(folder)
+    frames = run.split.get("test")
+    if frames is None or not len(frames):
+        why = "is of a version without one" if frames is None else "left no frames for it"
+        raise ValueError(
+            f"{folder}: has no test part; its training {why}. Name a dataset: "
+            f"biasgrad evaluate {folder} DATA"
+        )
+    return run.dataset, frames
+
+
+def _unseen(
+    loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, seen: Seen
+) -> tuple[np.ndarray, int | None]:
+    """Frames to evaluate on, and how many of them the potential was trained on, if known."""
+    import numpy as np
+
+    from ase_biasgrad.data.seen import frame_digests, lists_all, recorded_digests
+
+    record = loaded.training.get("seen")
+    if record is None:
+        typer.echo(f"{loaded.path}: does not say which frames it was trained on", err=True)
+        return chosen, None
+    trained_on = np.isin(frame_digests(dataset, chosen), recorded_digests(record))
+    number, sample = int(trained_on.sum()), not lists_all(record)
+    if not number or seen is Seen.keep:
+        return chosen, None if sample else number
+    found = f"{dataset.path}: {'at least ' if sample else ''}{number} of these {len(chosen)} frames"
+    first = ", ".join(map(str, chosen[trained_on][:5])) + (", …" if number > 5 else "")
+    if seen is Seen.refuse:
+        raise ValueError(
+            f"{found} ({first}) have structures that the potential was trained on or its bias "
+            "fitted to, and their errors are flattered. `biasgrad evaluate RUN` takes the test "
+            "part of a run; --seen skip leaves these frames out; --seen keep goes on with them"
+        )
+    if sample or number == len(chosen):
+        why = "the checkpoint lists a sample of them alone" if sample else "no other frame is left"
+        raise ValueError(f"{found} ({first}) are trained on and cannot be left out: {why}")
+    typer.echo(f"left out {number} frames that the potential was trained on")
+    return chosen[~trained_on], 0
 
 
 def convert(
@@ -163,37 +259,46 @@ def info(checkpoint: CheckpointPath) -> None:
 
     loaded = load_checkpoint(checkpoint)
     content = {"sha256": loaded.sha256, **loaded.metadata}
+    if seen := loaded.training.get("seen"):
+        content["training"] = {**loaded.training, "seen": {**seen, "digests": "…"}}
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def _loaded(
-    checkpoint: Path, data: Path, frames: str | None, device: str
-) -> tuple[Checkpoint, DeviceFrames]:
+def _chosen(dataset: Dataset, frames: str | None) -> np.ndarray:
+    """Indices of the frames that a slice names."""
+    import numpy as np
+
+    chosen = np.arange(len(dataset))[_slice(frames)]
+    if not len(chosen):
+        raise ValueError(
+            f"--frames {frames}: holds none of the {len(dataset)} frames of {dataset.path}"
+        )
+    return chosen
+
+
+def _resident(
+    loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, device: str
+) -> DeviceFrames:
+    """Frames on the device, which the potential is moved to; it must know their elements."""
     import torch
 
-    from ase_biasgrad.checkpoint import load_checkpoint
-    from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
     loaded.potential.to(device)
-    chosen = range(len(dataset))[_slice(frames)]
-    if not len(chosen):
-        raise ValueError(f"--frames {frames}: holds none of the {len(dataset)} frames of {data}")
-    unknown = set(dataset.compositions()[list(chosen)].sum(axis=0).nonzero()[0].tolist()) - set(
+    unknown = set(dataset.compositions()[chosen].sum(axis=0).nonzero()[0].tolist()) - set(
         loaded.potential.elements
     )
     if unknown:
         from ase.data import chemical_symbols
 
         raise ValueError(
-            f"{data}: holds {sorted(chemical_symbols[z] for z in unknown)}, which {checkpoint} "
-            f"was not trained for; it knows "
+            f"{dataset.path}: holds {sorted(chemical_symbols[z] for z in unknown)}, which "
+            f"{loaded.path} was not trained for; it knows "
             f"{[chemical_symbols[z] for z in loaded.potential.elements]}"
         )
-    return loaded, DeviceFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
+    return DeviceFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
 
 
 def _slice(text: str | None) -> slice:

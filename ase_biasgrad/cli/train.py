@@ -49,5 +49,9 @@ def train(
             f"{result.out_of_time_after} epochs; go on for as long again with: "
             f"biasgrad train --resume {folder}"
         )
-    typer.echo("validation frames\n" + table(result.after_bias))
-    typer.echo(f"checkpoint: {result.checkpoint}\nreport: {folder / 'report'}")
+    typer.echo("validation frames, which chose the best epoch\n" + table(result.after_bias))
+    if result.test is not None:
+        typer.echo("test frames, which chose nothing\n" + table(result.test))
+    reports = ("report", "test") if result.test is not None else ("report",)
+    typer.echo(f"checkpoint: {result.checkpoint}")
+    typer.echo("reports: " + ", ".join(str(folder / name) for name in reports))

@@ -62,6 +62,13 @@ def seen_record(digests: np.ndarray) -> dict[str, Any]:
     return {"frames": len(distinct), "digests": base64.b64encode(rows.tobytes()).decode()}
 
 
+def with_more(record: dict[str, Any], digests: np.ndarray) -> dict[str, Any]:
+    """The record with further digests; errors as in `recorded_digests`."""
+    listed = recorded_digests(record)
+    joined = seen_record(np.concatenate([listed, digests]))
+    return {**joined, "frames": joined["frames"] + record["frames"] - len(listed)}
+
+
 def recorded_digests(record: dict[str, Any]) -> np.ndarray:
     """Sorted digests of a `seen_record`, uint64.
 

@@ -233,7 +233,12 @@ def _measure(
 def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
     joint = None if training.weight is None else {"energy_weight": training.weight}
     options: dict[str, Any] = {
-        "data": {"path": str(dataset), "train": study.train, "validation": study.validation},
+        "data": {
+            "path": str(dataset),
+            "train": study.train,
+            "validation": study.validation,
+            "test": 0,
+        },
         "backbone": {"name": training.backbone, **study.arguments},
         "force_stage": {
             "epochs": study.epochs,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from ase.data import chemical_symbols
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ase_biasgrad.bias import Bias
 from ase_biasgrad.files import whole_file
+from ase_biasgrad.training.config import ConfigError
+from ase_biasgrad.training.evaluation.evaluate import Report
 
+WANDB_ID = "wandb_id"  # file in the run folder
 COLUMNS = (
     "epoch",
     "step",
@@ -86,11 +95,141 @@ def read_epoch_table(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def extra_loggers(names: Sequence[str], folder: Path) -> list[Any] | bool:
-    """Lightning's TensorBoard and Weights & Biases loggers; `False` without any."""
+def extra_loggers(names: Sequence[str], folder: Path) -> list[Any]:
+    """Lightning's TensorBoard and Weights & Biases loggers for the run in `folder`.
+
+    Raises
+    ------
+    ConfigError
+        If the package of one is not installed.
+    """
     loggers: list[Any] = []
-    if "tensorboard" in names:
-        loggers.append(pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""))
-    if "wandb" in names:
-        loggers.append(pl.loggers.WandbLogger(project="ase-biasgrad", save_dir=folder))
-    return loggers or False
+    for name in names:
+        try:
+            loggers.append(_LOGGERS[name](folder))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"trainer.loggers: {name} is not installed; `pip install 'ase-biasgrad[{name}]'`"
+            ) from error
+    return loggers
+
+
+def _tensorboard(folder: Path) -> Any:
+    return pl.loggers.TensorBoardLogger(
+        folder, name="tensorboard", version="", default_hp_metric=False
+    )
+
+
+def _wandb(folder: Path) -> Any:
+    """A run of the same id for as long as the folder lives."""
+    identity = folder / WANDB_ID
+    return pl.loggers.WandbLogger(
+        name=folder.resolve().name,
+        project=os.environ.get("WANDB_PROJECT", "ase-biasgrad"),
+        save_dir=folder,
+        id=identity.read_text(encoding="utf-8") if identity.exists() else None,
+    )
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+
+
+@contextlib.contextmanager
+def open_loggers(loggers: Sequence[Any], folder: Path, origin: dict[str, Any]) -> Iterator[None]:
+    """Start the loggers with options and data of the run, and end what was started.
+
+    Raises
+    ------
+    ConfigError
+        If Weights & Biases does not start, for want of a login for example.
+    """
+    with contextlib.ExitStack() as started:
+        for logger in loggers:
+            if isinstance(logger, pl.loggers.WandbLogger):
+                started.enter_context(_wandb_run(logger, folder))
+            logger.log_hyperparams(origin)
+        yield
+
+
+@contextlib.contextmanager
+def _wandb_run(logger: Any, folder: Path) -> Iterator[None]:
+    """Start Weights & Biases in this process, unless a run of the user's is active already."""
+    if rank_zero_only.rank:
+        yield
+        return
+    import wandb
+
+    own = wandb.run is None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run = logger.experiment
+    except wandb.Error as error:
+        raise ConfigError(
+            f"trainer.loggers: Weights & Biases does not start: {error}\nLog in with "
+            "`wandb login`, or set WANDB_MODE=offline: its records then stay in "
+            f"{folder / 'wandb'}, from where `wandb sync` sends them"
+        ) from error
+    with whole_file(folder / WANDB_ID) as temporary:
+        temporary.write_text(run.id, encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if own:
+            run.finish(exit_code=1)
+        raise
+    if own:
+        run.finish()
+
+
+@rank_zero_only
+def log_report(
+    loggers: Sequence[Any], part: str, report: Report, step: int, pictures: Sequence[Path] = ()
+) -> None:
+    """Log errors (eV, Å) as `part/force_mae`, `part/energy_mae`, `part/efwt`, …, and pictures."""
+    numbers = {f"{part}/{name}": value for name, value in _numbers(report).items()}
+    for logger in loggers:
+        logger.log_metrics(numbers, step)
+        for picture in pictures:
+            _log_picture(logger, f"{part}/{picture.stem}", picture, step)
+
+
+def _numbers(report: Report) -> dict[str, float]:
+    norms = {
+        "force": report.forces,
+        "energy": report.energy,
+        "energy_per_atom": report.energy_per_atom,
+        "stress": report.stress,
+    }
+    found = {
+        f"{label}_{norm}": getattr(errors, norm)
+        for label, errors in norms.items()
+        if errors is not None
+        for norm in ("mae", "rmse", "largest")
+    }
+    if report.efwt is not None:
+        efwt = report.efwt
+        found |= {"efwt": efwt.both, "efwt_energy": efwt.energy, "efwt_forces": efwt.forces}
+    return {"frames": report.frames, **found}
+
+
+@rank_zero_only
+def log_bias(loggers: Sequence[Any], bias: Bias, step: int) -> None:
+    """Log the energies of the elements (eV) as `bias/H`, …, and the numbers of the fit."""
+    energies = bias.per_element.cpu().numpy()
+    numbers = {chemical_symbols[z]: float(energies[z]) for z in np.flatnonzero(energies)}
+    numbers |= {
+        name: value for name, value in bias.fit_report.items() if isinstance(value, (int, float))
+    }
+    for logger in loggers:
+        if numbers:
+            logger.log_metrics({f"bias/{name}": value for name, value in numbers.items()}, step)
+
+
+def _log_picture(logger: Any, name: str, path: Path, step: int) -> None:
+    if isinstance(logger, pl.loggers.TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+        logger.finalize("success")  # it may be the last record
+    else:
+        logger.log_image(name, [str(path)], step)

@@ -50,12 +50,18 @@ class EndOfTraining(pl.Callback):
         loss = float(pl_module.mean_training_loss())
         if not math.isfinite(loss) or loss > HOPELESS * pl_module.loss_without_forces:
             options = pl_module.options
+            clip = options.gradient_clip
             raise TrainingDiverged(
                 f"the training has diverged: the loss of epoch {trainer.current_epoch} is "
                 f"{loss:.3g}, where predicting no forces at all gives "
                 f"{pl_module.loss_without_forces:.3g}; lower force_stage.learning_rate (it is "
-                f"{options.learning_rate:g}) or force_stage.gradient_clip (it is "
-                f"{options.gradient_clip:g}; 0 is off), and look for wrong forces in the data"
+                f"{options.learning_rate:g}) or "
+                + (
+                    f"force_stage.gradient_clip (it is {clip:g})"
+                    if clip
+                    else "clip gradients (force_stage.gradient_clip=10, now off)"
+                )
+                + ", and look for wrong forces in the data"
             )
         trainer.should_stop = trainer.should_stop or self.ran_out
 

@@ -50,6 +50,7 @@ class ForceStage(pl.LightningModule):
         self.force_unit = force_unit
         self.stress_unit = stress_unit if options.stress_weight > 0 else None
         self._training: list[Tensor] = []  # sums and counts of each batch, (2, t)
+        self._mean_loss: Tensor | None = None  # of the epoch, when it is over
         self._validation: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -128,9 +129,12 @@ class ForceStage(pl.LightningModule):
         return self._trained
 
     def mean_training_loss(self) -> Tensor:
-        """Loss over all labels of this epoch so far, of all processes: a scalar."""
-        total = torch.stack(self._training).sum(dim=0)  # (2, t)
-        return _sum_of_means(*self.all_gather(total).reshape(-1, *total.shape).sum(dim=0))
+        """Loss over all labels of an epoch that is over, of all processes: a scalar."""
+        if self._mean_loss is None:  # the processes meet once an epoch for it
+            total = torch.stack(self._training).sum(dim=0)  # (2, t)
+            sums, counts = self.all_gather(total).reshape(-1, *total.shape).sum(dim=0)
+            self._mean_loss = _sum_of_means(sums, counts)
+        return self._mean_loss
 
     def configure_gradient_clipping(
         self,
@@ -148,6 +152,7 @@ class ForceStage(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._training.clear()
+        self._mean_loss = None
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss", self.mean_training_loss())

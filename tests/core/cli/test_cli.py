@@ -55,20 +55,21 @@ def test_sampled_data_is_labelled_by_the_calculator(data):
 
 def test_train_evaluate_fit_bias_and_info(folder, data):
     (folder / "c.yaml").write_text(
-        "data: {path: cu.h5, train: 30, validation: 10}\n"
+        "data: {path: cu.h5, train: 24, validation: 8}\n"
         "backbone: {name: painn, features: 16, interactions: 2, cutoff: 4.0}\n"
         "force_stage: {epochs: 50, batch_size: 5, schedule: {warmup_steps: 0}}\n"
         "trainer: {progress_bar: false}\n"
     )
     said = biasgrad(folder, "train", "c.yaml", "force_stage.epochs=3", "-o", "run")
     assert "energy zero: scalar" in said
-    assert "force MAE" in said
+    assert said.count("force MAE (per Å)") == 2
+    assert "test frames, which chose nothing\n8 frames; " in said
     assert "no run folder" in biasgrad(folder, "train", "--resume", "nowhere", code=1)
     assert "holds a run already" in biasgrad(folder, "train", "c.yaml", "-o", "run", code=1)
     checkpoint = "run/potential.safetensors"
     said = biasgrad(
         folder, "evaluate", checkpoint, "cu.h5", "--json", "e.json", "--report", "rep",
-        "--frames", ":10",
+        "--frames", ":10", "--seen", "keep",
     )  # fmt: skip
     assert "10 frames" in said
     assert json.loads((folder / "e.json").read_text())["frames"] == 10

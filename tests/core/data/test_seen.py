@@ -9,7 +9,7 @@ from helpers import write_clusters
 from ase_biasgrad.data import seen
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.importers import ImportOptions, import_files
-from ase_biasgrad.data.seen import frame_digests, lists_all, recorded_digests, seen_record
+from ase_biasgrad.data.seen import frame_digests, lists_all, recorded_digests, seen_record, with_more
 from ase_biasgrad.data.writer import DatasetWriter
 
 
@@ -62,6 +62,10 @@ def test_records_are_compact_and_list_at_most_so_many(monkeypatch):
     assert record["frames"] == 1000
     np.testing.assert_array_equal(recorded_digests(record), np.sort(digests)[:100])
     assert not lists_all(record)
+    more = with_more(record, np.concatenate([np.sort(digests)[:5], np.array([3], np.uint64)]))
+    assert more["frames"] == 1001
+    assert recorded_digests(more)[0] == 3
+    assert not lists_all(more)
     for damaged in ({}, {"digests": 3}, {"digests": "AAA"}, {"digests": "AAAA"}):
         with pytest.raises(ValueError, match="trained on is damaged"):
             recorded_digests(damaged)

@@ -1,0 +1,119 @@
+"""A run folder's inputs: written before the training begins, read when it goes on.
+
+`config.yaml` as used, with absolute paths; `data.json` with the digest of the dataset; `split.json`
+with the frames of each part.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.data.seen import frame_digests
+from ase_biasgrad.data.splits import PARTS, split_dataset
+from ase_biasgrad.files import whole_file
+from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
+
+CHECKPOINT_NAME = "potential.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A training run: where it lives, its options, its frames.
+
+    `split` has the frames `(k,)` of `train`, `validation` and `test`; runs of earlier versions
+    have no `test`. `notes` are what a user should read before it begins.
+    """
+
+    path: Path
+    config: TrainConfig
+    dataset: Dataset
+    split: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def new(cls, config: TrainConfig, path: Path) -> RunFolder:
+        """Split the data for a run that nothing is written of yet; errors as in `split_dataset`."""
+        dataset, data = Dataset(config.data.path), config.data
+        sizes = {part: getattr(data, part) for part in PARTS}
+        split, notes = split_dataset(len(dataset), sizes, data.seed, data.contiguous)
+        run = cls(path, config, dataset, split)
+        if copies := int(run.seen(dataset, split["test"]).sum()):
+            notes.append(
+                f"{copies} of the {len(split['test'])} test frames have the structure of a "
+                "training or validation frame; leave copies out of the data"
+            )
+        return cls(path, config, dataset, split, tuple(notes))
+
+    @classmethod
+    def read(cls, path: Path) -> RunFolder:
+        """The run in the folder `path`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no run, or its data has changed since it began.
+        """
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"{path}: is no run folder (it has no config.yaml)")
+        text = (path / "config.yaml").read_text(encoding="utf-8")
+        config = config_from(yaml.safe_load(text), str(path / "config.yaml"))
+        dataset = Dataset(config.data.path)
+        if json.loads((path / "data.json").read_text())["sha256"] != dataset.hash():
+            raise ConfigError(f"{config.data.path}: has changed since the run in {path} began")
+        stored = json.loads((path / "split.json").read_text())
+        split = {part: np.array(frames, np.int64) for part, frames in stored.items()}
+        return cls(path, config, dataset, split)
+
+    def write(self) -> None:
+        """Write the inputs; `config.yaml` last, because its presence makes the folder a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        split = {part: frames.tolist() for part, frames in self.split.items()}
+        self._write("split.json", json.dumps(split))
+        content = {"sha256": self.dataset.hash(), "frames": len(self.dataset)}
+        self._write("data.json", json.dumps(content))
+        options = self.config.model_dump(mode="json")
+        for name in ("path", *PARTS):
+            if isinstance(given := getattr(self.config.data, name), Path):
+                options["data"][name] = str(given.resolve())
+        self._write("config.yaml", yaml.safe_dump(options, sort_keys=False))
+
+    def _write(self, name: str, text: str) -> None:
+        with whole_file(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The finished potential, when the run has ended."""
+        return self.path / CHECKPOINT_NAME
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of frames in each part."""
+        return {part: len(frames) for part, frames in self.split.items()}
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """Digests of all training and validation frames, uint64."""
+        frames = np.concatenate([self.split["train"], self.split["validation"]])
+        return frame_digests(self.dataset, frames)
+
+    def seen(self, dataset: Dataset, frames: np.ndarray) -> np.ndarray:
+        """Mask of `frames` with the structure of a training or validation frame, `(m,)` bool."""
+        return np.isin(frame_digests(dataset, frames), self.digests)
+
+    def origin(self) -> dict[str, Any]:
+        """Options and data of the run as JSON values, without paths of this machine."""
+        options = self.config.model_dump(mode="json", exclude={"data": {"path"}})
+        for part in PARTS:
+            if isinstance(given := getattr(self.config.data, part), Path):
+                options["data"][part] = given.name
+        content = {"sha256": self.dataset.hash(), "frames": len(self.dataset), "parts": self.sizes}
+        return {"config": options, "data": content}
