@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from ase_biasgrad.data.hdf5 import get_text
 from ase_biasgrad.units import N_ELEMENTS
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class Dataset:
         self.path = Path(path)
         self._file = _opened(self.path)
         try:
-            self.provenance: dict[str, Any] = json.loads(self._file.attrs["provenance"])
+            self.provenance: dict[str, Any] = json.loads(get_text(self._file, "provenance"))
             frames = self._file["frames"]
             self._groups = [Group(frames[name], in_memory) for name in frames]
             frame_count = int(self._file.attrs["frames"])
@@ -368,11 +369,12 @@ def _opened(path: Path) -> h5py.File:
             "`biasgrad data import`"
         ) from error
     try:
-        known, found = file.attrs.get("format"), int(file.attrs.get("version", -1))
+        ours = "format" in file.attrs and get_text(file, "format") == FORMAT
+        found = int(file.attrs.get("version", -1))
     except Exception as error:
         file.close()
         raise DataError(f"{path}: damaged dataset file: {error}") from error
-    if known != FORMAT:
+    if not ours:
         file.close()
         raise DataError(f"{path}: an HDF5 file, but no dataset of ase-biasgrad")
     if not 0 < found <= VERSION:

@@ -28,6 +28,7 @@ from ase_biasgrad.data.dataset import (
     label_shapes,
     real_array,
 )
+from ase_biasgrad.data.hdf5 import CHECKED, add_column, new_file, set_text
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.neighbours import pairs_within
 
@@ -77,9 +78,7 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         self._whole = whole_file(self.path)
         self._temporary = self._whole.__enter__()
-        self._file = h5py.File(
-            self._temporary, "w", libver=("v110", "v110"), userblock_size=HEADER_SIZE
-        )
+        self._file = new_file(self._temporary, userblock_size=HEADER_SIZE)
         return self
 
     def __exit__(
@@ -278,21 +277,18 @@ class DatasetWriter:
                 continue
             group = frames.create_group(name)
             for column, values in {"numbers": buffer.numbers, **buffer.columns()}.items():
-                _checked_column(group, column, values)
-        self._file.attrs.update(
-            format=FORMAT,
-            version=VERSION,
-            frames=self.frames,
-            units=json.dumps(UNITS),
-            provenance=json.dumps(self._provenance),
-        )
+                add_column(group, column, values)
+        self._file.attrs.update(version=VERSION, frames=self.frames)
+        set_text(self._file, "format", FORMAT)
+        set_text(self._file, "units", json.dumps(UNITS))
+        set_text(self._file, "provenance", json.dumps(self._provenance))
 
 
 def _growing_group(
     group: h5py.Group, numbers: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> None:
     """Empty columns that can be extended: chunked, lightly compressed, with checksums."""
-    _checked_column(group, "numbers", numbers)
+    add_column(group, "numbers", numbers)
     for name, values in columns.items():
         shape = values.shape[1:]
         length = max(1, min(1024, 32768 // max(1, int(np.prod(shape)))))
@@ -302,17 +298,9 @@ def _growing_group(
             values.dtype,
             maxshape=(None, *shape),
             chunks=(length, *(max(1, k) for k in shape)),
-            compression="gzip",
-            compression_opts=1,
             shuffle=True,
-            fletcher32=True,
+            **{**CHECKED, "compression_opts": 1},
         )
-
-
-def _checked_column(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    """A column in one piece, with a checksum, which HDF5 has for chunks alone."""
-    checked = {"chunks": values.shape, "fletcher32": True} if values.size else {}
-    group.create_dataset(name, data=values, **checked)
 
 
 def _missing(values: np.ndarray) -> np.ndarray:

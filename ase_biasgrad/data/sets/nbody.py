@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from ase_biasgrad.charged_particles import System, Trajectories, simulate
+from ase_biasgrad.data.hdf5 import add_column, get_text, new_file, set_text
 from ase_biasgrad.files import whole_file
 
 FORMAT, VERSION = "ase-biasgrad nbody", 1
@@ -70,17 +71,18 @@ def write_dataset(
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}; choose one of {sorted(VARIANTS)}")
     chosen = VARIANTS[variant]
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.attrs["variant"], file.attrs["seed"] = variant, seed
-        file.attrs["system"] = json.dumps(asdict(chosen.system))
+    with whole_file(path) as temporary, new_file(temporary) as file:
+        file.attrs.update(version=VERSION, seed=seed)
+        system = json.dumps(asdict(chosen.system))
+        for name, text in (("format", FORMAT), ("variant", variant), ("system", system)):
+            set_text(file, name, text)
         for number, split in enumerate(SPLITS):
             simulations = {**chosen.sizes, **(sizes or {})}[split]
             split_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             trajectories = simulate(chosen.system, simulations, split_seed, progress)
             group = file.create_group(split)
             for name, values in vars(trajectories).items():
-                group.create_dataset(name, data=values.astype(np.float32))
+                add_column(group, name, values.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,17 @@ class NBodyData:
         """The trajectories of a split, float32."""
         if split not in SPLITS:
             raise ValueError(f"there is no split {split!r}; choose one of {SPLITS}")
-        with h5py.File(self.path) as file:
-            group = file[split]
-            return Trajectories(*(group[name][:] for name in Trajectories.__annotations__))
+        try:
+            with h5py.File(self.path) as file:
+                parts = [file[split][name][:] for name in Trajectories.__annotations__]
+        except Exception as error:  # whatever h5py makes of a damaged file
+            raise NBodyDataError(f"{self.path}: {split}: damaged: {error}") from error
+        positions, velocities, charges = parts
+        fits = positions.ndim == 4 and positions.shape[3] == 3
+        if not fits or velocities.shape != positions.shape or len(charges) != len(positions):
+            shapes = [part.shape for part in parts]
+            raise NBodyDataError(f"{self.path}: {split}: shapes {shapes} are no trajectories")
+        return Trajectories(positions, velocities, charges)
 
 
 def open_dataset(path: str | Path) -> NBodyData:
@@ -115,12 +125,15 @@ def open_dataset(path: str | Path) -> NBodyData:
         raise FileNotFoundError(f"{path}: no such file; make it with `biasgrad data nbody`")
     try:
         with h5py.File(path) as file:
-            attributes = dict(file.attrs)
-    except OSError as error:
-        raise NBodyDataError(f"{path}: is no HDF5 file: {error}") from error
-    if attributes.get("format") != FORMAT:
-        raise NBodyDataError(f"{path}: is no N-body data set (`biasgrad data nbody` makes one)")
-    if attributes["version"] > VERSION:
-        raise NBodyDataError(f"{path}: needs a newer version of ase-biasgrad")
-    system = System(**json.loads(attributes["system"]))
-    return NBodyData(str(attributes["variant"]), system, path)
+            if "format" not in file.attrs or get_text(file, "format") != FORMAT:
+                raise NBodyDataError("is no N-body data set (`biasgrad data nbody` makes one)")
+            if file.attrs["version"] > VERSION:
+                raise NBodyDataError("needs a newer version of ase-biasgrad")
+            variant = get_text(file, "variant")
+            if variant not in VARIANTS:
+                raise NBodyDataError(f"has the variant {variant!r}, none of {sorted(VARIANTS)}")
+            return NBodyData(variant, System(**json.loads(get_text(file, "system"))), path)
+    except NBodyDataError as error:
+        raise NBodyDataError(f"{path}: {error}") from None
+    except Exception as error:  # whatever h5py makes of other files
+        raise NBodyDataError(f"{path}: is no HDF5 file, or a damaged one: {error}") from error
