@@ -144,12 +144,17 @@ def _suffix(vector: Any) -> str:
 
 @intrinsic
 def power_of_two(typing: Any, vector: Any) -> Any:
-    """2 to the power of the whole float32 in `vector`, which must lie between −126 and 127."""
+    """2 to the power of whole numbers in `vector`, which must be normal numbers of its type."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        whole = builder.fptosi(arguments[0], INTEGERS)
-        biased = builder.add(whole, ir.Constant(INTEGERS, [127] * WIDTH))
-        return builder.bitcast(builder.shl(biased, ir.Constant(INTEGERS, [23] * WIDTH)), VECTOR)
+        kind = arguments[0].type
+        bits, fraction, bias = (
+            (32, 23, 127) if isinstance(kind.element, ir.FloatType) else (64, 52, 1023)
+        )
+        integers = ir.VectorType(ir.IntType(bits), WIDTH)
+        whole = builder.fptosi(arguments[0], integers)
+        biased = builder.add(whole, ir.Constant(integers, [bias] * WIDTH))
+        return builder.bitcast(builder.shl(biased, ir.Constant(integers, [fraction] * WIDTH)), kind)
 
     return vector(vector), lower
 

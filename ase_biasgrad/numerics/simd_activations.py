@@ -18,6 +18,7 @@ from ase_biasgrad.numerics.simd import (
     rounded,
     smaller,
     splat,
+    splat_like,
     store,
 )
 
@@ -35,39 +36,39 @@ ONE, TWO, HALF, ZERO, LOWEST = F(1), F(2), F(0.5), F(0), F(-87)
 @compiled()
 def exp_negative(x):  # type: ignore[no-untyped-def]
     """exp(x) of a vector with x ≤ 0; below −87 as there. NaN stays NaN."""
-    x = larger(x, splat(LOWEST))
-    whole = rounded(x * splat(LOG2E))
-    r = x - whole * splat(LOG2_HIGH) - whole * splat(LOG2_LOW)
-    p = splat(E0) * r + splat(E1)
-    p = p * r + splat(E2)
-    p = p * r + splat(E3)
-    p = p * r + splat(E4)
-    p = p * r + splat(E5)
-    return (p * r * r + r + splat(ONE)) * power_of_two(whole)
+    x = larger(x, splat_like(LOWEST, x))
+    whole = rounded(x * splat_like(LOG2E, x))
+    r = x - whole * splat_like(LOG2_HIGH, x) - whole * splat_like(LOG2_LOW, x)
+    p = splat_like(E0, x) * r + splat_like(E1, x)
+    p = p * r + splat_like(E2, x)
+    p = p * r + splat_like(E3, x)
+    p = p * r + splat_like(E4, x)
+    p = p * r + splat_like(E5, x)
+    return (p * r * r + r + splat_like(ONE, x)) * power_of_two(whole)
 
 
 @compiled()
 def log1p(u):  # type: ignore[no-untyped-def]
     """log(1 + u) of a vector with 0 ≤ u ≤ 1."""
-    z = u / (u + splat(TWO))
+    z = u / (u + splat_like(TWO, u))
     s = z * z
-    p = splat(THIRTEENTH) * s + splat(ELEVENTH)
-    p = p * s + splat(NINTH)
-    p = p * s + splat(SEVENTH)
-    p = p * s + splat(FIFTH)
-    p = p * s + splat(THIRD)
-    p = p * s + splat(ONE)
+    p = splat_like(THIRTEENTH, u) * s + splat_like(ELEVENTH, u)
+    p = p * s + splat_like(NINTH, u)
+    p = p * s + splat_like(SEVENTH, u)
+    p = p * s + splat_like(FIFTH, u)
+    p = p * s + splat_like(THIRD, u)
+    p = p * s + splat_like(ONE, u)
     return (z + z) * p
 
 
 @compiled()
 def logistic(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(−x)) of a vector."""
-    e = exp_negative(splat(ZERO) - absolute(x))
-    small = e / (splat(ONE) + e)  # of −|x|
+    e = exp_negative(splat_like(ZERO, x) - absolute(x))
+    small = e / (splat_like(ONE, x) + e)  # of −|x|
     # exact for both signs: σ(x) = ½ + sign(x) (½ − small)
-    sign = larger(smaller(x * splat(F(1e38)), splat(ONE)), splat(-ONE))
-    return splat(HALF) + sign * (splat(HALF) - small)
+    sign = larger(smaller(x * splat_like(F(1e38), x), splat_like(ONE, x)), splat_like(-ONE, x))
+    return splat_like(HALF, x) + sign * (splat_like(HALF, x) - small)
 
 
 @compiled()

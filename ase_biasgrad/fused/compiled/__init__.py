@@ -1,0 +1,1 @@
+"""Networks as programs of instructions that compiled code executes: energies and forces on a CPU."""

@@ -1,0 +1,109 @@
+"""Execution of programs: segments, chunks of atoms, instructions, on one thread or several."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ase_biasgrad.fused.compiled.tensors import normalise, normalise_vjp, symmetric_product, symmetric_product_vjp, add_square, add_square_vjp, scale_irreps, scale_irreps_vjp, squared_norms, squared_norms_vjp
+from ase_biasgrad.fused.compiled.messages import tensor_message, tensor_message_vjp, tensor_cfconv, tensor_cfconv_vjp
+from ase_biasgrad.fused.compiled.dense import embed, linear, activate, multiply, add, layer_norm, layer_norm_vjp, energies, repeat
+from ase_biasgrad.fused.compiled.operations import Operation, Place
+from ase_biasgrad.fused.compiled.program import Compiled
+from ase_biasgrad.numerics.kernel_cache import compiled
+EMBED = int(Operation.EMBED)
+LINEAR = int(Operation.LINEAR)
+ACTIVATE = int(Operation.ACTIVATE)
+MULTIPLY = int(Operation.MULTIPLY)
+ADD = int(Operation.ADD)
+LAYER_NORM = int(Operation.LAYER_NORM)
+LAYER_NORM_VJP = int(Operation.LAYER_NORM_VJP)
+ENERGIES = int(Operation.ENERGIES)
+REPEAT = int(Operation.REPEAT)
+NORMALISE = int(Operation.NORMALISE)
+NORMALISE_VJP = int(Operation.NORMALISE_VJP)
+SYMMETRIC_PRODUCT = int(Operation.SYMMETRIC_PRODUCT)
+SYMMETRIC_PRODUCT_VJP = int(Operation.SYMMETRIC_PRODUCT_VJP)
+ADD_SQUARE = int(Operation.ADD_SQUARE)
+ADD_SQUARE_VJP = int(Operation.ADD_SQUARE_VJP)
+SCALE_IRREPS = int(Operation.SCALE_IRREPS)
+SCALE_IRREPS_VJP = int(Operation.SCALE_IRREPS_VJP)
+SQUARED_NORMS = int(Operation.SQUARED_NORMS)
+SQUARED_NORMS_VJP = int(Operation.SQUARED_NORMS_VJP)
+TENSOR_MESSAGE = int(Operation.TENSOR_MESSAGE)
+TENSOR_MESSAGE_VJP = int(Operation.TENSOR_MESSAGE_VJP)
+TENSOR_CFCONV = int(Operation.TENSOR_CFCONV)
+TENSOR_CFCONV_VJP = int(Operation.TENSOR_CFCONV_VJP)
+
+
+@compiled()
+def _instruct(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    kind = row[0]
+    if kind == EMBED:
+        embed(row, place, memory, weights, edges)
+    elif kind == LINEAR:
+        linear(row, place, memory, weights, edges)
+    elif kind == ACTIVATE:
+        activate(row, place, memory, weights, edges)
+    elif kind == MULTIPLY:
+        multiply(row, place, memory, weights, edges)
+    elif kind == ADD:
+        add(row, place, memory, weights, edges)
+    elif kind == LAYER_NORM:
+        layer_norm(row, place, memory, weights, edges)
+    elif kind == LAYER_NORM_VJP:
+        layer_norm_vjp(row, place, memory, weights, edges)
+    elif kind == ENERGIES:
+        energies(row, place, memory, weights, edges)
+    elif kind == REPEAT:
+        repeat(row, place, memory, weights, edges)
+    elif kind == NORMALISE:
+        normalise(row, place, memory, weights, edges)
+    elif kind == NORMALISE_VJP:
+        normalise_vjp(row, place, memory, weights, edges)
+    elif kind == SYMMETRIC_PRODUCT:
+        symmetric_product(row, place, memory, weights, edges)
+    elif kind == SYMMETRIC_PRODUCT_VJP:
+        symmetric_product_vjp(row, place, memory, weights, edges)
+    elif kind == ADD_SQUARE:
+        add_square(row, place, memory, weights, edges)
+    elif kind == ADD_SQUARE_VJP:
+        add_square_vjp(row, place, memory, weights, edges)
+    elif kind == SCALE_IRREPS:
+        scale_irreps(row, place, memory, weights, edges)
+    elif kind == SCALE_IRREPS_VJP:
+        scale_irreps_vjp(row, place, memory, weights, edges)
+    elif kind == SQUARED_NORMS:
+        squared_norms(row, place, memory, weights, edges)
+    elif kind == SQUARED_NORMS_VJP:
+        squared_norms_vjp(row, place, memory, weights, edges)
+    elif kind == TENSOR_MESSAGE:
+        tensor_message(row, place, memory, weights, edges)
+    elif kind == TENSOR_MESSAGE_VJP:
+        tensor_message_vjp(row, place, memory, weights, edges)
+    elif kind == TENSOR_CFCONV:
+        tensor_cfconv(row, place, memory, weights, edges)
+    elif kind == TENSOR_CFCONV_VJP:
+        tensor_cfconv_vjp(row, place, memory, weights, edges)
+
+
+@compiled()
+def execute(  # type: ignore[no-untyped-def]
+    instructions, segments, block, blocks, chunk, kept, local, memory, weights, edges
+):
+    """Run segments for one of several blocks of atoms.
+
+    With more than one block, all must have run a segment before the next begins.
+    """
+    n = len(edges.numbers)
+    first, last = n * block // blocks, n * (block + 1) // blocks
+    mine = kept * n + local * chunk * block
+    for s in range(len(segments)):
+        for start in range(first, last, chunk):
+            place = Place(n, start, min(chunk, last - start), mine, chunk)
+            for k in range(segments[s, 0], segments[s, 1]):
+                _instruct(instructions[k], place, memory, weights, edges)
+
+
+def numbers_needed(program: Compiled, n: int, blocks: int) -> int:
+    """Length of the memory for `n` atoms in so many blocks."""
+    return program.kept * n + program.local * program.chunk * blocks

@@ -1,0 +1,81 @@
+"""Operations of programs, and where their variables lie."""
+
+from __future__ import annotations
+
+from enum import IntEnum, auto
+from typing import NamedTuple
+
+import numpy as np
+
+from ase_biasgrad.numerics.kernel_cache import compiled
+
+
+class Operation(IntEnum):
+    """Names of the instructions."""
+
+    EMBED = 0
+    LINEAR = auto()
+    ACTIVATE = auto()
+    MULTIPLY = auto()
+    ADD = auto()
+    LAYER_NORM = auto()
+    LAYER_NORM_VJP = auto()
+    ENERGIES = auto()
+    REPEAT = auto()
+    NORMALISE = auto()
+    NORMALISE_VJP = auto()
+    SYMMETRIC_PRODUCT = auto()
+    SYMMETRIC_PRODUCT_VJP = auto()
+    ADD_SQUARE = auto()
+    ADD_SQUARE_VJP = auto()
+    SCALE_IRREPS = auto()
+    SCALE_IRREPS_VJP = auto()
+    SQUARED_NORMS = auto()
+    SQUARED_NORMS_VJP = auto()
+    TENSOR_MESSAGE = auto()
+    TENSOR_MESSAGE_VJP = auto()
+    TENSOR_CFCONV = auto()
+    TENSOR_CFCONV_VJP = auto()
+    CFCONV = auto()
+    CFCONV_VJP = auto()
+    VECTOR_MESSAGE = auto()
+    VECTOR_MESSAGE_VJP = auto()
+    MIX = auto()
+    MIX_VJP = auto()
+    NORMS_AND_PRODUCTS = auto()
+    NORMS_AND_PRODUCTS_VJP = auto()
+
+
+class Place(NamedTuple):
+    """The atoms that an instruction acts on, and the places of variables."""
+
+    n: int  # atoms of the whole structure
+    first: int  # of the chunk
+    count: int
+    local: int  # of the local variables
+    chunk: int  # atoms that local variables have room for
+
+
+class Edges(NamedTuple):
+    """Atoms, their directed edges sorted by centre, and what the program adds to.
+
+    Floats are the network's unless said otherwise.
+    """
+
+    numbers: np.ndarray  # (n,) int64
+    starts: np.ndarray  # (n + 1,) int64, edges of each centre
+    neighbour: np.ndarray  # (e,) int64
+    bin: np.ndarray  # (e,) int64, of the splines
+    weights: np.ndarray  # (e, 2, 6) of the six coefficients: for values, for slopes
+    unit: np.ndarray  # (e, 3) from centre to neighbour
+    adjoints: np.ndarray  # (e, 4) float64: ∂E/∂d per spacing of the knots, ∂E/∂u
+    energies: np.ndarray  # (n,) float64
+
+
+@compiled()
+def locate(row, k, place):  # type: ignore[no-untyped-def]
+    """Place in the memory of the variable at numbers k and k + 1 of an instruction."""
+    start, width = row[k], row[k + 1]
+    if start >= 0:
+        return start * place.n + place.first * width
+    return place.local - (1 + start) * place.chunk

@@ -1,0 +1,183 @@
+"""Programs: a network as a list of instructions on one array, for energies and forces.
+
+A network is described by appending layers. Each layer knows its forward pass and its VJP as
+instructions, which `execute` runs in compiled code. Numbers of an atom are a `Variable`; the
+program decides where they lie, once all instructions are known:
+
+    kept    for all atoms, where a later segment reads them,
+    local   for the atoms of a chunk, which pass through a segment together and stay in the cache.
+
+A segment begins with an instruction that reads other atoms, of which there is one for each layer
+of messages. Rows of weights and of variables are filled up to whole panels with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ase_biasgrad.numerics.matrix_product import COLUMNS, packed, padded
+
+CHUNK_NUMBERS = 2**16  # local numbers of a chunk: they stay in the second-level cache
+SMALLEST_CHUNK, LARGEST_CHUNK = 8, 192  # atoms
+
+
+@dataclass(eq=False)
+class Variable:
+    """`width` numbers of every atom; `segments` and `steps` are where it is used first and last."""
+
+    width: int
+    adjoint: Variable | None = None
+    segments: tuple[int, int] | None = None
+    steps: tuple[int, int] | None = None
+    start: int = 0  # in numbers for each atom; −1 − start if local
+
+    def used(self, segment: int, step: int) -> None:
+        first = self.segments or (segment, segment), self.steps or (step, step)
+        self.segments, self.steps = (first[0][0], segment), (first[1][0], step)
+
+
+class Layer(Protocol):
+    """A step of a network. Its construction appends the forward pass to the program."""
+
+    def vjp(self, program: Program) -> None:
+        """Append the instructions from the adjoint of the result to those of the inputs."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A finished program: instructions, weights, and how much memory it needs."""
+
+    instructions: np.ndarray  # (k, longest) int64
+    segments: np.ndarray  # (s, 2) int64, first and last instruction; forward pass, then VJP
+    forward_segments: int
+    weights: np.ndarray  # (w,) float32 or float64
+    kept: int  # numbers for each atom
+    local: int  # numbers for each atom of a chunk
+    chunk: int  # atoms
+
+    def as_type(self, dtype: np.dtype) -> Compiled:
+        return Compiled(**{**vars(self), "weights": self.weights.astype(dtype)})
+
+
+@dataclass
+class Program:
+    """Instructions so far. `filters` of the network lie on a grid of `knots` knots."""
+
+    knots: int
+    _layers: list[Layer] = field(default_factory=list)
+    _steps: list[tuple[int, tuple[Variable | int, ...]]] = field(default_factory=list)
+    _segments: list[int] = field(default_factory=lambda: [0])
+    _variables: list[Variable] = field(default_factory=list)
+    _weights: list[np.ndarray] = field(default_factory=list)
+    _size: int = 0
+
+    def variable(self, width: int) -> Variable:
+        """A new variable; its width is a multiple of a panel's columns."""
+        self._variables.append(Variable(width))
+        return self._variables[-1]
+
+    def adjoint(self, variable: Variable) -> tuple[Variable, int]:
+        """Adjoint of a variable, and 1 if it holds something to be added to, else 0."""
+        if variable.adjoint is None:
+            variable.adjoint = self.variable(variable.width)
+            return variable.adjoint, 0
+        return variable.adjoint, 1
+
+    def weight(self, array: np.ndarray) -> int:
+        """Place of a constant array among the weights."""
+        flat = np.asarray(array, np.float64).ravel()
+        place = self._size
+        flat = np.pad(flat, (0, -len(flat) % COLUMNS))
+        self._weights.append(flat)
+        self._size += len(flat)
+        return place
+
+    def matrix(self, weights: np.ndarray) -> int:
+        """Place of a packed matrix `(inputs, outputs)`; outputs are a multiple of a panel's."""
+        return self.weight(packed(weights))
+
+    def emit(self, operation: int, *operands: Variable | int) -> None:
+        """Append an instruction."""
+        for operand in operands:
+            if isinstance(operand, Variable):
+                operand.used(len(self._segments) - 1, len(self._steps))
+        self._steps.append((operation, operands))
+
+    def emit_messages(self, operation: int, *operands: Variable | int) -> None:
+        """Append an instruction that reads the variables of other atoms."""
+        self._segments.append(len(self._steps))
+        self.emit(operation, *operands)
+
+    def add(self, layer: Layer) -> None:
+        self._layers.append(layer)
+
+    def finish(self) -> Compiled:
+        """Append the VJP of all layers, and give every variable its place."""
+        forward = len(self._segments)
+        self._segments.append(len(self._steps))
+        for layer in reversed(self._layers):
+            layer.vjp(self)
+        ends = [*self._segments, len(self._steps)]
+        ranges = [(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if a < b]
+        forward -= sum(a == b for a, b in zip(ends[:forward], ends[1 : forward + 1], strict=True))
+        kept = _place([v for v in self._variables if _is_kept(v)], "segments")
+        local_variables = [v for v in self._variables if v.steps and not _is_kept(v)]
+        local = _place(local_variables, "steps")
+        for variable in local_variables:
+            variable.start = -1 - variable.start
+        chunk = int(np.clip(CHUNK_NUMBERS // max(local, 1), SMALLEST_CHUNK, LARGEST_CHUNK))
+        return Compiled(
+            self._encoded(), np.array(ranges, np.int64), forward,
+            np.concatenate(self._weights), kept, local, chunk,
+        )  # fmt: skip
+
+    def _encoded(self) -> np.ndarray:
+        rows = []
+        for operation, operands in self._steps:
+            row = [operation]
+            for operand in operands:
+                row += [operand.start, operand.width] if isinstance(operand, Variable) else [operand]
+            rows.append(row)
+        out = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for k, row in enumerate(rows):
+            out[k, : len(row)] = row
+        return out
+
+
+def _is_kept(variable: Variable) -> bool:
+    return variable.segments is not None and variable.segments[0] != variable.segments[1]
+
+
+def _place(variables: list[Variable], lifetimes: str) -> int:
+    """Set the starts of variables, those that live at different times in the same place.
+
+    Returns the numbers that all of them take. First fit, the longest lives first.
+    """
+    placed: list[Variable] = []
+    for variable in sorted(variables, key=lambda v: (-v.width, getattr(v, lifetimes))):
+        first, last = getattr(variable, lifetimes)
+        others = [
+            v for v in placed
+            if getattr(v, lifetimes)[0] <= last and first <= getattr(v, lifetimes)[1]
+        ]  # fmt: skip
+        variable.start = 0
+        for other in sorted(others, key=lambda v: v.start):
+            if variable.start + variable.width <= other.start:
+                break
+            variable.start = max(variable.start, other.start + other.width)
+        placed.append(variable)
+    return max((v.start + v.width for v in placed), default=0)
+
+
+def widened(array: np.ndarray, *parts: tuple[int, int]) -> np.ndarray:
+    """The last axes, each `(count, features)` parts, with each part filled up to whole panels."""
+    lead = array.shape[: array.ndim - len(parts)]
+    split = array.reshape(*lead, *(size for part in parts for size in part))
+    room = [(0, 0)] * len(lead)
+    for _, features in parts:
+        room += [(0, 0), (0, padded(features) - features)]
+    filled = np.pad(split, room)
+    return filled.reshape(*lead, *(count * padded(features) for count, features in parts))

@@ -1,0 +1,377 @@
+"""Tensors of rank two as instructions: nine components of an atom for each feature.
+
+Components are those of `backbones.tensornet.matrix_basis`: the isotropic one, three antisymmetric
+and five symmetric traceless ones, `(f / 8, 9, 8)`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ase_biasgrad.fused.compiled.operations import Operation, locate
+from ase_biasgrad.fused.compiled.program import Program, Variable
+from ase_biasgrad.numerics.kernel_cache import compiled
+from ase_biasgrad.numerics.matrix_product import ACCUMULATE, SET
+from ase_biasgrad.numerics.simd import WIDTH, load, splat, store
+
+PARTS = ((0, 1), (1, 3), (4, 5))  # first component and number of components of I, A, S
+COMPONENTS = 9
+
+
+class IrrepsLinear:
+    """x_p W_p of the three irreducible parts, with weights `(f, f)`, inputs × outputs."""
+
+    def __init__(self, p: Program, x: Variable, matrices: list[np.ndarray]) -> None:
+        self.x, self.y = x, p.variable(x.width)
+        self.back = [p.matrix(matrix.T) for matrix in matrices]
+        self._emit(p, x, self.y, [p.matrix(matrix) for matrix in matrices], SET)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
+        self._emit(p, g, out, self.back, ACCUMULATE if more else SET)
+
+    @staticmethod
+    def _emit(p: Program, x: Variable, y: Variable, matrices: list[int], mode: int) -> None:
+        f = x.width // COMPONENTS
+        for (first, count), matrix in zip(PARTS, matrices, strict=True):
+            p.emit(Operation.LINEAR, x, y, f, f, COMPONENTS, first, count, matrix, 0, mode)
+
+
+class Normalise:
+    """X / (|X|² + 1), with the Frobenius norm."""
+
+    def __init__(self, p: Program, x: Variable) -> None:
+        self.x, self.y = x, p.variable(x.width)
+        p.emit(Operation.NORMALISE, x, self.y)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        p.emit(Operation.NORMALISE_VJP, p.adjoint(self.y)[0], self.x, *p.adjoint(self.x))
+
+
+@compiled()
+def normalise(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, y, step = locate(row, 1, place), locate(row, 3, place), row[2] // 9
+    one = splat(memory.dtype.type(1))
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            c = _components(memory, x + o)
+            store_components(memory, y + o, _times(one / (one + _dot(c, c)), c))
+
+
+@compiled()
+def normalise_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    g, x, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step, one = row[2] // 9, splat(memory.dtype.type(1))
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            c, d = _components(memory, x + o), _components(memory, g + o)
+            factor = one / (one + _dot(c, c))
+            along = (factor + factor) * factor * _dot(d, c)
+            _put(memory, out + o, _minus(_times(factor, d), _times(along, c)), row[7])
+
+
+class SymmetricProduct:
+    """XY + YX."""
+
+    def __init__(self, p: Program, x: Variable, y: Variable) -> None:
+        self.x, self.y, self.z = x, y, p.variable(x.width)
+        p.emit(Operation.SYMMETRIC_PRODUCT, x, y, self.z)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        g, (out, more), (other, again) = p.adjoint(self.z)[0], p.adjoint(self.x), p.adjoint(self.y)
+        p.emit(
+            Operation.SYMMETRIC_PRODUCT_VJP, g, self.x, self.y, out, other, more, again
+        )
+
+
+@compiled()
+def symmetric_product(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, y, z = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step, norms = row[2] // 9, _norms(memory)
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            one = _matrix(_components(memory, x + o), norms)
+            two = _matrix(_components(memory, y + o), norms)
+            store_components(memory, z + o, _of_matrix(_both_ways(one, two), norms))
+
+
+@compiled()
+def symmetric_product_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    g, x, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    adj_x, adj_y = locate(row, 7, place), locate(row, 9, place)
+    step, norms = row[2] // 9, _norms(memory)
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            c = _matrix(_components(memory, g + o), norms)
+            one = _transposed(_matrix(_components(memory, x + o), norms))
+            two = _transposed(_matrix(_components(memory, y + o), norms))
+            _put(memory, adj_x + o, _of_matrix(_both_ways(c, two), norms), row[11])
+            _put(memory, adj_y + o, _of_matrix(_both_ways(c, one), norms), row[12])
+
+
+class AddSquare:
+    """X + D + D²."""
+
+    def __init__(self, p: Program, x: Variable, d: Variable) -> None:
+        self.x, self.d, self.y = x, d, p.variable(x.width)
+        p.emit(Operation.ADD_SQUARE, x, d, self.y)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        g = p.adjoint(self.y)[0]
+        p.emit(Operation.ADD_SQUARE_VJP, g, self.d, *p.adjoint(self.d))
+        p.emit(Operation.ADD, g, *p.adjoint(self.x))
+
+
+@compiled()
+def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, d, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step, norms = row[2] // 9, _norms(memory)
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            change = _components(memory, d + o)
+            matrix = _matrix(change, norms)
+            square = _of_matrix(_product(matrix, matrix), norms)
+            total = _plus(_components(memory, x + o), _plus(change, square))
+            store_components(memory, y + o, total)
+
+
+@compiled()
+def add_square_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    g, d, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step, norms = row[2] // 9, _norms(memory)
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            of_y = _components(memory, g + o)
+            turned = _transposed(_matrix(_components(memory, d + o), norms))
+            bent = _of_matrix(_both_ways(_matrix(of_y, norms), turned), norms)
+            _put(memory, out + o, _plus(of_y, bent), row[7])
+
+
+class ScaleIrreps:
+    """X times one factor s `(3, f)` for each irreducible part and feature."""
+
+    def __init__(self, p: Program, x: Variable, s: Variable) -> None:
+        self.x, self.s, self.y = x, s, p.variable(x.width)
+        p.emit(Operation.SCALE_IRREPS, x, s, self.y)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        g, (out, more), (other, again) = p.adjoint(self.y)[0], p.adjoint(self.x), p.adjoint(self.s)
+        p.emit(Operation.SCALE_IRREPS_VJP, g, self.x, self.s, out, other, more, again)
+
+
+@compiled()
+def scale_irreps(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, s, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step = row[2] // 9
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[2] + 9 * f
+            factors = _three(memory, s + a * row[4] + f, step)
+            store_components(memory, y + o, _by_part(factors, _components(memory, x + o)))
+
+
+@compiled()
+def scale_irreps_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    g, x, s = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    adj_x, adj_s, step = locate(row, 7, place), locate(row, 9, place), row[2] // 9
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o, p = a * row[2] + 9 * f, a * row[6] + f
+            of_y = _components(memory, g + o)
+            dots = _dots(of_y, _components(memory, x + o))
+            _put(memory, adj_x + o, _by_part(_three(memory, s + p, step), of_y), row[11])
+            for k, dot in enumerate(dots):
+                to = adj_s + p + k * step
+                store(memory, to, load(memory, to) + dot if row[12] else dot)
+
+
+class SquaredNorms:
+    """Σ x² over all components, `(f,)`, or over those of each irreducible part, `(3, f)`."""
+
+    def __init__(self, p: Program, x: Variable, parts: bool) -> None:
+        self.x, self.y = x, p.variable(x.width // COMPONENTS * (3 if parts else 1))
+        p.emit(Operation.SQUARED_NORMS, x, self.y)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        p.emit(Operation.SQUARED_NORMS_VJP, p.adjoint(self.y)[0], self.x, *p.adjoint(self.x))
+
+
+@compiled()
+def squared_norms(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, y, step = locate(row, 1, place), locate(row, 3, place), row[2] // 9
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            c = _components(memory, x + a * row[2] + 9 * f)
+            one, two, three = _dots(c, c)
+            o = y + a * row[4] + f
+            if row[4] == step:
+                store(memory, o, one + two + three)
+            else:
+                store(memory, o, one)
+                store(memory, o + step, two)
+                store(memory, o + 2 * step, three)
+
+
+@compiled()
+def squared_norms_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    g, x, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
+    step, next_part = row[4] // 9, 0 if row[2] == row[4] // 9 else row[4] // 9
+    for a in range(place.count):
+        for f in range(0, step, WIDTH):
+            o = a * row[4] + 9 * f
+            one, two, three = _three(memory, g + a * row[2] + f, next_part)
+            twice = (one + one, two + two, three + three)
+            _put(memory, out + o, _by_part(twice, _components(memory, x + o)), row[7])
+
+
+_inline = compiled(forceinline=True)
+
+
+@_inline
+def _components(memory, o):  # type: ignore[no-untyped-def]
+    """The nine components of eight features, from `o` on."""
+    return (
+        load(memory, o), load(memory, o + 8), load(memory, o + 16), load(memory, o + 24),
+        load(memory, o + 32), load(memory, o + 40), load(memory, o + 48), load(memory, o + 56),
+        load(memory, o + 64),
+    )  # fmt: skip
+
+
+@_inline
+def store_components(memory, o, c):  # type: ignore[no-untyped-def]
+    store(memory, o, c[0])
+    store(memory, o + 8, c[1])
+    store(memory, o + 16, c[2])
+    store(memory, o + 24, c[3])
+    store(memory, o + 32, c[4])
+    store(memory, o + 40, c[5])
+    store(memory, o + 48, c[6])
+    store(memory, o + 56, c[7])
+    store(memory, o + 64, c[8])
+
+
+@_inline
+def _put(memory, o, c, more):  # type: ignore[no-untyped-def]
+    """Store components, or add them to what is there."""
+    store_components(memory, o, _plus(c, _components(memory, o)) if more else c)
+
+
+@_inline
+def _three(memory, o, step):  # type: ignore[no-untyped-def]
+    return load(memory, o), load(memory, o + step), load(memory, o + 2 * step)
+
+
+@_inline
+def _by_part(s, c):  # type: ignore[no-untyped-def]
+    return (
+        s[0] * c[0], s[1] * c[1], s[1] * c[2], s[1] * c[3],
+        s[2] * c[4], s[2] * c[5], s[2] * c[6], s[2] * c[7], s[2] * c[8],
+    )  # fmt: skip
+
+
+@_inline
+def _dots(a, b):  # type: ignore[no-untyped-def]
+    """Σ ab over the components of each part."""
+    two = a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
+    three = a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7] + a[8] * b[8]
+    return a[0] * b[0], two, three
+
+
+@_inline
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    one, two, three = _dots(a, b)
+    return one + two + three
+
+
+@_inline
+def _times(s, c):  # type: ignore[no-untyped-def]
+    return (
+        s * c[0], s * c[1], s * c[2], s * c[3], s * c[4], s * c[5], s * c[6], s * c[7], s * c[8]
+    )
+
+
+@_inline
+def _plus(a, b):  # type: ignore[no-untyped-def]
+    return (
+        a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4],
+        a[5] + b[5], a[6] + b[6], a[7] + b[7], a[8] + b[8],
+    )  # fmt: skip
+
+
+@_inline
+def _minus(a, b):  # type: ignore[no-untyped-def]
+    return (
+        a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3], a[4] - b[4],
+        a[5] - b[5], a[6] - b[6], a[7] - b[7], a[8] - b[8],
+    )  # fmt: skip
+
+
+@_inline
+def _norms(memory):  # type: ignore[no-untyped-def]
+    """Inverse norms in the basis: of the unit matrix, of most others, and of the last."""
+    kind = memory.dtype
+    return (
+        splat(kind.type(math.sqrt(1 / 3))), splat(kind.type(math.sqrt(1 / 2))),
+        splat(kind.type(math.sqrt(1 / 6))),
+    )  # fmt: skip
+
+
+@_inline
+def _matrix(x, norms):  # type: ignore[no-untyped-def]
+    """The matrix, row by row, of components."""
+    h = norms[1]
+    one, a, b, c = norms[0] * x[0], h * x[1], h * x[2], h * x[3]
+    p, q, r, s, t = h * x[4], h * x[5], h * x[6], h * x[7], norms[2] * x[8]
+    return one + s - t, p - c, r + b, p + c, one - s - t, q - a, r - b, q + a, one + t + t
+
+
+@_inline
+def _of_matrix(m, norms):  # type: ignore[no-untyped-def]
+    """Components of a matrix; the transpose of `_matrix`, and its inverse."""
+    h, trace = norms[1], m[0] + m[4]
+    return (
+        norms[0] * (trace + m[8]),
+        h * (m[7] - m[5]), h * (m[2] - m[6]), h * (m[3] - m[1]),
+        h * (m[1] + m[3]), h * (m[5] + m[7]), h * (m[2] + m[6]),
+        h * (m[0] - m[4]), norms[2] * (m[8] + m[8] - trace),
+    )  # fmt: skip
+
+
+@_inline
+def _transposed(m):  # type: ignore[no-untyped-def]
+    return m[0], m[3], m[6], m[1], m[4], m[7], m[2], m[5], m[8]
+
+
+@_inline
+def _product(a, b):  # type: ignore[no-untyped-def]
+    return (
+        a[0] * b[0] + a[1] * b[3] + a[2] * b[6],
+        a[0] * b[1] + a[1] * b[4] + a[2] * b[7],
+        a[0] * b[2] + a[1] * b[5] + a[2] * b[8],
+        a[3] * b[0] + a[4] * b[3] + a[5] * b[6],
+        a[3] * b[1] + a[4] * b[4] + a[5] * b[7],
+        a[3] * b[2] + a[4] * b[5] + a[5] * b[8],
+        a[6] * b[0] + a[7] * b[3] + a[8] * b[6],
+        a[6] * b[1] + a[7] * b[4] + a[8] * b[7],
+        a[6] * b[2] + a[7] * b[5] + a[8] * b[8],
+    )
+
+
+@_inline
+def _both_ways(a, b):  # type: ignore[no-untyped-def]
+    """ab + ba."""
+    return _plus(_product(a, b), _product(b, a))
