@@ -85,7 +85,7 @@ def cutoff_adjacency(
     accepted = within_neighbour_limit(centre, distances, max_neighbors)
     weights = decay(distances[accepted])
     adjacency = symmetrised(centre[accepted], neighbour[accepted], weights, len(batch))
-    largest = _largest(adjacency.values, batch[adjacency.index[0]])
+    largest = largest_of_group(adjacency.values, batch[adjacency.index[0]])
     return Adjacency(adjacency.index, adjacency.values / largest, adjacency.n_atoms)
 
 
@@ -139,7 +139,7 @@ def weights_cutoff(
     return cutoff_adjacency(centre, neighbour, distances, batch, max_neighbors, decay).dense()
 
 
-def _largest(values: Tensor, group: Tensor) -> Tensor:
+def largest_of_group(values: Tensor, group: Tensor) -> Tensor:
     """Largest value of each entry's group `(m,)`; ties share the derivative."""
     if len(values) == 0:
         return values

@@ -1,18 +1,17 @@
 """Edge weights from Voronoi cells: solid angles of shared faces, differentiable.
 
-The topology comes from SciPy's Qhull on the CPU (`voronoi_topology.py`), at every evaluation; the
-geometry is recomputed from positions and cell with torch. With a, b, c the vectors from atom i to
-three neighbours, their cell corner lies at
+Which faces a cell has follows from the positions on the CPU (`voronoi_topology.py`), at every
+evaluation; the rest is torch. With p = 2b/b² for the bond b from an atom to a neighbour, and p = 0
+for the open sky, the face of one neighbour is seen from the atom in the solid angle
 
-    w = (a² b×c + b² c×a + c² a×b) / (2 a·(b×c))
+    Ω = 2π − Σ_k ∠(p − p_k, p − p_(k+1))
 
-from i. A face is a fan of triangles around the direction of the bond; each has the solid angle Ω
-with tan(Ω/2) = a·(b×c) / (1 + a·b + b·c + c·a) of unit vectors (van Oosterom and Strackee 1983,
-IEEE Trans. Biomed. Eng. 30, 125). Only directions enter, so a corner at infinity is one of them.
+where k runs over the faces around it (`voronoi_cells.py` says why). A corner between three faces
+lies at w = (p×p' + p'×p″ + p″×p) / (p·p'×p″) from the atom, at infinity if one of them is the sky.
 
 Weights are continuous where faces appear and vanish. Their derivatives are, too, except where a
-face appears as a strip with long sides (simple cubic and rocksalt crystals under shear): there the
-derivative is that of the crystal's cells as they are, without the strip.
+face appears as a strip with long sides (simple cubic and rocksalt crystals under shear, a flat
+sheet that buckles): there the derivative is that of the cells without the strip.
 """
 
 from __future__ import annotations
@@ -25,28 +24,31 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.differentiable_graph.adjacency import Adjacency, symmetrised
-from ase_biasgrad.differentiable_graph.voronoi_topology import GHOST, Topology, voronoi_topology
+from ase_biasgrad.differentiable_graph.cutoff_weights import largest_of_group
+from ase_biasgrad.differentiable_graph.voronoi_topology import SKY, Topology, voronoi_topology
 from ase_biasgrad.graph import AtomGraph
+
+# What a share of the full solid angle may be wrong by before it is an error.
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class VoronoiFaces:
     """The faces of a batch's Voronoi cells, each seen from its atom `centre`.
 
-    Corners of the face k are the rows c with `face[c] == k`, ordered; `following[c]` is the row
-    behind c. `towards` are vectors from the centre: along the unit vector where the corner lies at
-    infinity (`distance[c] == inf`).
+    Edges of the face k are the rows c with `face[c] == k`, counter-clockwise as seen from outside;
+    `following[c]` is the row behind c, and `across[c]` the face of the same cell behind the edge,
+    −1 where the sky is open.
     """
 
     centre: Tensor  # (f,) int64
     neighbour: Tensor  # (f,) int64
     bonds: Tensor  # (f, 3) Å, vectors from centre to neighbour
     solid_angles: Tensor  # (f,) sr
-    orientation: Tensor  # (f,) ±1, sense of the corners around the bond
+    sky: Tensor  # (n,) sr, the solid angle of each atom's open sky, without derivative
     face: Tensor  # (c,) int64
+    across: Tensor  # (c,) int64
     following: Tensor  # (c,) int64
-    normals: Tensor  # (c, 3) numerator of w, in Å⁴ (Å² at infinity)
-    volumes: Tensor  # (c,) 2 a·(b×c) in Å³, zero at infinity
 
     def areas(self) -> Tensor:
         """Area of each face `(f,)` Å², inf where it is unbounded."""
@@ -64,171 +66,171 @@ class VoronoiFaces:
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Area `(f,)` and area times centroid `(f, 3)`."""
-        corners = self.normals / self.volumes[:, None]  # (c, 3)
+        corners = self._corners()  # (c, 3), behind the edges
         middle = 0.5 * self.bonds[self.face]
         one, two = corners - middle, corners[self.following] - middle
-        unit = self.bonds / self.bonds.norm(dim=1, keepdim=True)
-        outward = (unit * self.orientation[:, None])[self.face]
+        outward = (self.bonds / self.bonds.norm(dim=1, keepdim=True))[self.face]
         area = 0.5 * (torch.linalg.cross(one, two) * outward).sum(dim=1)  # (c,) of triangles
         moment = area[:, None] * (middle + (one + two) / 3)
         n = len(self.bonds)
+        areas = area.new_zeros(n).index_add(0, self.face, area)
+        moments = area.new_zeros(n, 3).index_add(0, self.face, moment)
+        unbounded = torch.zeros(n, dtype=torch.bool, device=self.face.device)
+        unbounded[self.face[self.across == SKY]] = True
         return (
-            area.new_zeros(n).index_add(0, self.face, area),
-            area.new_zeros(n, 3).index_add(0, self.face, moment),
+            areas.masked_fill(unbounded, math.inf),
+            moments.masked_fill(unbounded[:, None], math.nan),
         )
+
+    def _corners(self) -> Tensor:
+        """Corners `(c, 3)` in Å from the centre, each between an edge and the following one."""
+        points = _inverted(self.bonds)
+        a, b = points[self.face], points[self.across]
+        c = b[self.following]
+        bc = torch.linalg.cross(b, c)
+        volumes = (a * bc).sum(dim=1, keepdim=True)
+        open_ = (self.across == SKY)[:, None]
+        volumes = torch.where(open_ | open_[self.following], 1.0, volumes)
+        return (torch.linalg.cross(a, b) + bc + torch.linalg.cross(c, a)) / volumes
 
 
 def voronoi_faces(graph: AtomGraph) -> VoronoiFaces:
     """Faces of the Voronoi cells of a batch, differentiable in `graph.positions` and `.cell`.
 
-    The edges of the graph play no part. Non-periodic directions are open: their outermost cells
-    are bounded by ghosts at infinity, and faces with ghosts are not listed.
+    The edges of the graph play no part. Non-periodic directions are open: what a ray from an atom
+    meets there, if no face, is the sky.
 
     Raises
     ------
     ValueError
         Where two atoms are at the same place.
+    RuntimeError
+        Where the faces and the sky of an atom do not add up to 4π, or a face does not look the same
+        from both sides, by more than 1e-6 of 4π.
     """
     t = _batch_topology(graph)
-    positions, cell, batch = graph.positions, graph.cell, graph.batch
-    centre, face = _tensor(t.centre, graph), _tensor(t.face, graph)
-
-    def vectors(start: Tensor, end: Tensor, shift: np.ndarray) -> Tensor:
-        moved = positions[end] - positions[start]
-        if not shift.any():
-            return moved
-        by = _tensor(shift, graph).to(cell.dtype)
-        return moved + torch.einsum("ek,ekl->el", by, cell[batch[start]])
-
-    neighbour, following = _tensor(t.neighbour, graph), _tensor(t.following, graph)
-    bonds = vectors(centre, neighbour, t.shift)  # (f, 3)
-    one, two = (
-        vectors(centre[face], _tensor(np.maximum(atom, 0), graph), shift)
-        for atom, shift in zip(t.sites.T, t.site_shift.transpose(1, 0, 2), strict=True)
+    centre, neighbour, face, across = (
+        _tensor(part, graph) for part in (t.centre, t.neighbour, t.face, t.across)
     )
-    normals, volumes = _corners(t, bonds[face], one, two, graph)
-    units = normals / normals.norm(dim=1, keepdim=True)
-    sign = (units.detach() * _tensor(t.direction, graph)).sum(dim=1).sign()  # (c,)
-    units = sign[:, None] * units
-    orientation = _tensor(t.orientation, graph)
-    solid_angles = orientation * _solid_angles(bonds, units, face, following)
-    return VoronoiFaces(
-        centre, neighbour, bonds, solid_angles, orientation, face, following, normals, volumes
+    bonds = graph.positions[neighbour] - graph.positions[centre]
+    if t.shift.any():
+        shift = _tensor(t.shift, graph).to(graph.cell.dtype)
+        bonds = bonds + torch.einsum("ek,ekl->el", shift, graph.cell[graph.batch[centre]])
+    following = _tensor(_following(t.face), graph)
+    faces = VoronoiFaces(
+        centre=centre,
+        neighbour=neighbour,
+        bonds=bonds,
+        solid_angles=_solid_angles(bonds, face, across, following),
+        sky=_tensor(t.sky, graph),
+        face=face,
+        across=across,
+        following=following,
     )
+    _check(faces)
+    return faces
 
 
-def voronoi_adjacency(graph: AtomGraph) -> Adjacency:
+def voronoi_adjacency(graph: AtomGraph, largest_face: bool = False) -> Adjacency:
     """The weights of `weights_voronoi`, without the dense matrix."""
     faces = voronoi_faces(graph)
-    share = faces.solid_angles / (4 * math.pi)
-    return symmetrised(faces.centre, faces.neighbour, share, len(graph.numbers))
+    n = len(graph.numbers)
+    if largest_face:
+        largest = largest_of_group(faces.solid_angles, faces.centre)
+        return symmetrised(faces.centre, faces.neighbour, faces.solid_angles / largest, n)
+    return symmetrised(faces.centre, faces.neighbour, faces.solid_angles / (4 * math.pi), n)
 
 
-def weights_voronoi(graph: AtomGraph) -> Tensor:
+def weights_voronoi(graph: AtomGraph, largest_face: bool = False) -> Tensor:
     """Weights W `(n, n)`: the share of the full solid angle of i that faces (images of) j.
 
     Rows of atoms with bounded cells sum to one; what is missing in the others is open sky. A
     batch gives a matrix of blocks. Differentiable in `graph.positions` and `graph.cell`.
 
+    Parameters
+    ----------
+    graph
+        Structures; their edges play no part.
+    largest_face
+        Divide the solid angles of each atom's faces by the largest of them in the place of 4π, then
+        take ½(W + Wᵀ), as AtomGraphs.jl has it (which then divides by the largest entry, of which
+        the Laplacian knows nothing). Faces that tie for the largest share its derivative.
+
     Raises
     ------
     ValueError
         Where two atoms are at the same place.
+    RuntimeError
+        Where solid angles do not add up, see `voronoi_faces`.
     """
-    return voronoi_adjacency(graph).dense()
+    return voronoi_adjacency(graph, largest_face).dense()
 
 
-def _corners(
-    t: Topology, a: Tensor, b: Tensor, c: Tensor, graph: AtomGraph
-) -> tuple[Tensor, Tensor]:
-    """Numerator `(c, 3)` and denominator `(c,)` of each corner w; directions where ghosts are."""
-    ghosts = t.sites == GHOST  # (c, 2)
-    if not ghosts.any():
-        return _circumcentres(a, b, c)
-    normals, volumes = a.new_zeros(a.shape), a.new_zeros(len(a))
-    middle = (t.sites[:, 0] == t.sites[:, 1]) & (t.site_shift[:, 0] == t.site_shift[:, 1]).all(1)
-    inside = _tensor((~ghosts.any(axis=1) & ~middle).nonzero()[0], graph)
-    near, denominators = _circumcentres(a[inside], b[inside], c[inside])
-    normals, volumes = (
-        normals.index_copy(0, inside, near),
-        volumes.index_copy(0, inside, denominators),
+def _inverted(bonds: Tensor) -> Tensor:
+    """2b/b² of each bond `(f, 3)`, and a last row of zeros: the sky, in the place −1."""
+    points = 2 * bonds / bonds.square().sum(dim=1, keepdim=True)
+    return torch.cat([points, points.new_zeros(1, 3)])
+
+
+def _solid_angles(bonds: Tensor, face: Tensor, across: Tensor, following: Tensor) -> Tensor:
+    """Solid angle of each face `(f,)`: 2π less the angles between the normals of its edges."""
+    points = _inverted(bonds)
+    one = points[face] - points[across]  # (c, 3)
+    two = one[following]
+    square = torch.linalg.cross(one, two).square().sum(dim=1)
+    turns = square > 0  # of a half-space, the one edge follows itself
+    sine = torch.where(turns, torch.where(turns, square, 1.0).sqrt(), 0.0)
+    angles = torch.atan2(sine, (one * two).sum(dim=1))
+    return 2 * math.pi - angles.new_zeros(len(bonds)).index_add(0, face, angles)
+
+
+def _following(face: np.ndarray) -> np.ndarray:
+    """The edge behind each edge `(c,)` around its face; those of a face follow each other."""
+    following = np.arange(1, len(face) + 1)
+    starts = np.flatnonzero(np.diff(face, prepend=-1))
+    following[np.append(starts, len(face))[1:] - 1] = starts
+    return following
+
+
+def _check(faces: VoronoiFaces) -> None:
+    """Raise unless solid angles are positive, add up to 4π, and are the same from both sides."""
+    share, n = faces.solid_angles.detach() / (4 * math.pi), len(faces.sky)
+    centre, neighbour = faces.centre, faces.neighbour
+    sums = (faces.sky / (4 * math.pi)).to(share.dtype).index_add(0, centre, share)  # (n,)
+    pairs, pair = torch.unique(
+        centre.minimum(neighbour) * n + centre.maximum(neighbour), return_inverse=True
     )
-    rows = _tensor((middle & ~ghosts.any(axis=1)).nonzero()[0], graph)
-    normals = normals.index_copy(0, rows, _middle_of_line(a[rows], b[rows]))
-    for only, other in ((0, c), (1, b)):  # beside one ghost: normal to the three atoms
-        rows = _tensor((ghosts[:, only] & ~ghosts[:, 1 - only]).nonzero()[0], graph)
-        normals = normals.index_copy(0, rows, torch.linalg.cross(a[rows], other[rows]))
-    # between two ghosts: somewhere on the circle normal to the bond, and where is no matter
-    rows = _tensor(ghosts.all(axis=1).nonzero()[0], graph)
-    along = a[rows] / a[rows].norm(dim=1, keepdim=True)
-    guess = _tensor(t.direction, graph)[rows]
-    on_circle = guess - (guess * along).sum(dim=1, keepdim=True) * along
-    return normals.index_copy(0, rows, on_circle), volumes
-
-
-def _circumcentres(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Numerator `(c, 3)` and denominator `(c,)` of w for vectors `(c, 3)` to three sites."""
-    bc = torch.linalg.cross(b, c)
-    numerators = (
-        a.square().sum(1, keepdim=True) * bc
-        + b.square().sum(1, keepdim=True) * torch.linalg.cross(c, a)
-        + c.square().sum(1, keepdim=True) * torch.linalg.cross(a, b)
-    )
-    return numerators, 2 * (a * bc).sum(dim=1)
-
-
-def _middle_of_line(a: Tensor, b: Tensor) -> Tensor:
-    """Direction `(c, 3)` to the circumcentre of the triangle of the centre, a and b."""
-    squares = a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True)
-    return torch.linalg.cross(squares[0] * b - squares[1] * a, torch.linalg.cross(a, b))
-
-
-def _solid_angles(bonds: Tensor, units: Tensor, face: Tensor, following: Tensor) -> Tensor:
-    """Signed solid angle of each face `(f,)`: triangles of the bond and each edge, added up."""
-    a = (bonds / bonds.norm(dim=1, keepdim=True))[face]  # (c, 3)
-    b, c = units, units[following]
-    numerators = (a * torch.linalg.cross(b, c)).sum(dim=1)
-    denominators = 1 + (a * b).sum(dim=1) + (b * c).sum(dim=1) + (c * a).sum(dim=1)
-    triangles = 2 * torch.atan2(numerators, denominators)
-    return triangles.new_zeros(len(bonds)).index_add(0, face, triangles)
+    seen_from = torch.sign(neighbour - centre).to(share.dtype)
+    one_sided = share.new_zeros(len(pairs)).index_add(0, pair, seen_from * share)
+    wrong = (sums - 1).abs() > TOLERANCE
+    wrong[centre[share < -TOLERANCE]] = True
+    wrong[pairs[one_sided.abs() > TOLERANCE] // max(n, 1)] = True
+    if wrong.any():
+        atom = int(wrong.nonzero()[0])
+        raise RuntimeError(
+            f"the Voronoi cell of atom {atom} does not close: its faces and the open sky fill "
+            f"{float(sums[atom]):.9f} of the full solid angle, or a face differs between its two "
+            "sides; displace the atoms by some 1e-4 Å, and report these positions"
+        )
 
 
 def _batch_topology(graph: AtomGraph) -> Topology:
-    """Topologies of all structures as one, atoms counted through."""
+    """Topologies of all structures as one, atoms and faces counted through."""
     positions, cells = graph.positions.detach().cpu().numpy(), graph.cell.detach().cpu().numpy()
     pbc, owner = graph.pbc.cpu().numpy(), graph.batch.cpu().numpy()
-    parts: list[Topology] = []
-    atoms, faces, corners = [], 0, 0
-    first_faces, first_corners = [], []
+    sky = np.zeros(len(owner))
+    parts, n_faces = [], 0
     for k in range(graph.n_structures):
         mine = np.flatnonzero(owner == k)
         part = voronoi_topology(positions[mine], cells[k], pbc[k])
-        parts.append(part)
-        atoms.append(mine)
-        first_faces.append(faces)
-        first_corners.append(corners)
-        faces, corners = faces + len(part.centre), corners + len(part.face)
-    if len(parts) == 1:
-        return parts[0]
-    return Topology(
-        centre=np.concatenate([m[p.centre] for p, m in zip(parts, atoms, strict=True)]),
-        neighbour=np.concatenate([m[p.neighbour] for p, m in zip(parts, atoms, strict=True)]),
-        shift=np.concatenate([p.shift for p in parts]),
-        orientation=np.concatenate([p.orientation for p in parts]),
-        face=np.concatenate([p.face + k for p, k in zip(parts, first_faces, strict=True)]),
-        following=np.concatenate(
-            [p.following + k for p, k in zip(parts, first_corners, strict=True)]
-        ),
-        sites=np.concatenate([_counted_through(p, m) for p, m in zip(parts, atoms, strict=True)]),
-        site_shift=np.concatenate([p.site_shift for p in parts]),
-        direction=np.concatenate([p.direction for p in parts]),
-    )
-
-
-def _counted_through(topology: Topology, atoms: np.ndarray) -> np.ndarray:
-    if len(atoms) == 0:
-        return topology.sites
-    return np.where(topology.sites == GHOST, GHOST, atoms[topology.sites])
+        sky[mine] = part.sky
+        across = np.where(part.across == SKY, SKY, part.across + n_faces)
+        parts.append(
+            (mine[part.centre], mine[part.neighbour], part.shift, part.face + n_faces, across)
+        )
+        n_faces += len(part.centre)
+    centre, neighbour, shift, face, across = map(np.concatenate, zip(*parts, strict=True))
+    return Topology(centre, neighbour, shift, face, across, sky)
 
 
 def _tensor(values: np.ndarray, graph: AtomGraph) -> Tensor:
