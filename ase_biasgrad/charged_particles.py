@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from tqdm import tqdm
+
+from ase_biasgrad.progress import progress_bar
 
 SIMULATIONS_PER_BLOCK = 500  # arrays of one step then fit into a processor's cache
 
@@ -89,7 +90,7 @@ def simulate(system: System, simulations: int, seed: int, progress: bool = False
     velocities *= system.speed / np.linalg.norm(velocities, axis=-1, keepdims=True)
     starts = range(0, simulations, SIMULATIONS_PER_BLOCK)
     blocks = []
-    for start in tqdm(starts, "simulations", unit="block", disable=not progress, leave=False):
+    for start in progress_bar(starts, "simulations", progress, unit=" blocks"):
         block = slice(start, start + SIMULATIONS_PER_BLOCK)
         blocks.append(
             integrate(

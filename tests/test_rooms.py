@@ -13,7 +13,7 @@ import ase_biasgrad.training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # modules of the core that know no network, and those that do
-BASE = {"units", "files", "machine", "lazy", "neighbours", "charged_particles"}
+BASE = {"units", "files", "machine", "lazy", "progress", "neighbours", "charged_particles"}
 BIAS = {"bias", "bias_errors", "bias_file", "bias_fits"}
 CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
@@ -21,7 +21,8 @@ NETWORKS = {"backbones", "fused", "numerics"}
 # a row for each room: what it may import besides itself
 MAY_IMPORT = {
     "numerics": {"files"},
-    **{name: set() for name in ("units", "files", "machine", "lazy", "charged_particles")},
+    **{name: set() for name in ("units", "files", "machine", "lazy", "progress")},
+    "charged_particles": {"progress"},
     "neighbours": set(),
     "graph": {"neighbours"},
     "bias_fits": set(),
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "potential": {"backbones", "bias", "graph"},
     "checkpoint": {"backbones", "bias", "files", "potential"},
     "convert": {"backbones", "potential", "units"},
-    "data": {"units", "files", "neighbours", "charged_particles", "lazy"},
+    "data": {"units", "files", "neighbours", "charged_particles", "lazy", "progress"},
     "calculators": CORE | NETWORKS | SYSTEMS,
     "training": CORE | NETWORKS | SYSTEMS | {"data"},
     "cli": CORE | NETWORKS | SYSTEMS | {"data", "calculators", "training"},

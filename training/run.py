@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,7 +36,6 @@ from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.lightning.loggers import (
     EpochTable,
-    extra_loggers,
     log_bias,
     log_report,
     open_loggers,
@@ -90,7 +90,7 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
         )
     run = RunFolder.new(config, folder)
     prepared = _prepare(run)
-    with open_loggers(prepared.trainer.loggers, folder, run.origin()):
+    with _loggers(run, prepared.trainer):
         if _is_main_process():
             for note in run.notes:
                 warnings.warn(f"{config.data.path}: {note}", stacklevel=2)
@@ -108,8 +108,17 @@ def resume(folder: str | Path) -> TrainingResult:
     """
     run = RunFolder.read(Path(folder))
     prepared = _prepare(run)
-    with open_loggers(prepared.trainer.loggers, run.path, run.origin()):
+    with _loggers(run, prepared.trainer):
         return _run(run, prepared)
+
+
+@contextlib.contextmanager
+def _loggers(run: RunFolder, trainer: pl.Trainer) -> Iterator[None]:
+    """Give the trainer its loggers, which may refuse to start: before the folder holds a run."""
+    origin = run.origin()
+    options = {**origin["config"], "dataset": origin["data"]}
+    with open_loggers(run.config.trainer.loggers, run.path, options) as trainer.loggers:
+        yield
 
 
 def _is_main_process() -> bool:
@@ -331,10 +340,10 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         max_epochs=stage.epochs,
         callbacks=callbacks,
         plugins=[WholeStateFiles()],
-        logger=extra_loggers(options.loggers, folder),
+        logger=False,  # `_loggers` gives them
         gradient_clip_val=stage.gradient_clip or None,
         check_val_every_n_epoch=stage.validate_every,
-        enable_progress_bar=options.progress_bar,
+        enable_progress_bar=options.progress_bar and sys.stdout.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,
         inference_mode=False,  # forces are gradients, in validation too

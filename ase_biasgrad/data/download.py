@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ase_biasgrad.progress import progress_bar
+
 TIMEOUT = 30  # s without a byte
 PIECE = 2**16
 
@@ -45,7 +47,6 @@ def resuming(url: str, output_file: str, pooch: Any = None) -> None:
 def _continue(url: str, partial: Path) -> int | None:
     """Append what is missing to `partial`; the size of the whole file where the server tells."""
     import requests
-    from tqdm import tqdm
 
     had = partial.stat().st_size if partial.exists() else 0
     # compressed transfers have no ranges that add up
@@ -63,7 +64,7 @@ def _continue(url: str, partial: Path) -> int | None:
         total = None if length is None else had + int(length)
         with (
             partial.open("ab" if had else "wb") as file,
-            tqdm(total=total, initial=had, unit="B", unit_scale=True, desc=url) as bar,
+            progress_bar(None, url, total=total, initial=had, unit="B", unit_scale=True) as bar,
         ):
             for piece in answer.iter_content(PIECE):
                 file.write(piece)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.progress import progress_bar
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -108,8 +109,6 @@ def sample(
     ase_biasgrad.data.dataset.DataError
         If the dynamics leave what the calculator can describe; no file is left behind.
     """
-    from tqdm import tqdm
-
     history = {"temperatures_K": list(temperatures), "timestep_fs": timestep, "seed": seed}
     with DatasetWriter(output, {**(provenance or {}), "langevin": history}) as writer:
         for k, temperature in enumerate(temperatures):
@@ -117,10 +116,7 @@ def sample(
                 atoms, calculator, temperature, timestep, friction, np.random.default_rng([seed, k])
             )
             dynamics.run(equilibration)
-            bar = tqdm(
-                range(frames), f"{temperature:g} K", disable=None if progress else True, leave=False
-            )
-            for frame in bar:
+            for frame in progress_bar(range(frames), f"{temperature:g} K", progress):
                 dynamics.run(interval)
                 _keep(moving, writer, f"frame {frame} at {temperature:g} K")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ase_biasgrad.potential import Potential
+from ase_biasgrad.progress import progress_bar
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
@@ -31,12 +31,8 @@ def predict(
     """Evaluate every frame; batches hold about `atoms_per_batch` atoms."""
     wanted = ("energy", "forces", "stress") if stress else ("energy", "forces")
     parts: list[dict[str, np.ndarray]] = []
-    for places in tqdm(
-        batches_of_atoms(frames.atom_counts, atoms_per_batch),
-        "predict",
-        disable=not progress,
-        leave=False,
-    ):
+    batches = batches_of_atoms(frames.atom_counts, atoms_per_batch)
+    for places in progress_bar(batches, "predict", progress):
         values = potential.evaluate(frames.batch(places).graph, wanted)
         parts.append({name: value.detach().cpu().numpy() for name, value in values.items()})
     joined = {name: np.concatenate([part[name] for part in parts]) for name in wanted}

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import Dataset, Group
 from ase_biasgrad.graph import AtomGraph, forward_edges
 from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
+from ase_biasgrad.progress import progress_bar
 from ase_biasgrad.training.elastic import Springs, springs_from, springs_of
 
 # of the elastic networks of all frames
@@ -206,7 +206,7 @@ class DeviceFrames(TorchDataset[Batch]):
         lists: list[Edges] = []
         shared: dict[int, int] = {}  # atoms of a small molecule → its list of all pairs
         self._edge_list = np.zeros(len(self), np.int64)
-        frames = tqdm(range(len(self)), "neighbour lists", disable=not progress, leave=False)
+        frames = progress_bar(range(len(self)), "neighbour lists", progress)
         for frame in frames:
             start, count = self._atoms.start[frame], self._atoms.count[frame]
             is_molecule = not pbc[frame].any() and count <= ALL_PAIRS_UP_TO

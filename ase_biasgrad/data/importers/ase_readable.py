@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import LABELS, DataError
 from ase_biasgrad.data.importers.labels import (
@@ -27,6 +26,7 @@ from ase_biasgrad.data.importers.labels import (
 from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.progress import progress_bar
 
 # keys of a frame that name a unit, and whose
 UNIT_KEYS = {
@@ -61,7 +61,7 @@ def import_ase(
         by, own = "as its metadata say", metadata
     units = units_of(path, options, own, ("eV", "Angstrom"), by)
     assert units is not None
-    bar = tqdm(chain([first], frames), path.name, disable=None if progress else True, leave=False)
+    bar = progress_bar(chain([first], frames), path.name, progress)
     for frame, (atoms, values) in enumerate(bar):
         where = f"{path} (its frame {frame})"
         if by == "as it says" and _own_units(values) != own:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import LABELS, DataError, real_array
 from ase_biasgrad.data.importers.labels import (
@@ -19,6 +18,7 @@ from ase_biasgrad.data.importers.labels import (
 from ase_biasgrad.data.importers.options import ImportOptions, Units
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.progress import progress_bar
 
 ATOMS_AT_ONCE = 50_000
 
@@ -60,9 +60,7 @@ def import_blocks(
         On shapes that do not fit, frames without labels, and values that cannot be used.
     """
     account = Account()
-    with tqdm(
-        desc=path.name, unit=" frames", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_bar(None, path.name, progress, unit=" frames") as bar:
         for block in blocks:
             for part in _append(path, block, units, account, writer, options, asked):
                 bar.update(part)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import DataError, Dataset, real_array
 from ase_biasgrad.data.importers import ImportReport
 from ase_biasgrad.data.importers.npz import load_arrays
 from ase_biasgrad.data.importers.options import describe, said_unit
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.progress import progress_bar
 from ase_biasgrad.units import energy_unit as in_ev
 from ase_biasgrad.units import length_unit as in_angstrom
 
@@ -88,7 +88,7 @@ def import_qm7(
         "folds": origin,
     }
     with DatasetWriter(output, provenance) as writer:
-        for k in tqdm(range(len(folds)), path.name, disable=not progress, leave=False):
+        for k in progress_bar(range(len(folds)), path.name, progress):
             writer.append(
                 molecules.numbers[k],
                 molecules.positions[k] * in_angstrom(length),

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from ase import units as ase_units
 from ase.data import atomic_numbers
-from tqdm import tqdm
 
 from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.data.importers import ImportReport
 from ase_biasgrad.data.importers.npz import load_arrays
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.progress import progress_bar
 
 ARCHIVE_URL = "https://ndownloader.figshare.com/files/3195389"
 UNCHARACTERIZED_URL = "https://ndownloader.figshare.com/files/3195404"
@@ -89,7 +89,7 @@ def import_qm9(
     name = "QM9" if source is None else Path(source).name
     kept = skipped = 0
     with DatasetWriter(output, {"sources": [name], "energy": energy, "labels": UNITS}) as writer:
-        for molecule in tqdm(molecules, name, disable=not progress, leave=False):
+        for molecule in progress_bar(molecules, name, progress):
             if molecule.id in excluded or not np.isfinite(list(molecule.properties.values())).all():
                 skipped += 1
                 continue

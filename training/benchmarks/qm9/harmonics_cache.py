@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ase_biasgrad.data.hdf5 import CHECKED, new_file
 from ase_biasgrad.files import whole_file
+from ase_biasgrad.progress import progress_bar
 from ase_biasgrad.se3_transformer.bases import spherical_harmonics
 
 EDGES_AT_ONCE = 100_000
@@ -36,7 +37,9 @@ class HarmonicsCache:
         self.path, self._start = path, np.concatenate([[0], np.cumsum(edges)]).astype(int)
         try:
             self._harmonics = h5py.File(path)["harmonics"]
-        except (OSError, KeyError) as error:
+            if self._harmonics.shape[:1] != (self._start[-1],):
+                raise ValueError(f"it has {self._harmonics.shape[:1]} edges")
+        except Exception as error:  # whatever h5py makes of a damaged file
             raise self._damaged(error) from error
 
     def read(self, samples: Sequence[int] | np.ndarray) -> Tensor:
@@ -49,7 +52,7 @@ class HarmonicsCache:
         """
         try:
             parts = [self._harmonics[self._start[k] : self._start[k + 1]] for k in samples]
-        except OSError as error:
+        except Exception as error:
             raise self._damaged(error) from error
         return torch.from_numpy(np.concatenate(parts))
 
@@ -78,13 +81,13 @@ def open_cache(
 
 def _write(path: Path, vectors: np.ndarray, highest_order: int, progress: bool) -> None:
     shape = (len(vectors), (highest_order + 1) ** 2)
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+    with whole_file(path) as temporary, new_file(temporary) as file:
         chunks = (CHUNK, shape[1])
         stored = file.create_dataset(
-            "harmonics", shape, np.float32, chunks=chunks, maxshape=(None, None), fletcher32=True
+            "harmonics", shape, np.float32, chunks=chunks, maxshape=(None, None), **CHECKED
         )
         starts = range(0, len(vectors), EDGES_AT_ONCE)
-        for start in tqdm(starts, desc="harmonics", disable=not progress, leave=False):
+        for start in progress_bar(starts, "harmonics", progress):
             block = torch.from_numpy(vectors[start : start + EDGES_AT_ONCE])
             harmonics = spherical_harmonics(block, highest_order)
             stored[start : start + len(block)] = harmonics.numpy()

@@ -1,0 +1,25 @@
+"""Progress bars, which a terminal shows and no file or pipe ever gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def progress_bar(
+    items: Iterable[Any] | None = None, description: str = "", show: bool = True, **options: Any
+) -> Any:
+    """A bar of tqdm on the standard error stream that vanishes when it is done.
+
+    Parameters
+    ----------
+    items
+        What to go through; without them the bar is moved by its `update`.
+    show
+        Show it, if the stream is a terminal.
+    options
+        Others of tqdm.
+    """
+    from tqdm import tqdm
+
+    return tqdm(items, description, disable=None if show else True, leave=False, **options)
