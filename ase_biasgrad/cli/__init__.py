@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ase_biasgrad.cli import benchmark, data, potential, simulate, train
+from ase_biasgrad.cli import benchmark, data, potential, predict, simulate, train
 
 app = typer.Typer(
     help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
@@ -24,6 +24,7 @@ app.command("fit-bias")(potential.fit_bias)
 app.command("evaluate")(potential.evaluate)
 app.command("convert")(potential.convert)
 app.command("info")(potential.info)
+app.command("predict")(predict.predict)
 app.command("relax")(simulate.relax)
 app.command("md")(simulate.md)
 

@@ -30,7 +30,7 @@ class PaddedMolecules:
     @classmethod
     def of(cls, molecules: PaddedMolecules | tuple[np.ndarray, np.ndarray]) -> PaddedMolecules:
         """Molecules as they are, or made of a pair (R, Z) of positions and charges."""
-        return molecules if isinstance(molecules, cls) else cls(*molecules)
+        return molecules if isinstance(molecules, PaddedMolecules) else cls(*molecules)
 
 
 def padded(

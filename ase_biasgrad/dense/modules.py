@@ -64,8 +64,8 @@ class Linear(Module):
         self, m: int, n: int, random: np.random.Generator | None = None, dtype: type = np.float64
     ) -> None:
         normal = np.random.normal if random is None else random.normal
-        self.W = normal(0.0, 1 / np.sqrt(m), (m, n)).astype(dtype)
-        self.B = np.zeros(n, dtype)
+        self.W: np.ndarray = normal(0.0, 1 / np.sqrt(m), (m, n)).astype(dtype)
+        self.B: np.ndarray = np.zeros(n, dtype)
         self.lr = 1 / np.sqrt(m)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
@@ -105,7 +105,8 @@ class Linear(Module):
 
     @classmethod
     def from_state(cls, **state: np.ndarray) -> Self:
-        layer = cls(*state["weights"].shape, np.random.default_rng(0))
+        m, n = state["weights"].shape
+        layer = cls(m, n, np.random.default_rng(0))
         layer.W, layer.B = np.array(state["weights"]), np.array(state["bias"])
         return layer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +115,29 @@ class NBodyNetwork(nn.Module):
         approach = (relative * vectors).sum(dim=1) * inverse
         square = relative.square().sum(dim=1)
         return torch.stack([product, inverse, product * inverse, approach, square], dim=1)
+
+
+@torch.no_grad()
+def rollout(
+    network: NBodyNetwork,
+    positions: np.ndarray,
+    velocities: np.ndarray,
+    charges: np.ndarray,
+    steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and velocities `(steps + 1, n, 3)` of one system, each step from the one before.
+
+    The start is `(n, 3)`, `(n, 3)` and `(n,)`.
+    """
+    like = network.output_scale
+    x, v, q = (torch.tensor(a[None]).to(like) for a in (positions, velocities, charges))
+    path = [(x, v)]
+    for _ in range(steps):
+        displacement, change = network(x, v, q)
+        x, v = x + displacement, v + change
+        path.append((x, v))
+    found, moving = (torch.cat(values).cpu().numpy() for values in zip(*path, strict=True))
+    return found, moving
 
 
 def vectors_and_index(positions: Tensor) -> tuple[Tensor, Tensor]:

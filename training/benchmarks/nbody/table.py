@@ -106,12 +106,12 @@ def run(
         partial(save_trained, record=record),
         partial(load_trained, kind=NBodyNetwork),
     )
-    network, test = trained.network.to(device), samples(data.read("test"), task)
+    model, test = trained.network.to(device), samples(data.read("test"), task)
     figures = {
         **trained.figures(),
-        "test": errors(network, test, device=device),
-        "equivariance_error": equivariance_error(network, test.select(slice(0, 256)).to(device)),
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "test": errors(model, test, device=device),
+        "equivariance_error": equivariance_error(model, test.select(slice(0, 256)).to(device)),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "hardware": hardware(device),
     }
     return store.keep(digest, identity, figures)

@@ -169,6 +169,25 @@ def mean_absolute_error(network: QM9Network, part: Part, batch_size: int = 64) -
     return total / size
 
 
+@torch.no_grad()
+def predict(
+    network: QM9Network,
+    molecules: Sequence[tuple[np.ndarray, np.ndarray]],
+    cutoff: float | None,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The property `(m,)` of molecules, pairs of numbers `(n,)` and positions `(n, 3)` Å.
+
+    `cutoff` is the one that the network was trained with, as in `read_samples`.
+    """
+    part = Part([graph_sample(*molecule, np.nan, cutoff) for molecule in molecules])
+    found, device = [], network.target.device
+    for places in np.array_split(np.arange(len(molecules)), -(-len(molecules) // batch_size)):
+        batch, _, _ = part.batch(places, device)
+        found.append(network.predict(batch).cpu().numpy())
+    return np.concatenate(found)
+
+
 def composition_regression(training: Sequence[Sample], test: Sequence[Sample]) -> float:
     """Mean absolute error on `test` of the best fit to element counts and a constant."""
 
