@@ -11,7 +11,7 @@ from ase_biasgrad.lazy import lazy_names
 if TYPE_CHECKING:
     from ase_biasgrad.backbones import build_backbone
     from ase_biasgrad.bias import Bias
-    from ase_biasgrad.calculators import BiasGradCalculator
+    from ase_biasgrad.calculators import BiasedCalculator, BiasGradCalculator
     from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
     from ase_biasgrad.data.dataset import Dataset
@@ -24,6 +24,7 @@ __version__ = version("ase-biasgrad")
 __all__ = [
     "Bias",
     "BiasGradCalculator",
+    "BiasedCalculator",
     "Dataset",
     "DatasetWriter",
     "ImportOptions",
@@ -41,6 +42,7 @@ __getattr__ = lazy_names(
     {
         "Bias": "ase_biasgrad.bias",
         "BiasGradCalculator": "ase_biasgrad.calculators",
+        "BiasedCalculator": "ase_biasgrad.calculators",
         "Dataset": "ase_biasgrad.data.dataset",
         "DatasetWriter": "ase_biasgrad.data.writer",
         "ImportOptions": "ase_biasgrad.data.importers",

@@ -87,6 +87,15 @@ def pairs_within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutof
     return Edges(centre, neighbour, shift[:, order] if flip else shift)
 
 
+def is_isolated(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float = 6.0
+) -> bool:
+    """True for one atom without neighbours, which a crystal's cell of one atom has."""
+    if len(positions) != 1 or not pbc.any():
+        return len(positions) == 1
+    return not len(pairs_within(positions, cell, pbc, cutoff))
+
+
 def check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
     """Raise `ValueError` naming the first atom (or the cell) that is not finite."""
     if not np.isfinite(positions).all():

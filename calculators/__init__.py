@@ -6,12 +6,14 @@ from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ase_biasgrad.calculators.ase_plugin import register
+    from ase_biasgrad.calculators.biased import BiasedCalculator
     from ase_biasgrad.calculators.calculator import BiasGradCalculator, EnergyZeroWarning
     from ase_biasgrad.calculators.charged_particles import ChargedParticles
     from ase_biasgrad.calculators.dense_calculator import DenseCalculator
 
 __all__ = [
     "BiasGradCalculator",
+    "BiasedCalculator",
     "ChargedParticles",
     "DenseCalculator",
     "EnergyZeroWarning",
@@ -22,6 +24,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "BiasGradCalculator": "ase_biasgrad.calculators.calculator",
+        "BiasedCalculator": "ase_biasgrad.calculators.biased",
         "ChargedParticles": "ase_biasgrad.calculators.charged_particles",
         "DenseCalculator": "ase_biasgrad.calculators.dense_calculator",
         "EnergyZeroWarning": "ase_biasgrad.calculators.calculator",

@@ -15,13 +15,13 @@ from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.symbols import Symbols
 
-from ase_biasgrad.bias import KNOWN_WITHIN, N_ELEMENTS, Bias
+from ase_biasgrad.bias import KNOWN_WITHIN, N_ELEMENTS, Bias, EnergyZero
 from ase_biasgrad.calculators.base import PotentialCalculator
 from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.neighbours import complete_cell, pairs_within
+from ase_biasgrad.neighbours import complete_cell, is_isolated
 from ase_biasgrad.potential import Potential
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class BiasGradCalculator(PotentialCalculator):
         self._cutoff = max(p.cutoff for p in potentials)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False
-        self._bias_of: tuple[tuple[bytes, bool], np.ndarray] | None = None
+        self._bias_of: tuple[tuple[bytes, bool], np.ndarray, float] | None = None
 
     def _loaded(self, source: str | Path | Potential) -> Potential:
         if isinstance(source, Potential):
@@ -198,7 +198,8 @@ class BiasGradCalculator(PotentialCalculator):
                 raise InputError(str(error)) from error
 
     def _results(self, structure: Structure, evaluation: Evaluation) -> dict[str, Any]:
-        energies = evaluation.energies + self._bias_per_atom(structure)  # (members, n)
+        bias, error = self._bias_per_atom(structure)
+        energies = evaluation.energies + bias  # (members, n)
         members: dict[str, np.ndarray] = {"energy": energies.sum(axis=1), "energies": energies}
         if evaluation.forces is not None:
             members["forces"] = evaluation.forces
@@ -206,40 +207,31 @@ class BiasGradCalculator(PotentialCalculator):
             if evaluation.strain_gradient is not None and volume > 1e-12:
                 stress = evaluation.strain_gradient / volume
                 members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
-        return _single(members) if len(self.biases) == 1 else _committee(members)
+        results = _single(members) if len(self.biases) == 1 else _committee(members)
+        return {**results, "energy_reference_std": error}
 
-    def _bias_per_atom(self, structure: Structure) -> np.ndarray:
-        """Biases split over the atoms, `(members, n)`; they depend on the numbers alone."""
-        numbers, isolated = structure.numbers, self._is_isolated(structure)
+    def _bias_per_atom(self, structure: Structure) -> tuple[np.ndarray, float]:
+        """Biases split over the atoms, `(members, n)`, and their standard error.
+
+        They depend on the numbers alone.
+        """
+        numbers = structure.numbers
+        isolated = is_isolated(structure.positions, structure.cell, structure.pbc, self._cutoff)
         key = (numbers.tobytes(), isolated)
         if self._bias_of is None or self._bias_of[0] != key:
             self._check_energy_zero(numbers, isolated)
             z, batch = torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.int64)
             values = [bias.per_atom(z, batch, 1).numpy() for bias in self.biases]
-            self._bias_of = (key, np.stack(values))
-        return self._bias_of[1]
-
-    def _is_isolated(self, s: Structure) -> bool:
-        """True for one atom without neighbours, which a crystal's cell of one atom has."""
-        if len(s.numbers) != 1 or not s.pbc.any():
-            return len(s.numbers) == 1
-        return not len(pairs_within(s.positions, s.cell, s.pbc, self._cutoff).centre)
+            counts = np.bincount(numbers, minlength=N_ELEMENTS)[None]
+            errors = [float(bias.standard_error(counts)[0]) for bias in self.biases]
+            self._bias_of = (key, np.stack(values), float(np.mean(errors)))
+        return self._bias_of[1:]
 
     def _check_energy_zero(self, numbers: np.ndarray, isolated: bool) -> None:
         counts = np.bincount(numbers, minlength=N_ELEMENTS)
         if len(numbers) == 0 or all(bias.knows(counts, isolated) for bias in self.biases):
             return
-        zeros = {bias.zero for bias in self.biases}
-        reason = (
-            "the bias of this potential has not been fitted (run `biasgrad fit-bias`)"
-            if "none" in zeros
-            else f"the {'/'.join(sorted(zeros))} bias was fitted to other compositions, or is off "
-            f"by more than {KNOWN_WITHIN} eV per atom at {Symbols(numbers).get_chemical_formula()}"
-        )
-        message = (
-            f"the energy zero is not known: {reason}. Forces, stress and energy differences at "
-            "one composition are valid; do not compare energies across compositions"
-        )
+        message = unknown_zero({bias.zero for bias in self.biases}, numbers)
         if self.strict:
             raise InputError(message)
         if not self._warned:
@@ -277,6 +269,20 @@ class BiasGradCalculator(PotentialCalculator):
         full = [s for s in batch if len(s.numbers)]
         evaluations = iter(self._engine.evaluate_many(full) if full else [])
         return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
+
+
+def unknown_zero(zeros: set[EnergyZero], numbers: np.ndarray) -> str:
+    """Message about atoms whose energy zero is not known."""
+    reason = (
+        "the bias of this potential has not been fitted (run `biasgrad fit-bias`)"
+        if "none" in zeros
+        else f"the {'/'.join(sorted(zeros))} bias was fitted to other compositions, or is off "
+        f"by more than {KNOWN_WITHIN} eV per atom at {Symbols(numbers).get_chemical_formula()}"
+    )
+    return (
+        f"the energy zero is not known: {reason}. Forces, stress and energy differences at "
+        "one composition are valid; do not compare energies across compositions"
+    )
 
 
 def _structure(atoms: Atoms) -> Structure:

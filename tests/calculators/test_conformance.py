@@ -5,7 +5,7 @@ import pytest
 from conformance import Conformance
 from conftest import EXTENSIVE, copper, small_potential
 
-from ase_biasgrad import BiasGradCalculator
+from ase_biasgrad import Bias, BiasedCalculator, BiasGradCalculator
 
 
 @pytest.mark.parametrize("name", EXTENSIVE)
@@ -49,6 +49,20 @@ class TestCommittee(Conformance):
         return lambda **arguments: BiasGradCalculator(
             potentials, **{"dtype": "float64", "device": "cpu", **arguments}
         )
+
+
+class TestBiased(Conformance):
+    """A calculator inside `BiasedCalculator`, whose bias is not fitted either."""
+
+    @pytest.fixture
+    def make(self):
+        potential = small_potential("schnet")
+
+        def made(strict=False, **arguments):
+            inner = BiasGradCalculator(potential, dtype="float64", device="cpu", **arguments)
+            return BiasedCalculator(inner, Bias(), strict)
+
+        return made
 
 
 class TestAtomGraph(Conformance):
