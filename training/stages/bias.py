@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from ase_biasgrad.bias import BiasMethod
+from ase_biasgrad.bias import Bias, BiasMethod
 from ase_biasgrad.data.dataset import formula
 from ase_biasgrad.metrics import forces_within
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
@@ -34,8 +34,7 @@ def fit_bias(
     ValueError
         If no frame has an energy, or the method is unknown.
     """
-    if method not in (methods := ("auto", *get_args(BiasMethod))):
-        raise ValueError(f"bias method {method!r} is unknown; choose from {', '.join(methods)}")
+    _check_method(method)
     energies = np.array([]) if frames.energy is None else frames.energy.cpu().numpy()
     labelled = np.isfinite(energies)
     if not labelled.any():
@@ -44,17 +43,46 @@ def fit_bias(
     predictions = predict(potential, frames)
     residuals = energies - (predictions.energy - _present_bias(potential, frames))
     counts, isolated = frames.compositions(), isolated_atoms(frames)
-    if method == "auto":
-        data = counts[labelled & ~isolated] if (labelled & ~isolated).any() else counts[labelled]
-        method = "mean" if len(np.unique(data, axis=0)) == 1 else "least-squares"
     within = None
     if method == "efwt" and frames.forces is not None:
         errors = predictions.forces - frames.forces.cpu().numpy()
         within = forces_within(largest_per_frame(errors, frames.atom_counts))[labelled]
-    bias = potential.bias
-    bias.fit(residuals[labelled], counts[labelled], method, within, isolated[labelled])  # type: ignore[arg-type]
-    bias.fit_report["reference"] = reference_levels(energies[labelled], counts[labelled])
+    fit_residuals(
+        potential.bias,
+        energies[labelled],
+        residuals[labelled],
+        counts[labelled],
+        isolated[labelled],
+        method,
+        within,
+    )
     return (residuals - _present_bias(potential, frames))[labelled]
+
+
+def fit_residuals(
+    bias: Bias,
+    energies: np.ndarray,
+    residuals: np.ndarray,
+    counts: np.ndarray,
+    isolated: np.ndarray,
+    method: BiasMethod | str = "auto",
+    forces_within: np.ndarray | None = None,
+) -> None:
+    """Fit `bias` to r = E_ref − E_model, `(m,)` eV, of frames with energies E_ref `(m,)`.
+
+    The rest is as in `Bias.fit`, and `method` as in `fit_bias`.
+    """
+    _check_method(method)
+    if method == "auto":
+        data = counts[~isolated] if (~isolated).any() else counts
+        method = "mean" if len(np.unique(data, axis=0)) == 1 else "least-squares"
+    bias.fit(residuals, counts, method, forces_within, isolated)  # type: ignore[arg-type]
+    bias.fit_report["reference"] = reference_levels(energies, counts)
+
+
+def _check_method(method: str) -> None:
+    if method not in (methods := ("auto", *get_args(BiasMethod))):
+        raise ValueError(f"bias method {method!r} is unknown; choose from {', '.join(methods)}")
 
 
 def isolated_atoms(frames: DeviceFrames) -> np.ndarray:
