@@ -227,6 +227,9 @@ def nbody(
 @app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="dataset file")],
+    check: Annotated[
+        bool, typer.Option("--check", help="compare all content with the digests stored in it")
+    ] = False,
 ) -> None:
     """Show the content of a dataset."""
     import json
@@ -236,6 +239,8 @@ def info(
     from ase_biasgrad.data.dataset import LABELS, Dataset, formula
     from ase_biasgrad.data.statistics import label_statistics
 
+    if check:
+        _check(path)
     units = {"energy": " eV", "forces": " eV/Å", "stress": " eV/Å³"}
     with Dataset(path) as dataset:
         groups = dataset.groups()
@@ -258,6 +263,15 @@ def info(
             )
         typer.echo(f"  provenance: {json.dumps(dataset.provenance, ensure_ascii=False)}")
         typer.echo(f"  sha256 of the content: {dataset.hash()}")
+
+
+def _check(path: Path) -> None:
+    from ase_biasgrad.data.dataset import DataError
+    from ase_biasgrad.data.digests import damages
+
+    if found := damages(path):
+        raise DataError("\n  ".join([f"{path}: is not as it was written:", *found]))
+    typer.echo(f"{path}: all content is as it was written")
 
 
 def _given(*paths: Path | None) -> list[Path]:

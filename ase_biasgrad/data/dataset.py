@@ -5,7 +5,7 @@ composition: `frames/<name>` with `numbers (n,)`, `index (m,)` (place of each fr
 of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)`,
 `forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`, and other labels by name
 `(m, …)`. Frames whose atoms come in another order, or that lack labels, form groups of their own:
-a label that a frame lacks is not in its group.
+a label that a frame lacks is not in its group. `digests` are those of the content (`digests.py`).
 
 The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
 `ase.io.read` knows the file by its content.
@@ -269,7 +269,7 @@ class Dataset:
 
     def __init__(self, path: str | Path, in_memory: bool = False) -> None:
         self.path = Path(path)
-        self._file = _opened(self.path)
+        self._file = opened(self.path)
         try:
             self.provenance: dict[str, Any] = json.loads(get_text(self._file, "provenance"))
             frames = self._file["frames"]
@@ -358,7 +358,8 @@ class Dataset:
         return digest.hexdigest()
 
 
-def _opened(path: Path) -> h5py.File:
+def opened(path: Path) -> h5py.File:
+    """A dataset file of a version that we read; errors as those of `Dataset`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such dataset")
     try:

@@ -28,6 +28,7 @@ from ase_biasgrad.data.dataset import (
     label_shapes,
     real_array,
 )
+from ase_biasgrad.data.digests import write_digests
 from ase_biasgrad.data.hdf5 import CHECKED, add_column, new_file, set_text
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.neighbours import pairs_within
@@ -282,6 +283,7 @@ class DatasetWriter:
         set_text(self._file, "format", FORMAT)
         set_text(self._file, "units", json.dumps(UNITS))
         set_text(self._file, "provenance", json.dumps(self._provenance))
+        write_digests(self._file)
 
 
 def _growing_group(
