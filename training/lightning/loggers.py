@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from ase.data import chemical_symbols
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.bias import Bias
@@ -95,95 +96,90 @@ def read_epoch_table(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def extra_loggers(names: Sequence[str], folder: Path) -> list[Any]:
+@contextlib.contextmanager
+def open_loggers(
+    names: Sequence[str], folder: Path, options: dict[str, Any]
+) -> Iterator[list[Logger]]:
     """Lightning's TensorBoard and Weights & Biases loggers for the run in `folder`.
 
+    Each begins with the options of the run, and ends with the block.
+
     Raises
     ------
     ConfigError
-        If the package of one is not installed.
+        If the package of one is not installed, or Weights & Biases does not start, for want of a
+        login for example.
     """
-    loggers: list[Any] = []
-    for name in names:
-        try:
-            loggers.append(_LOGGERS[name](folder))
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"trainer.loggers: {name} is not installed; `pip install 'ase-biasgrad[{name}]'`"
-            ) from error
-    return loggers
+    with contextlib.ExitStack() as stack:
+        loggers: list[Logger] = []
+        for name in names:
+            try:
+                loggers.append(stack.enter_context(_LOGGERS[name](folder)))
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"trainer.loggers: {name} is not installed; say "
+                    f"`pip install 'ase-biasgrad[{name}]'`"
+                ) from error
+        for logger in loggers:
+            logger.log_hyperparams(options)
+        yield loggers
 
 
-def _tensorboard(folder: Path) -> Any:
-    return pl.loggers.TensorBoardLogger(
+@contextlib.contextmanager
+def _tensorboard(folder: Path) -> Iterator[Logger]:
+    logger = pl.loggers.TensorBoardLogger(
         folder, name="tensorboard", version="", default_hp_metric=False
     )
-
-
-def _wandb(folder: Path) -> Any:
-    """A run of the same id for as long as the folder lives."""
-    identity = folder / WANDB_ID
-    return pl.loggers.WandbLogger(
-        name=folder.resolve().name,
-        project=os.environ.get("WANDB_PROJECT", "ase-biasgrad"),
-        save_dir=folder,
-        id=identity.read_text(encoding="utf-8") if identity.exists() else None,
-    )
-
-
-_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+    yield logger
+    logger.finalize("success")
 
 
 @contextlib.contextmanager
-def open_loggers(loggers: Sequence[Any], folder: Path, origin: dict[str, Any]) -> Iterator[None]:
-    """Start the loggers with options and data of the run, and end what was started.
+def _wandb(folder: Path) -> Iterator[Logger]:
+    """A run that has the same id whenever the training goes on.
 
-    Raises
-    ------
-    ConfigError
-        If Weights & Biases does not start, for want of a login for example.
+    Where a run of the user's is active in this process, it takes the records and stays active.
     """
-    with contextlib.ExitStack() as started:
-        for logger in loggers:
-            if isinstance(logger, pl.loggers.WandbLogger):
-                started.enter_context(_wandb_run(logger, folder))
-            logger.log_hyperparams(origin)
-        yield
-
-
-@contextlib.contextmanager
-def _wandb_run(logger: Any, folder: Path) -> Iterator[None]:
-    """Start Weights & Biases in this process, unless a run of the user's is active already."""
     if rank_zero_only.rank:
-        yield
+        yield pl.loggers.WandbLogger()
         return
     import wandb
 
-    own = wandb.run is None
+    if wandb.run is not None:
+        yield pl.loggers.WandbLogger(experiment=wandb.run)
+        return
     folder.mkdir(parents=True, exist_ok=True)
+    identity = folder / WANDB_ID
     try:
-        run = logger.experiment
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "ase-biasgrad"),
+            name=folder.resolve().name,
+            dir=folder,
+            id=identity.read_text(encoding="utf-8") if identity.exists() else None,
+            resume="allow",
+        )
     except wandb.Error as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing else is in it
         raise ConfigError(
             f"trainer.loggers: Weights & Biases does not start: {error}\nLog in with "
             "`wandb login`, or set WANDB_MODE=offline: its records then stay in "
             f"{folder / 'wandb'}, from where `wandb sync` sends them"
         ) from error
-    with whole_file(folder / WANDB_ID) as temporary:
-        temporary.write_text(run.id, encoding="utf-8")
-    try:
-        yield
-    except BaseException:
-        if own:
-            run.finish(exit_code=1)
-        raise
-    if own:
-        run.finish()
+    with run:  # ends it, as failed after an exception
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        with whole_file(identity) as temporary:
+            temporary.write_text(run.id, encoding="utf-8")
+        yield pl.loggers.WandbLogger(experiment=run)
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 @rank_zero_only
 def log_report(
-    loggers: Sequence[Any], part: str, report: Report, step: int, pictures: Sequence[Path] = ()
+    loggers: Sequence[Logger], part: str, report: Report, step: int, pictures: Sequence[Path] = ()
 ) -> None:
     """Log errors (eV, Å) as `part/force_mae`, `part/energy_mae`, `part/efwt`, …, and pictures."""
     numbers = {f"{part}/{name}": value for name, value in _numbers(report).items()}
@@ -213,7 +209,7 @@ def _numbers(report: Report) -> dict[str, float]:
 
 
 @rank_zero_only
-def log_bias(loggers: Sequence[Any], bias: Bias, step: int) -> None:
+def log_bias(loggers: Sequence[Logger], bias: Bias, step: int) -> None:
     """Log the energies of the elements (eV) as `bias/H`, …, and the numbers of the fit."""
     energies = bias.per_element.cpu().numpy()
     numbers = {chemical_symbols[z]: float(energies[z]) for z in np.flatnonzero(energies)}
@@ -230,6 +226,5 @@ def _log_picture(logger: Any, name: str, path: Path, step: int) -> None:
         from matplotlib.image import imread
 
         logger.experiment.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
-        logger.finalize("success")  # it may be the last record
     else:
         logger.log_image(name, [str(path)], step)
