@@ -29,7 +29,7 @@ from ase_biasgrad.differentiable_graph import (
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
 
-WEIGHTS = ("cutoff", "voronoi")
+WEIGHTS = ("cutoff", "voronoi", "voronoi_largest_face")
 
 
 class AtomGraphNet(Backbone):
@@ -50,8 +50,9 @@ class AtomGraphNet(Backbone):
     hidden_layers
         Dense layers, the output included: with 1 there is no nonlinearity behind the pooling.
     weights
-        `cutoff` (by distance) or `voronoi` (by solid angle; needs SciPy on the CPU at every
-        evaluation, and ignores the three arguments that follow).
+        `cutoff` (by distance) or by solid angle: `voronoi` (as a share of 4π) or
+        `voronoi_largest_face` (of each atom's largest face, as AtomGraphs.jl has it); both run on
+        the CPU at every evaluation, and ignore the three arguments that follow.
     cutoff
         Range of the edges in Å.
     max_neighbors
@@ -102,6 +103,7 @@ class AtomGraphNet(Backbone):
         check_arguments(
             self.arguments,
             positive=("convolutions", "features", "hidden_layers", "cutoff", "max_neighbors"),
+            weights=WEIGHTS,
         )
         self.cutoff = float(cutoff)
         self.scale = float(scale)
@@ -130,8 +132,8 @@ class AtomGraphNet(Backbone):
 
     def adjacency(self, graph: AtomGraph) -> Adjacency:
         """The weighted graph that the convolutions see."""
-        if self.arguments["weights"] == "voronoi":
-            return voronoi_adjacency(graph)
+        if self.arguments["weights"] != "cutoff":
+            return voronoi_adjacency(graph, self.arguments["weights"] == "voronoi_largest_face")
         distances = graph.edge_vectors().norm(dim=1)  # (e,)
         near = distances.detach() < self.cutoff
         centre, neighbour = graph.edge_index[:, near]
@@ -152,10 +154,12 @@ class AtomGraphNet(Backbone):
         return 0.0
 
 
-def check_arguments(arguments: dict[str, Any], positive: Sequence[str]) -> None:
+def check_arguments(
+    arguments: dict[str, Any], positive: Sequence[str], weights: tuple[str, ...]
+) -> None:
     """Raise `ValueError` naming what is not above zero, or weights and decays that do not exist."""
     require_positive(arguments, positive)
-    for name, choices in {"weights": WEIGHTS, "decay": tuple(DECAYS)}.items():
+    for name, choices in {"weights": weights, "decay": tuple(DECAYS)}.items():
         if arguments[name] not in choices:
             raise ValueError(f"{name}={arguments[name]!r} is unknown; choose from {choices}")
 

@@ -59,7 +59,7 @@ class GraphConvolution(ReadoutBackbone):
         Number of radial basis functions of the edge features.
     weights
         `cutoff`: `decay` of the distance. `voronoi`: the solid angle of the shared Voronoi face,
-        as a share of 4π; needs SciPy on the CPU at every evaluation. Both times an envelope.
+        as a share of 4π, found on the CPU at every evaluation. Both times an envelope.
     decay
         `inverse_square` or `exp_decay`.
     element_features, bins
@@ -96,7 +96,9 @@ class GraphConvolution(ReadoutBackbone):
             "scale": scale,
         }
         check_arguments(
-            self.arguments, positive=("features", "interactions", "cutoff", "radial_functions")
+            self.arguments,
+            positive=("features", "interactions", "cutoff", "radial_functions"),
+            weights=("cutoff", "voronoi"),
         )
         self.cutoff = float(cutoff)
         self.scale = float(scale)

@@ -17,6 +17,7 @@ WEIGHTS = [
     {"weights": "cutoff", "decay": "inverse_square"},
     {"weights": "cutoff", "decay": "exp_decay"},
     {"weights": "voronoi"},
+    {"weights": "voronoi_largest_face"},
 ]
 
 

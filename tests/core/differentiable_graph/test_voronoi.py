@@ -10,7 +10,12 @@ from ase.build import bulk, fcc111, make_supercell, molecule
 from conftest import copper, ethanol
 from scipy.spatial.transform import Rotation
 
-from ase_biasgrad.differentiable_graph import voronoi_adjacency, voronoi_faces, weights_voronoi
+from ase_biasgrad.differentiable_graph import (
+    normalised_laplacian,
+    voronoi_adjacency,
+    voronoi_faces,
+    weights_voronoi,
+)
 from ase_biasgrad.graph import collate, graph_from_atoms
 
 ALL_PBC = [tuple(bool(k & bit) for bit in (1, 2, 4)) for k in range(8)]
@@ -268,3 +273,37 @@ def test_atoms_without_neighbours_and_atoms_at_one_place():
                 torch.tensor(bad.positions), torch.zeros(1, 3, 3)
             )
         )
+
+
+def by_the_original(graph) -> np.ndarray:
+    """The loops of AtomGraphs.jl over atoms, neighbours and images, entry by entry."""
+    faces = voronoi_faces(graph)
+    largest = [
+        float(faces.solid_angles[faces.centre == i].max()) for i in range(len(graph.numbers))
+    ]
+    weights = np.zeros((len(largest), len(largest)))
+    for i, j, angle in zip(faces.centre, faces.neighbour, faces.solid_angles, strict=True):
+        weights[i, j] += float(angle) / largest[i]
+    return 0.5 * (weights + weights.T)
+
+
+@pytest.mark.parametrize("name", ["copper", "slab", "benzene", "water"])
+def test_shares_of_the_largest_face(name):
+    graph = graph_from_atoms(rattled(STRUCTURES[name][0], 0.1), 1.0)
+    positions = graph.positions.requires_grad_()
+
+    def of(positions):
+        return weights_voronoi(graph.with_geometry(positions, graph.cell), largest_face=True)
+
+    np.testing.assert_allclose(of(positions).detach(), by_the_original(graph), atol=1e-13)
+    assert torch.autograd.gradcheck(of, positions, atol=1e-6)
+
+
+def test_both_normalisations_differ_by_a_factor_in_elemental_crystals_alone():
+    perfect = graph_from_atoms(bulk("Cu", cubic=True) * (2, 2, 2), 1.0)
+    share, largest = weights_voronoi(perfect), weights_voronoi(perfect, largest_face=True)
+    torch.testing.assert_close(largest, 12 * share, rtol=0, atol=1e-12)
+    rocksalt = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    distorted = graph_from_atoms(rattled(rocksalt, 0.3), 1.0)
+    one, two = (normalised_laplacian(weights_voronoi(distorted, k)) for k in (False, True))
+    assert 0.003 < float((one - two).abs().max()) < 0.1
