@@ -89,8 +89,24 @@ class KernelCache(NullCache):
         stamp, key = source_digest(self._folder), str(files._index_key(sig, codegen))
         key = hashlib.sha256(key.encode()).hexdigest()[:16]
         name = f"{files._impl.filename_base}.{stamp}.{key}"
-        files._cache_file = IndexDataCacheFile(files.cache_path, name, stamp)
+        files._cache_file = CheckedFiles(files.cache_path, name, stamp)
         return files
+
+
+class CheckedFiles(IndexDataCacheFile):
+    """Numba's files, with a digest before the compiled code: a flipped bit in it would be run."""
+
+    def _save_data(self, name: str, data: Any) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+    def _load_data(self, name: str) -> Any:
+        content = Path(self._data_path(name)).read_bytes()
+        digest, content = content[:32], content[32:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError(f"{name}: damaged")
+        return pickle.loads(content)
 
 
 @cache

@@ -89,6 +89,16 @@ def test_damaged_files_are_replaced(folder):
     assert said(started(folder, RUN.format(x="4.0"))) == "9.0 1"
 
 
+def test_code_with_a_flipped_bit_is_not_run(folder):
+    assert said(started(folder, RUN.format(x="4.0"))) == "9.0 0"
+    for path in folder.rglob("kernel.*.nbc"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    assert said(started(folder, RUN.format(x="4.0"))) == "9.0 0"
+    assert said(started(folder, RUN.format(x="4.0"))) == "9.0 1"
+
+
 def test_processes_that_begin_together(folder):
     arguments = {"4": "9", "4.0": "9.0", "4j": "(1+8j)"}
     waiting = [(started(folder, RUN.format(x=x)), y) for x, y in 2 * [*arguments.items()]]
