@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ase_biasgrad.files import file_hash, whole_file
 from ase_biasgrad.progress import progress_bar
 
 TIMEOUT = 30  # s without a byte
@@ -16,19 +17,26 @@ def fetch(url: str, name: str, known_hash: str | None = None) -> Path:
     """The file `name` of the cache; downloaded where it is not there, or has another hash.
 
     What an interrupted download has brought stays beside it, and the next call goes on from there.
+    A file without a published hash has that of its download noted beside it.
 
     Raises
     ------
     OSError
         If the server does not answer, or not with the whole file.
     ValueError
-        If the file has another hash than `known_hash`.
+        If the file has another hash than `known_hash`, or than before and it was damaged since.
     """
     import pooch
 
-    folder = pooch.os_cache("ase-biasgrad")
-    path = pooch.retrieve(url, known_hash, name, folder, downloader=resuming)
-    return Path(path)
+    folder = Path(pooch.os_cache("ase-biasgrad"))
+    note = folder / f"{name}.sha256"
+    if known_hash is None and note.exists() and (folder / name).exists():
+        known_hash = f"sha256:{note.read_text()}"
+    path = Path(pooch.retrieve(url, known_hash, name, folder, downloader=resuming))
+    if known_hash is None:
+        with whole_file(note) as temporary:
+            temporary.write_text(file_hash(path))
+    return path
 
 
 def resuming(url: str, output_file: str, pooch: Any = None) -> None:

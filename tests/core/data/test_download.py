@@ -66,7 +66,7 @@ def test_a_download_goes_on_where_it_broke(server, ranges, tmp_path):
     assert server.asked == [None, "bytes=196608-"]
     fetch(server.url, "x.bin")
     assert len(server.asked) == 2  # the third comes from the cache
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x.bin"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"x.bin", "x.bin.sha256"}
 
 
 def test_one_that_broke_after_the_last_byte_is_whole(server, tmp_path, monkeypatch):
@@ -76,6 +76,15 @@ def test_one_that_broke_after_the_last_byte_is_whole(server, tmp_path, monkeypat
             fetch(server.url, "x.bin")
     assert fetch(server.url, "x.bin").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-"]
+
+
+def test_what_was_damaged_in_the_cache_is_fetched_again(server):
+    path = fetch(server.url, "x.bin")
+    path.write_bytes(CONTENT[:7] + b"x" + CONTENT[8:])
+    assert fetch(server.url, "x.bin").read_bytes() == CONTENT
+    path.unlink()
+    server.content = CONTENT[:1000]  # a new version of what is not here
+    assert fetch(server.url, "x.bin").read_bytes() == CONTENT[:1000]
 
 
 def test_wrong_hashes_and_answers_leave_nothing_in_the_cache(server, tmp_path):
