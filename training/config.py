@@ -32,22 +32,23 @@ class _Options(BaseModel):
 
 
 class DataOptions(_Options):
-    """Which frames are used for what. Splits are seeded and stored in the run folder."""
+    """The dataset and its parts. The run folder keeps which frame is in which."""
 
     path: Path = Field(description="dataset file (HDF5) made by `biasgrad data …`")
     train: int | float | Path = Field(
         0.8,
-        description="training frames: their number, their share of all, or a file of their indices",
+        description="training frames: their number, their share of all, or a file of indices",
     )
-    validation: int | float | Path = Field(0.1, description="validation frames, in the same ways")
+    validation: int | float | Path = Field(0.1, description="validation frames, likewise")
     test: int | float | Path | None = Field(
         None,
-        description="test frames, in the same ways; null: as many as for validation, or those that "
-        "are left; 0: none",
+        description="test frames, likewise; null: as many as for validation, or what is left; "
+        "0: none",
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(0, ge=0, description="seed of the random split")
     contiguous: bool = Field(
-        False, description="split into blocks of consecutive frames (one trajectory is correlated)"
+        False,
+        description="take blocks of consecutive frames (neighbours in a trajectory are alike)",
     )
 
     @field_validator(*PARTS, mode="before")
@@ -65,10 +66,10 @@ class DataOptions(_Options):
 
 
 class BackboneOptions(_Options):
-    """The network. All other keys are passed to it as they are."""
+    """The network. Keys beside `name` are its own arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field("painn", description="schnet, painn, …")
+    name: str = Field("painn", description="one of those below")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -111,52 +112,79 @@ def _alike(value: Any, default: Any) -> bool:
 
 
 class ScheduleOptions(_Options):
-    """Schedule of the learning rate."""
+    """Learning rate over the steps: linear warm-up, then the schedule by name."""
 
-    name: Literal["cosine", "plateau", "constant"] = "cosine"
+    name: Literal["cosine", "plateau", "constant"] = Field(
+        "cosine",
+        description="cosine: down to `minimum` at the last step; plateau: a reduction whenever the "
+        "validation loss has stopped falling",
+    )
     warmup_steps: int = Field(500, ge=0, description="optimizer steps of linear warm-up")
-    factor: float = Field(0.7, gt=0, lt=1, description="plateau: multiply the rate by this")
-    patience: int = Field(25, ge=1, description="plateau: epochs without improvement")
-    minimum: float = Field(1e-6, ge=0, description="lowest learning rate")
+    factor: float = Field(0.7, gt=0, lt=1, description="plateau: factor of a reduction")
+    patience: int = Field(
+        25, ge=1, description="plateau: validations without a lower loss before a reduction"
+    )
+    minimum: float = Field(1e-6, ge=0, description="cosine, plateau: the lowest learning rate")
 
 
 class JointOptions(_Options):
     """The baseline: energies in the loss as well, centred per composition in float64."""
 
     energy_weight: float = Field(
-        0.05, gt=0, description="weight of the energy term beside those of the forces"
+        0.05,
+        gt=0,
+        description="weight of energy errors (unit: RMS force × 1 Å) beside 1 of force errors",
     )
 
 
 class ForceStageOptions(_Options):
-    """The loss and its minimisation. Residuals count in units of the training forces' RMS."""
+    """Loss and optimizer (AdamW). Errors count in units of the RMS training force."""
 
-    epochs: int = Field(1000, ge=1)
-    batch_size: int = Field(8, ge=1, description="structures per step and process")
-    loss: Literal["l1", "l2", "huber"] = "l1"
+    epochs: int = Field(1000, ge=1, description="passes over the training frames")
+    batch_size: int = Field(8, ge=1, description="structures in a step of each process")
+    loss: Literal["l1", "l2", "huber"] = Field(
+        "l1",
+        description="l1: length of an error; l2: its square; huber: the square up to huber_delta",
+    )
     huber_delta: float = Field(
-        0.05, gt=0, description="of an error's length over √3, in units of the RMS force"
+        0.05, gt=0, description="huber: length of a force error over √3, in RMS forces"
     )
     elastic_weight: float = Field(
         3.0,
         ge=0,
-        description="weight of errors along soft directions, beside 1 of atoms' errors; 0: off. "
-        "Needs (3·atoms)² numbers for each structure of a batch",
+        description="weight of the elastic term (errors along soft directions) beside 1 of the "
+        "errors of atoms; 0: off. It needs (3·atoms)² numbers for each structure of a batch",
     )
-    stress_weight: float = Field(0.1, ge=0, description="used where the data has stress")
-    joint: JointOptions | None = Field(None, description="train on energies too (baseline)")
-    amsgrad: bool = True
-    learning_rate: float = Field(4e-3, gt=0, description="the largest")
-    weight_decay: float = Field(0.0, ge=0)
-    gradient_clip: float = Field(10.0, ge=0, description="norm; 0 switches it off")
+    stress_weight: float = Field(
+        0.1,
+        ge=0,
+        description="weight of stress errors, in units of the RMS training stress, where there is "
+        "stress; 0: off",
+    )
+    joint: JointOptions | None = Field(
+        None, description="energies in the loss too (baseline, without bias stage)"
+    )
+    amsgrad: bool = Field(True, description="the AMSGrad form of AdamW")
+    learning_rate: float = Field(4e-3, gt=0, description="learning rate after warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    gradient_clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0: off")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="averaged weights; 0 switches it off")
-    early_stopping: int = Field(0, ge=0, description="epochs without improvement; 0: never")
-    validate_every: int = Field(1, ge=1, description="epochs")
+    ema_decay: float = Field(
+        0.995,
+        ge=0,
+        lt=1,
+        description="decay per step of the averaged weights, which are validated and kept; 0: off",
+    )
+    early_stopping: int = Field(
+        0, ge=0, description="end after so many validations without a lower loss; 0: never"
+    )
+    validate_every: int = Field(
+        1, ge=1, description="epochs from one validation to the next; the last epoch always has one"
+    )
 
 
 class BiasStageOptions(_Options):
-    """Fit of the bias after the force stage."""
+    """The fit of the bias to energy residuals, after the force stage."""
 
     method: BiasMethod | Literal["auto"] = Field(
         "auto", description="auto: mean for one composition, least-squares for several"
@@ -171,25 +199,32 @@ class BiasStageOptions(_Options):
 
 
 class TrainerOptions(_Options):
-    """Devices and loggers, for Lightning's Trainer."""
+    """Devices, precision, time and loggers."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = Field(
-        "auto", description="auto takes CUDA where there is one"
+        "auto", description="auto: CUDA where there is one, else the CPU"
     )
-    devices: int | str = "auto"
-    num_nodes: int = Field(1, ge=1)
-    strategy: str = "auto"
-    precision: Literal["float32", "float64"] = Field("float32", description="of the network")
+    devices: int | str = Field(
+        "auto", description="processes on each node, one a device; auto: all GPUs, or one CPU"
+    )
+    num_nodes: int = Field(1, ge=1, description="computers that take part")
+    strategy: str = Field("auto", description="Lightning's strategy for several devices: ddp, …")
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="of the network; positions, bias and energy sums are float64 anyway"
+    )
     max_time: str | None = Field(
         None,
         pattern=r"^\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d$",
-        description="DD:HH:MM:SS; the force stage ends with the epoch in which it runs out, and "
-        "goes on for as long again with --resume",
+        description="time limit, DD:HH:MM:SS: the force stage ends with the epoch in which it runs "
+        "out, and goes on for as long again with --resume",
     )
-    loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="beside the CSV table")
-    progress_bar: bool = True
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="a list: records beside metrics.csv"
+    )
+    progress_bar: bool = Field(True, description="show epochs and steps in the terminal")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
-        "highest", description="of float32 matrix products; high is TF32 on GPUs that have it"
+        "highest",
+        description="of float32 matrix products; high: TF32, medium: bfloat16, on GPUs with them",
     )
 
 
@@ -201,7 +236,7 @@ class TrainConfig(_Options):
     force_stage: ForceStageOptions = Field(default_factory=ForceStageOptions)
     bias_stage: BiasStageOptions = Field(default_factory=BiasStageOptions)
     trainer: TrainerOptions = Field(default_factory=TrainerOptions)
-    seed: int = Field(0, ge=0, description="initial weights and order of batches")
+    seed: int = Field(0, ge=0, description="seed of initial weights and of the order of batches")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -278,7 +313,7 @@ def _described(model: type[BaseModel], depth: int) -> list[str]:
         if nested is not None:
             optional = field.default is None
             notes = [field.description or (nested.__doc__ or "").splitlines()[0]]
-            notes += ["null: off, or with the options"] if optional else []
+            notes += ["null: off; else the options below"] if optional else []
             lines += [f"{indent}{name}:{' null' if optional else ''}  # {'; '.join(notes)}"]
             below = _described(nested, depth + 1)
             lines += [f"{'  ' * depth}  # {line.strip()}" for line in below] if optional else below

@@ -318,9 +318,12 @@ def test_configuration_files_and_overrides(tmp_path):
         load_config(file)
     described = describe_options()
     assert "learning_rate: 0.004" in described
-    assert "loss: l1  # one of l1, l2, huber" in described
+    assert "schedule:  # Learning rate" in described
+    assert "one of cosine, plateau, constant" in described
     assert "# energy_weight: 0.05" in described
     assert "# painn takes features: 128, interactions: 3" in described
+    lines = [line.strip() for line in described.splitlines()]
+    assert all("  # " in line or line.startswith("#") for line in lines)  # none without its text
 
 
 def test_data_that_cannot_be_used_is_refused(tmp_path):
