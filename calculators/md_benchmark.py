@@ -197,7 +197,8 @@ def floor_of_schnet(backbone: Backbone, atoms: Atoms) -> float:
     layers, width = backbone.arguments["interactions"], backbone.arguments["features"]
     calc = calculator(backbone)
     _forces(atoms, calc)
-    pairs = len(calc._engine.list.search(calc._structure(atoms)).pairs.i)  # type: ignore[attr-defined]
+    edges = calc._engine.list.search(calc._structure(atoms)).edges  # type: ignore[attr-defined]
+    pairs = len(edges.neighbour) // 2
     dense = 2 * (3 * layers - 1) * len(atoms) * width**2
     of_pairs = pairs * width * (5 * layers + 10 * (layers - 1) + 5)
     return 1e3 * 2 * (dense + of_pairs) / sgemm_speed()

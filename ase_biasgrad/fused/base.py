@@ -49,7 +49,7 @@ class FusedBackbone(Backbone):
             modules = self.of.representation
             # what is made in inference mode could not be trained with afterwards
             with torch.inference_mode(False), torch.no_grad():
-                distances = self.knots.distances()
+                distances = torch.from_numpy(self.knots.distances())
                 basis = modules.radial_basis(distances)
                 envelope = modules.cutoff_fn(distances)[:, None]
                 self._constants[dtype] = self.prepared(basis.to(dtype), envelope.to(dtype))

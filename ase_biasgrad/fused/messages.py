@@ -34,6 +34,7 @@ from ase_biasgrad.fused.message_loops import (
     tensor_message_vjp_loop,
 )
 from ase_biasgrad.fused.tape import Variable
+from ase_biasgrad.numerics.spline_coefficients import spline_weights_and_derivatives
 from ase_biasgrad.numerics.splines import Knots
 
 
@@ -77,8 +78,8 @@ class SplinePairs:
         self.n, self._dtype = n, dtype
         self._distances = vectors.square().sum(dim=1, keepdim=True).sqrt_()  # (p, 1)
         self._unit = vectors / self._distances
-        first, weights, self._weight_derivatives = knots.weights_and_derivatives(
-            self._distances[:, 0]
+        first, weights, self._weight_derivatives = spline_weights_and_derivatives(
+            knots, self._distances[:, 0]
         )
         self.weights = weights.to(dtype).contiguous()
         tensors, self._tensor_derivatives = self.directional(self._unit)

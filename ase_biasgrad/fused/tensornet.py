@@ -94,7 +94,7 @@ class FusedTensorNet(Backbone):
         if dtype not in self._prepared:
             # what is made in inference mode could not be trained with afterwards
             with torch.inference_mode(False), torch.no_grad():
-                distances = self.knots.distances()
+                distances = torch.from_numpy(self.knots.distances())
                 distances[0] = 0.0
                 basis, envelope = self.of.basis_and_cutoff(distances)
                 self._prepared[dtype] = basis.to(dtype), envelope.to(dtype)

@@ -28,7 +28,7 @@ from ase_biasgrad.numerics.simd import (
 
 COLUMNS = 2 * WIDTH  # of a panel
 ROWS = 6  # rows × 2 vectors of sums, 2 vectors of weights and one of inputs fill 16 registers
-SET, ADD_BIAS, ACCUMULATE = range(3)
+ADD_BIAS, ACCUMULATE = 1, 2  # bits of a mode
 
 
 def padded(width: int) -> int:
@@ -53,13 +53,19 @@ def _tile(rows: int) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kinds, index = signature.args, ir.IntType(64)
-            of_memory, of_weights, of_places, row, column, panel, depth, block, bias, mode = arguments
+            of_memory, of_weights, of_places, row, column, panel, depth, block, bias, mode = (
+                arguments
+            )
 
             def at(which: int, array: Any, place: Any) -> Any:
                 return address(context, builder, kinds[which], array, place)
 
             def moved(place: Any, vector: int) -> Any:
                 return builder.add(place, ir.Constant(index, vector * WIDTH))
+
+            def has(bit: int) -> Any:
+                masked = builder.and_(mode, ir.Constant(mode.type, bit))
+                return builder.icmp_signed("!=", masked, ir.Constant(mode.type, 0))
 
             def place(r: int, which: int) -> Any:
                 number = builder.add(builder.add(row, row), ir.Constant(index, 2 * r + which))
@@ -84,9 +90,7 @@ def _tile(rows: int) -> Callable[..., Any]:
                 of_rows = builder.mul(loop.index, block)
                 for k in range(WIDTH):
                     columns = [
-                        load_value(
-                            builder, builder.gep(first, [moved(of_panel, k * 2 + v)])
-                        )
+                        load_value(builder, builder.gep(first, [moved(of_panel, k * 2 + v)]))
                         for v in range(2)
                     ]
                     input = builder.add(of_rows, ir.Constant(index, k))
@@ -95,14 +99,12 @@ def _tile(rows: int) -> Callable[..., Any]:
                         for column, total in zip(columns, pair, strict=True):
                             summed = fma_value(builder, value, column, builder.load(total))
                             builder.store(summed, total)
-            with builder.if_then(builder.icmp_signed("==", mode, ir.Constant(mode.type, ADD_BIAS))):
+            with builder.if_then(has(ADD_BIAS)):
                 for v in range(2):
                     more = load_value(builder, at(1, of_weights, moved(bias, v)))
                     for pair in sums:
                         builder.store(builder.fadd(builder.load(pair[v]), more), pair[v])
-            with builder.if_then(
-                builder.icmp_signed("==", mode, ir.Constant(mode.type, ACCUMULATE))
-            ):
+            with builder.if_then(has(ACCUMULATE)):
                 for place, pair in zip(places, sums, strict=True):
                     for v, total in enumerate(pair):
                         more = load_value(builder, at(0, of_memory, place[v]))
@@ -123,10 +125,22 @@ _tile1, _tile2, _tile3, _tile4, _tile5, _tile6 = (_tile(rows) for rows in range(
 
 @compiled()
 def product(  # type: ignore[no-untyped-def]
-    memory, weights, x, x_step, depth, y, y_step, width, rows, group, interleaved, panels, bias,
+    memory,
+    weights,
+    x,
+    x_step,
+    depth,
+    y,
+    y_step,
+    width,
+    rows,
+    group,
+    interleaved,
+    panels,
+    bias,
     mode,
 ):
-    """y = x W, y = x W + bias, or y += x W (`mode`), for `rows` rows.
+    """y = x W, plus `bias` and plus y if the bits of `mode` say so, for `rows` rows.
 
     Rows of inputs and results, of lengths `depth` and `width`, begin at x and y in the memory, W
     at `panels` and bias at `bias` in the weights. Groups of `group` rows are `x_step` and `y_step`

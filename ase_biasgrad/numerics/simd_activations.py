@@ -72,34 +72,6 @@ def logistic(x):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def shifted_softplus(rows, bias, derivatives, first, last):  # type: ignore[no-untyped-def]
-    """rows ← log(½ + ½ exp(rows + bias)), derivatives ← its derivative, for rows first to last.
-
-    rows and derivatives `(n, width)`, bias `(width,)`.
-    """
-    width = rows.shape[1]
-    for i in range(first, last):
-        for f in range(0, width, WIDTH):
-            x = load(rows, i * width + f) + load(bias, f)
-            e = exp_negative(splat(ZERO) - absolute(x))
-            value = larger(x, splat(ZERO)) + log1p(e) - splat(LOG2)
-            store(rows, i * width + f, value)
-            store(derivatives, i * width + f, logistic(x))
-
-
-@compiled()
-def silu(rows, bias, derivatives, first, last):  # type: ignore[no-untyped-def]
-    """rows ← x σ(x) with x = rows + bias, derivatives ← f′(x), for rows first to last."""
-    width = rows.shape[1]
-    for i in range(first, last):
-        for f in range(0, width, WIDTH):
-            x = load(rows, i * width + f) + load(bias, f)
-            s = logistic(x)
-            store(rows, i * width + f, x * s)
-            store(derivatives, i * width + f, s + x * s * (splat(ONE) - s))
-
-
-@compiled()
 def softplus_jets(x, value, first, second):  # type: ignore[no-untyped-def]
     """log(½ + ½ eˣ) with its first and second derivative, all of one size.
 

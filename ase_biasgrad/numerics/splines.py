@@ -17,9 +17,7 @@ from functools import cache, lru_cache
 from math import ceil, comb
 
 import numpy as np
-import torch
 from scipy.linalg import solve_banded
-from torch import Tensor
 
 DEGREE = 5
 N_WEIGHTS = DEGREE + 1  # coefficients that matter in each bin
@@ -29,6 +27,7 @@ REFINEMENTS = 9
 FINER = 1.5
 # of the largest value and slope of any channel: the rounding of float32 in the network itself
 VALUE_TOLERANCE, SLOPE_TOLERANCE = 1e-6, 4e-6
+STEP = 1e-30  # of complex steps, Å
 BETWEEN = np.linspace(0.002, 0.998, 9)  # where errors are measured, in units of the spacing
 
 
@@ -57,34 +56,12 @@ class Knots:
         """Coefficients of the spline."""
         return self.count + DEGREE - 1
 
-    def distances(self) -> Tensor:
-        """Distances to sample, `(n_coefficients,)` float64: the knots, and two places at each end.
+    def distances(self) -> np.ndarray:
+        """Distances to sample, `(n_coefficients,)`: the knots, and two places at each end.
 
         The first is not quite 0, where SchNetPack's Bessel basis jumps.
         """
-        return torch.from_numpy(self.spacing * _sites(self.count)).clamp_min(1e-9)
-
-    def interpolation(self) -> Tensor:
-        """Matrix from values at `distances` to coefficients, `(n_coefficients,) * 2` float64."""
-        return torch.from_numpy(_interpolation(self.count))
-
-    def weights(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """First coefficient `(p,)` int64 and weights `(p, 6)` float64 of distances `(p,)` < cutoff.
-
-        The weights are differentiable in the distances.
-        """
-        position = distances / self.spacing
-        bin = position.detach().floor().clamp_(0, self.count - 2)  # (p,)
-        powers = torch.stack(_powers(position - bin), dim=1)  # (p, 6)
-        return bin.long(), powers @ _polynomials_on(distances.device)
-
-    def weights_and_derivatives(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`weights`, and their derivatives by the distances (per Å), `(p, 6)`."""
-        position = distances / self.spacing
-        bin = position.floor().clamp_(0, self.count - 2)  # (p,)
-        powers = torch.stack(_powers(position - bin), dim=1)  # (p, 6)
-        values, derivatives = (powers @ _jets_on(distances.device)).split(N_WEIGHTS, dim=1)
-        return bin.long(), values, derivatives / self.spacing
+        return np.maximum(self.spacing * _sites(self.count), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -113,7 +90,7 @@ def evaluate(table: RadialTable, distances: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def sampled(
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[np.ndarray], np.ndarray],
     cutoff: float,
     functions: int,
     value_tolerance: float = VALUE_TOLERANCE,
@@ -124,7 +101,8 @@ def sampled(
     Parameters
     ----------
     function
-        Maps distances `(k,)` in Å, float64, to `(k, channels)`, differentiable; called on float64.
+        Maps distances `(k,)` in Å to `(k, channels)`. It is analytic, and takes complex arrays:
+        slopes come from complex steps.
     cutoff
         In Å. A knot lies there, where envelopes have a jump in their second derivative.
     functions
@@ -154,14 +132,13 @@ def sampled(
     )
 
 
-def _on_knots(function: Callable[[Tensor], Tensor], knots: Knots) -> RadialTable:
-    with torch.no_grad():
-        at_knots = function(knots.distances()).numpy()
+def _on_knots(function: Callable[[np.ndarray], np.ndarray], knots: Knots) -> RadialTable:
+    at_knots = function(knots.distances())
     table = RadialTable(knots, interpolate(knots.count, at_knots), 0.0, 0.0)
     errors, sizes = [], []
     for t in BETWEEN:
         distances = (np.arange(knots.count - 1) + t) * knots.spacing
-        exact = _values_and_slopes(function, distances)
+        exact = values_and_slopes(function, distances)
         errors.append(
             [np.abs(a - b).max() for a, b in zip(evaluate(table, distances), exact, strict=True)]
         )
@@ -170,18 +147,15 @@ def _on_knots(function: Callable[[Tensor], Tensor], knots: Knots) -> RadialTable
     return RadialTable(knots, table.coefficients, float(value_error), float(slope_error))
 
 
-def _values_and_slopes(
-    function: Callable[[Tensor], Tensor], distances: np.ndarray
+def values_and_slopes(
+    function: Callable[[np.ndarray], np.ndarray], distances: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    at = torch.from_numpy(distances)
-    values, slopes = torch.func.jvp(function, (at,), (torch.ones_like(at),))
-    return values.detach().numpy(), slopes.detach().numpy()
+    """Values and slopes of an analytic function by a complex step, exact to rounding.
 
-
-def _powers(t: Tensor) -> list[Tensor]:
-    """1, t, … t⁵."""
-    square = t * t
-    return [torch.ones_like(t), t, square, square * t, square * square, square * square * t]
+    f′(r) = Im f(r + iε)/ε (Squire and Trapp 1998, SIAM Review 40, 110).
+    """
+    values = function(distances + 1j * STEP)
+    return values.real, values.imag / STEP
 
 
 @cache
@@ -203,18 +177,6 @@ def polynomials() -> np.ndarray:
 
 
 @cache
-def _polynomials_on(device: torch.device) -> Tensor:
-    return torch.from_numpy(polynomials()).to(device)
-
-
-@cache
-def _jets_on(device: torch.device) -> Tensor:
-    """Values and slopes by t from powers, `(6, 12)`."""
-    slopes = np.concatenate([slope_polynomials(), np.zeros((1, N_WEIGHTS))])
-    return torch.from_numpy(np.concatenate([polynomials(), slopes], axis=1)).to(device)
-
-
-@cache
 def slope_polynomials() -> np.ndarray:
     """`polynomials` of the derivatives by t: coefficients of 1, t, … t⁴."""
     return polynomials()[1:] * np.arange(1, N_WEIGHTS)[:, None]
@@ -230,8 +192,8 @@ def _sites(count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _interpolation(count: int) -> np.ndarray:
-    """Matrix from values at the sites to coefficients: `interpolate` for training."""
+def interpolation(count: int) -> np.ndarray:
+    """Matrix from values at the sites to coefficients, `(count + 4,) * 2`."""
     return interpolate(count, np.eye(len(_sites(count))))
 
 

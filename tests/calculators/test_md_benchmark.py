@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_a_row_compares_whole_steps(name):
     backbone = bench.random_backbone(name, features=8, interactions=1)
     ours, rival = (bench.calculator(backbone, engine=engine) for engine in ("auto", "reference"))
-    assert ours.engine == ("layered" if name == "tensornet" else "cpu")
+    assert ours.engine == "cpu"
     row = bench.compared("water", molecule("H2O"), ours, ("autograd", rival), seconds=0.2)
     assert (row.what, row.rival) == ("water", "autograd")
     # milliseconds of a whole step on any machine: neither microseconds nor seconds

@@ -77,7 +77,7 @@ def _tensornet(bench, seconds: float) -> None:  # type: ignore[no-untyped-def]
     for label, atoms in {**bench.molecules(), "108 atoms, periodic": bench.fluid(108)}.items():
         ours, rival = (
             bench.calculator(bench.random_backbone("tensornet"), engine=engine)
-            for engine in ("layered", "reference")
+            for engine in ("cpu", "reference")
         )
         what = f"{label}, TensorNet 64×2"
         _print_row(bench.compared(what, atoms, ours, ("autograd", rival), seconds))

@@ -1,1 +1,1 @@
-"""Networks as programs of instructions that compiled code executes: energies and forces on a CPU."""
+"""Networks as programs of instructions for compiled code: energies and forces on a CPU."""

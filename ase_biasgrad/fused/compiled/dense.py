@@ -14,7 +14,7 @@ import numpy as np
 from ase_biasgrad.fused.compiled.operations import Operation, locate
 from ase_biasgrad.fused.compiled.program import Program, Variable
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.matrix_product import ACCUMULATE, ADD_BIAS, SET, product
+from ase_biasgrad.numerics.matrix_product import ACCUMULATE, ADD_BIAS, product
 from ase_biasgrad.numerics.simd import WIDTH, absolute, larger, load, splat, store, total
 from ase_biasgrad.numerics.simd_activations import exp_negative, log1p, logistic
 
@@ -25,7 +25,7 @@ class Embedding:
     """y = table[number], with a table `(elements, width)`."""
 
     def __init__(self, p: Program, table: np.ndarray) -> None:
-        self.y = p.variable(table.shape[1])
+        self.y = p.variable(table.shape[1], active=False)
         p.emit(Operation.EMBED, self.y, p.weight(table))
         p.add(self)
 
@@ -43,27 +43,37 @@ def embed(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
 
 
 class Linear:
-    """y = x W + b for each of `rows` rows of an atom, W `(inputs, outputs)`, b `(outputs,)`."""
+    """y = x W + b + z for each of `rows` rows of an atom.
+
+    W `(inputs, outputs)`; b `(outputs,)` and z, of the size of y, may be left out.
+    """
 
     def __init__(
         self, p: Program, x: Variable, weight: np.ndarray, bias: np.ndarray | None = None,
-        rows: int = 1,
+        rows: int = 1, add: Variable | None = None,
     ) -> None:  # fmt: skip
-        self.x, self.rows = x, rows
-        depth, width = weight.shape
-        self.shape, self.back = (depth, width), p.matrix(weight.T)
-        self.y = p.variable(rows * width)
-        mode, at = (SET, 0) if bias is None else (ADD_BIAS, p.weight(bias))
+        self.x, self.added, self.rows = x, add, rows
+        self.shape, self.back = weight.shape, p.matrix(weight.T)
+        self.y = p.variable(rows * weight.shape[1], x.active or (add is not None and add.active))
+        mode = (0 if bias is None else ADD_BIAS) | (0 if add is None else ACCUMULATE)
+        if add is not None:
+            p.emit(Operation.ADD, add, self.y, 0)
         p.emit(
-            Operation.LINEAR, x, self.y, depth, width, rows, 0, rows, p.matrix(weight), at, mode
-        )
+            Operation.LINEAR, x, self.y, *weight.shape, rows, 0, rows, p.matrix(weight),
+            0 if bias is None else p.weight(bias), mode,
+        )  # fmt: skip
         p.add(self)
 
     def vjp(self, p: Program) -> None:
-        g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
-        depth, width = self.shape
-        mode = ACCUMULATE if more else SET
-        p.emit(Operation.LINEAR, g, out, width, depth, self.rows, 0, self.rows, self.back, 0, mode)
+        g = p.adjoint(self.y)[0]
+        if self.x.active:
+            (out, more), (depth, width) = p.adjoint(self.x), self.shape
+            mode = ACCUMULATE if more else 0
+            p.emit(
+                Operation.LINEAR, g, out, width, depth, self.rows, 0, self.rows, self.back, 0, mode
+            )
+        if self.added is not None and self.added.active:
+            p.emit(Operation.ADD, g, *p.adjoint(self.added))
 
 
 @compiled()
@@ -127,21 +137,6 @@ def multiply(row, place, memory, weights, edges):  # type: ignore[no-untyped-def
         store(memory, z + k, load(memory, z + k) + v if row[7] else v)
 
 
-class Sum:
-    """y = x + …, of one width."""
-
-    def __init__(self, p: Program, *terms: Variable) -> None:
-        self.terms, self.y = terms, p.variable(terms[0].width)
-        for k, term in enumerate(terms):
-            p.emit(Operation.ADD, term, self.y, int(k > 0))
-        p.add(self)
-
-    def vjp(self, p: Program) -> None:
-        g = p.adjoint(self.y)[0]
-        for term in self.terms:
-            p.emit(Operation.ADD, g, *p.adjoint(term))
-
-
 @compiled()
 def add(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """y = x, or y += x."""
@@ -169,9 +164,7 @@ class LayerNorm:
 
     def vjp(self, p: Program) -> None:
         g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
-        p.emit(
-            Operation.LAYER_NORM_VJP, g, out, self.unit, self.inverse, self.constants, more
-        )
+        p.emit(Operation.LAYER_NORM_VJP, g, out, self.unit, self.inverse, self.constants, more)
 
 
 @compiled()
@@ -244,4 +237,3 @@ def repeat(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     for a in range(place.count):
         for f in range(0, width, WIDTH):
             store(memory, y + a * width + f, load(weights, row[3] + f))
-

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ase_biasgrad.fused.compiled.tensors import normalise, normalise_vjp, symmetric_product, symmetric_product_vjp, add_square, add_square_vjp, scale_irreps, scale_irreps_vjp, squared_norms, squared_norms_vjp
-from ase_biasgrad.fused.compiled.messages import tensor_message, tensor_message_vjp, tensor_cfconv, tensor_cfconv_vjp
-from ase_biasgrad.fused.compiled.dense import embed, linear, activate, multiply, add, layer_norm, layer_norm_vjp, energies, repeat
+from ase_biasgrad.fused.compiled.dense import (
+    activate,
+    add,
+    embed,
+    energies,
+    layer_norm,
+    layer_norm_vjp,
+    linear,
+    multiply,
+    repeat,
+)
+from ase_biasgrad.fused.compiled.messages import (
+    cfconv,
+    cfconv_vjp,
+    tensor_cfconv,
+    tensor_cfconv_vjp,
+    tensor_message,
+    tensor_message_vjp,
+    vector_message,
+    vector_message_vjp,
+)
 from ase_biasgrad.fused.compiled.operations import Operation, Place
 from ase_biasgrad.fused.compiled.program import Compiled
+from ase_biasgrad.fused.compiled.tensors import (
+    add_square,
+    add_square_vjp,
+    normalise,
+    normalise_vjp,
+    scale_irreps,
+    scale_irreps_vjp,
+    squared_norms,
+    squared_norms_vjp,
+    symmetric_product,
+    symmetric_product_vjp,
+)
+from ase_biasgrad.fused.compiled.vectors import (
+    mix,
+    mix_vjp,
+    norms_and_products,
+    norms_and_products_vjp,
+)
 from ase_biasgrad.numerics.kernel_cache import compiled
+
 EMBED = int(Operation.EMBED)
 LINEAR = int(Operation.LINEAR)
 ACTIVATE = int(Operation.ACTIVATE)
@@ -33,6 +68,15 @@ TENSOR_MESSAGE = int(Operation.TENSOR_MESSAGE)
 TENSOR_MESSAGE_VJP = int(Operation.TENSOR_MESSAGE_VJP)
 TENSOR_CFCONV = int(Operation.TENSOR_CFCONV)
 TENSOR_CFCONV_VJP = int(Operation.TENSOR_CFCONV_VJP)
+
+CFCONV = int(Operation.CFCONV)
+CFCONV_VJP = int(Operation.CFCONV_VJP)
+VECTOR_MESSAGE = int(Operation.VECTOR_MESSAGE)
+VECTOR_MESSAGE_VJP = int(Operation.VECTOR_MESSAGE_VJP)
+MIX = int(Operation.MIX)
+MIX_VJP = int(Operation.MIX_VJP)
+NORMS_AND_PRODUCTS = int(Operation.NORMS_AND_PRODUCTS)
+NORMS_AND_PRODUCTS_VJP = int(Operation.NORMS_AND_PRODUCTS_VJP)
 
 
 @compiled()
@@ -84,11 +128,27 @@ def _instruct(row, place, memory, weights, edges):  # type: ignore[no-untyped-de
         tensor_cfconv(row, place, memory, weights, edges)
     elif kind == TENSOR_CFCONV_VJP:
         tensor_cfconv_vjp(row, place, memory, weights, edges)
+    elif kind == CFCONV:
+        cfconv(row, place, memory, weights, edges)
+    elif kind == CFCONV_VJP:
+        cfconv_vjp(row, place, memory, weights, edges)
+    elif kind == VECTOR_MESSAGE:
+        vector_message(row, place, memory, weights, edges)
+    elif kind == VECTOR_MESSAGE_VJP:
+        vector_message_vjp(row, place, memory, weights, edges)
+    elif kind == MIX:
+        mix(row, place, memory, weights, edges)
+    elif kind == MIX_VJP:
+        mix_vjp(row, place, memory, weights, edges)
+    elif kind == NORMS_AND_PRODUCTS:
+        norms_and_products(row, place, memory, weights, edges)
+    elif kind == NORMS_AND_PRODUCTS_VJP:
+        norms_and_products_vjp(row, place, memory, weights, edges)
 
 
 @compiled()
 def execute(  # type: ignore[no-untyped-def]
-    instructions, segments, block, blocks, chunk, kept, local, memory, weights, edges
+    block, blocks, instructions, segments, chunk, kept, local, memory, weights, edges
 ):
     """Run segments for one of several blocks of atoms.
 

@@ -60,7 +60,7 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
             zero = splat(memory.dtype.type(0))
             y0, y1, y2, y3 = own * load(weights, row[7] + f), zero, zero, zero
             y4, y5, y6, y7, y8 = zero, zero, zero, zero, zero
-            for e in range(edges.starts[i], edges.starts[i + 1]):
+            for e in range(edges.starts[i], edges.ends[i]):
                 number = edges.numbers[edges.neighbour[e]]
                 sent = centre + load(weights, row[4] + number * step + f)
                 w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
@@ -77,10 +77,9 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
 def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, step, knots = locate(row, 1, place), row[2] // 9, row[6]
     kind = memory.dtype
-    one, root = kind.type(1), kind.type(math.sqrt(0.5))
     for a in range(place.count):
         i = place.first + a
-        for e in range(edges.starts[i], edges.starts[i + 1]):
+        for e in range(edges.starts[i], edges.ends[i]):
             number = edges.numbers[edges.neighbour[e]]
             zero = splat(kind.type(0))
             t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
@@ -131,9 +130,7 @@ def _tensor(unit, e, memory):  # type: ignore[no-untyped-def]
 class TensorCFConv:
     """Σ_j W_ij x_j + W(0) x_i of tensors `(9, f)`; coefficients `(knots, 3, f)`, own `(3, f)`."""
 
-    def __init__(
-        self, p: Program, x: Variable, coefficients: np.ndarray, own: np.ndarray
-    ) -> None:
+    def __init__(self, p: Program, x: Variable, coefficients: np.ndarray, own: np.ndarray) -> None:
         self.x, self.y = x, p.variable(x.width)
         self.constants = p.weight(blocked(coefficients)), p.knots, p.weight(own)
         p.emit_messages(Operation.TENSOR_CFCONV, x, self.y, *self.constants)
@@ -160,7 +157,7 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
             y4, y5 = w2 * load(memory, o + 32), w2 * load(memory, o + 40)
             y6, y7 = w2 * load(memory, o + 48), w2 * load(memory, o + 56)
             y8 = w2 * load(memory, o + 64)
-            for e in range(edges.starts[i], edges.starts[i + 1]):
+            for e in range(edges.starts[i], edges.ends[i]):
                 w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
                 o = x + edges.neighbour[e] * row[2] + 9 * f
                 y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
@@ -178,7 +175,7 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
 def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """Adjoint of x: Σ_j W_ij g_j + W(0) g_i; of distances: Σ_f W′ g_i · x_j."""
     g, x, out, step = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2] // 9
-    knots, zero = row[8], splat(memory.dtype.type(0))
+    knots = row[8]
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * WIDTH, memory.dtype)
     for f in range(0, step, WIDTH):
@@ -197,7 +194,7 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
             )  # fmt: skip
             y0, y1, y2, y3, y4 = w0 * g0, w1 * g1, w1 * g2, w1 * g3, w2 * g4
             y5, y6, y7, y8 = w2 * g5, w2 * g6, w2 * g7, w2 * g8
-            for e in range(edges.starts[i], edges.starts[i + 1]):
+            for e in range(edges.starts[i], edges.ends[i]):
                 (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
                 o = g + edges.neighbour[e] * row[2] + 9 * f
                 y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
@@ -225,8 +222,9 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
                 y6, y7 = y6 + load(memory, o + 48), y7 + load(memory, o + 56)
                 y8 = y8 + load(memory, o + 64)
             store_components(memory, o, (y0, y1, y2, y3, y4, y5, y6, y7, y8))
-    for e in range(first, last):
-        edges.adjoints[e, 0] += total(load(sums, (e - first) * WIDTH))
+    for i in range(place.first, place.first + place.count):
+        for e in range(edges.starts[i], edges.ends[i]):
+            edges.adjoints[e, 0] += total(load(sums, (e - first) * WIDTH))
 
 
 @compiled(forceinline=True)
@@ -257,3 +255,211 @@ def _three_jets(weights, table, edges, e):  # type: ignore[no-untyped-def]
         p, q, r = load(weights, at), load(weights, at + WIDTH), load(weights, at + 2 * WIDTH)
         a, b, c, d, f, g = a + w * p, b + w * q, c + w * r, d + s * p, f + s * q, g + s * r
     return (a, b, c), (d, f, g)
+
+
+class CFConv:
+    """Σ_j W_ij ∘ x_j of features `(f,)`; coefficients `(knots, f)`."""
+
+    def __init__(self, p: Program, x: Variable, coefficients: np.ndarray) -> None:
+        self.x, self.y = x, p.variable(x.width)
+        self.constants = p.weight(blocked(coefficients[:, None])), p.knots
+        p.emit_messages(Operation.CFCONV, x, self.y, *self.constants)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        g = p.adjoint(self.y)[0]
+        out, more = p.adjoint(self.x) if self.x.active else (p.variable(self.x.width), 0)
+        p.emit_messages(Operation.CFCONV_VJP, g, self.x, out, *self.constants, more)
+
+
+@compiled()
+def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, y, width, knots = row[1] * place.n, locate(row, 3, place), row[2], row[6]
+    for f in range(0, width, WIDTH):
+        table = row[5] + f * knots
+        for a in range(place.count):
+            i, received = place.first + a, splat(memory.dtype.type(0))
+            for e in range(edges.starts[i], edges.ends[i]):
+                filter = _one_filter(weights, table, edges, e)
+                received = received + filter * load(memory, x + edges.neighbour[e] * width + f)
+            store(memory, y + a * width + f, received)
+
+
+@compiled()
+def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    """Adjoint of x: Σ_j W_ij g_j; of distances: Σ_f W′ g_i x_j."""
+    g, x, out, width = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2]
+    knots = row[8]
+    first, last = edges.starts[place.first], edges.starts[place.first + place.count]
+    sums = np.zeros((last - first) * WIDTH, memory.dtype)
+    for f in range(0, width, WIDTH):
+        table = row[7] + f * knots
+        for a in range(place.count):
+            i, received = place.first + a, splat(memory.dtype.type(0))
+            mine = load(memory, g + i * width + f)
+            for e in range(edges.starts[i], edges.ends[i]):
+                filter, slope = _one_jet(weights, table, edges, e)
+                o = edges.neighbour[e] * width + f
+                received = received + filter * load(memory, g + o)
+                k = (e - first) * WIDTH
+                store(sums, k, load(sums, k) + slope * mine * load(memory, x + o))
+            o = out + a * width + f
+            store(memory, o, received + load(memory, o) if row[9] else received)
+    for i in range(place.first, place.first + place.count):
+        for e in range(edges.starts[i], edges.ends[i]):
+            edges.adjoints[e, 0] += total(load(sums, (e - first) * WIDTH))
+
+
+@compiled(forceinline=True)
+def _one_filter(weights, table, edges, e):  # type: ignore[no-untyped-def]
+    at = table + edges.bin[e] * WIDTH
+    a = splat(edges.weights[e, 0, 0]) * load(weights, at)
+    b = splat(edges.weights[e, 0, 1]) * load(weights, at + WIDTH)
+    a = a + splat(edges.weights[e, 0, 2]) * load(weights, at + 2 * WIDTH)
+    b = b + splat(edges.weights[e, 0, 3]) * load(weights, at + 3 * WIDTH)
+    a = a + splat(edges.weights[e, 0, 4]) * load(weights, at + 4 * WIDTH)
+    return a + (b + splat(edges.weights[e, 0, 5]) * load(weights, at + 5 * WIDTH))
+
+
+@compiled(forceinline=True)
+def _one_jet(weights, table, edges, e):  # type: ignore[no-untyped-def]
+    at = table + edges.bin[e] * WIDTH
+    c = load(weights, at)
+    a, s = splat(edges.weights[e, 0, 0]) * c, splat(edges.weights[e, 1, 0]) * c
+    for t in range(1, N_WEIGHTS):
+        c = load(weights, at + t * WIDTH)
+        a, s = a + splat(edges.weights[e, 0, t]) * c, s + splat(edges.weights[e, 1, t]) * c
+    return a, s
+
+
+class VectorMessage:
+    """PaiNN's messages of scalars q `(f,)` and vectors μ `(3, f)`, added to them:
+
+        q_i + Σ_j W¹ ∘ x¹_j,    μ_i + Σ_j (W² ∘ x²_j) u + W³ ∘ x³_j ∘ μ_j.
+
+    x `(f / 8, 3, 8)`; coefficients `(knots, 3, f)`. Without μ, all vectors are zero.
+    """
+
+    def __init__(
+        self, p: Program, q: Variable, mu: Variable | None, x: Variable, coefficients: np.ndarray
+    ) -> None:
+        self.q, self.mu, self.x = q, mu, x
+        self.out_q, self.out_mu = p.variable(q.width), p.variable(3 * q.width)
+        self.constants = p.weight(blocked(coefficients)), p.knots
+        p.emit_messages(
+            Operation.VECTOR_MESSAGE, x, q, x if mu is None else mu, self.out_q, self.out_mu,
+            *self.constants, int(mu is not None),
+        )  # fmt: skip
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        gq, gmu = p.adjoint(self.out_q)[0], p.adjoint(self.out_mu)[0]
+        if self.mu is None:  # q and x are those of the elements
+            spare = p.variable(self.x.width)
+            p.emit_messages(
+                Operation.VECTOR_MESSAGE_VJP, gq, gmu, self.x, self.x, spare, spare,
+                *self.constants, 0,
+            )  # fmt: skip
+            return
+        (out_mu, more), (out_x, again) = p.adjoint(self.mu), p.adjoint(self.x)
+        assert more == again == 0  # nothing else reads them
+        p.emit_messages(
+            Operation.VECTOR_MESSAGE_VJP, gq, gmu, self.mu, self.x, out_mu, out_x,
+            *self.constants, 1,
+        )  # fmt: skip
+        p.emit(Operation.ADD, gq, *p.adjoint(self.q))
+
+
+@compiled()
+def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    x, q, mu = row[1] * place.n, locate(row, 3, place), row[5] * place.n
+    out_q, out_mu, knots, kind = locate(row, 7, place), locate(row, 9, place), row[12], memory.dtype
+    width, zero = row[8], splat(kind.type(0))
+    for f in range(0, width, WIDTH):
+        table, block = row[11] + f * 3 * knots, 3 * f
+        for a in range(place.count):
+            i = place.first + a
+            s, m = load(memory, q + a * width + f), mu + i * 3 * width + block
+            if row[13]:
+                v0, v1, v2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
+            else:
+                v0, v1, v2 = zero, zero, zero
+            for e in range(edges.starts[i], edges.ends[i]):
+                w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
+                o = edges.neighbour[e] * 3 * width + block
+                s = s + w0 * load(memory, x + o)
+                along = w1 * load(memory, x + o + 8)
+                v0 = v0 + splat(edges.unit[e, 0]) * along
+                v1 = v1 + splat(edges.unit[e, 1]) * along
+                v2 = v2 + splat(edges.unit[e, 2]) * along
+                if row[13]:
+                    passed = w2 * load(memory, x + o + 16)
+                    m = mu + o
+                    v0 = v0 + passed * load(memory, m)
+                    v1, v2 = v1 + passed * load(memory, m + 8), v2 + passed * load(memory, m + 16)
+            store(memory, out_q + a * width + f, s)
+            m = out_mu + a * 3 * width + block
+            store(memory, m, v0)
+            store(memory, m + 8, v1)
+            store(memory, m + 16, v2)
+
+
+@compiled()
+def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+    """Adjoints of μ and x, and of distances and directions.
+
+    With h = Σ_j W³ ∂E/∂μ_j those of μ_i are ∂E/∂μ_i + x³_i h, those of x_i
+    (Σ_j W¹ ∂E/∂q_j, −Σ_j W² u · ∂E/∂μ_j, μ_i · h).
+    """
+    gq, gmu, mu, x = row[1] * place.n, row[3] * place.n, row[5] * place.n, row[7] * place.n
+    out_mu, out_x, knots = locate(row, 9, place), locate(row, 11, place), row[14]
+    width, zero = row[2], splat(memory.dtype.type(0))
+    first, last = edges.starts[place.first], edges.starts[place.first + place.count]
+    sums = np.zeros((last - first) * 4 * WIDTH, memory.dtype)
+    for f in range(0, width, WIDTH):
+        table, block = row[13] + f * 3 * knots, 3 * f
+        for a in range(place.count):
+            i = place.first + a
+            gi, m = load(memory, gq + i * width + f), gmu + i * 3 * width + block
+            g0, g1, g2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
+            x0, x1, h0, h1, h2 = zero, zero, zero, zero, zero
+            for e in range(edges.starts[i], edges.ends[i]):
+                (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
+                u0, u1, u2 = (
+                    splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
+                )  # fmt: skip
+                j = edges.neighbour[e]
+                o, k = j * 3 * width + block, (e - first) * 4 * WIDTH
+                sent = load(memory, x + o + 8)
+                slope = s0 * gi * load(memory, x + o)
+                slope = slope + s1 * sent * (u0 * g0 + u1 * g1 + u2 * g2)
+                sent = w1 * sent
+                store(sums, k + 8, load(sums, k + 8) + sent * g0)
+                store(sums, k + 16, load(sums, k + 16) + sent * g1)
+                store(sums, k + 24, load(sums, k + 24) + sent * g2)
+                if row[15]:
+                    m = gmu + o
+                    b0, b1, b2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
+                    x0 = x0 + w0 * load(memory, gq + j * width + f)
+                    x1 = x1 - w1 * (u0 * b0 + u1 * b1 + u2 * b2)
+                    h0, h1, h2 = h0 + w2 * b0, h1 + w2 * b1, h2 + w2 * b2
+                    m = mu + o
+                    dot = g0 * load(memory, m) + g1 * load(memory, m + 8)
+                    dot = dot + g2 * load(memory, m + 16)
+                    slope = slope + s2 * load(memory, x + o + 16) * dot
+                store(sums, k, load(sums, k) + slope)
+            if row[15]:
+                o, m = a * 3 * width + block, mu + i * 3 * width + block
+                x2 = h0 * load(memory, m) + h1 * load(memory, m + 8) + h2 * load(memory, m + 16)
+                store(memory, out_x + o, x0)
+                store(memory, out_x + o + 8, x1)
+                store(memory, out_x + o + 16, x2)
+                carried = load(memory, x + i * 3 * width + block + 16)
+                store(memory, out_mu + o, g0 + carried * h0)
+                store(memory, out_mu + o + 8, g1 + carried * h1)
+                store(memory, out_mu + o + 16, g2 + carried * h2)
+    for i in range(place.first, place.first + place.count):
+        for e in range(edges.starts[i], edges.ends[i]):
+            k = (e - first) * 4 * WIDTH
+            for c in range(4):
+                edges.adjoints[e, c] += total(load(sums, k + c * WIDTH))

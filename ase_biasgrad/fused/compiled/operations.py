@@ -63,7 +63,8 @@ class Edges(NamedTuple):
     """
 
     numbers: np.ndarray  # (n,) int64
-    starts: np.ndarray  # (n + 1,) int64, edges of each centre
+    starts: np.ndarray  # (n + 1,) int64, room for the edges of each centre
+    ends: np.ndarray  # (n,) int64, of its edges
     neighbour: np.ndarray  # (e,) int64
     bin: np.ndarray  # (e,) int64, of the splines
     weights: np.ndarray  # (e, 2, 6) of the six coefficients: for values, for slopes

@@ -14,6 +14,7 @@ of messages. Rows of weights and of variables are filled up to whole panels with
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -26,9 +27,13 @@ SMALLEST_CHUNK, LARGEST_CHUNK = 8, 192  # atoms
 
 @dataclass(eq=False)
 class Variable:
-    """`width` numbers of every atom; `segments` and `steps` are where it is used first and last."""
+    """`width` numbers of every atom; `segments` and `steps` are where it is used first and last.
+
+    A variable is `active` if it depends on positions.
+    """
 
     width: int
+    active: bool = True
     adjoint: Variable | None = None
     segments: tuple[int, int] | None = None
     steps: tuple[int, int] | None = None
@@ -52,7 +57,7 @@ class Compiled:
 
     instructions: np.ndarray  # (k, longest) int64
     segments: np.ndarray  # (s, 2) int64, first and last instruction; forward pass, then VJP
-    forward_segments: int
+    forward: int  # segments of the forward pass
     weights: np.ndarray  # (w,) float32 or float64
     kept: int  # numbers for each atom
     local: int  # numbers for each atom of a chunk
@@ -74,9 +79,9 @@ class Program:
     _weights: list[np.ndarray] = field(default_factory=list)
     _size: int = 0
 
-    def variable(self, width: int) -> Variable:
+    def variable(self, width: int, active: bool = True) -> Variable:
         """A new variable; its width is a multiple of a panel's columns."""
-        self._variables.append(Variable(width))
+        self._variables.append(Variable(width, active))
         return self._variables[-1]
 
     def adjoint(self, variable: Variable) -> tuple[Variable, int]:
@@ -120,9 +125,9 @@ class Program:
         self._segments.append(len(self._steps))
         for layer in reversed(self._layers):
             layer.vjp(self)
-        ends = [*self._segments, len(self._steps)]
-        ranges = [(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if a < b]
-        forward -= sum(a == b for a, b in zip(ends[:forward], ends[1 : forward + 1], strict=True))
+        ranges = list(pairwise([*self._segments, len(self._steps)]))
+        forward = sum(first < last for first, last in ranges[:forward])
+        ranges = [(first, last) for first, last in ranges if first < last]
         kept = _place([v for v in self._variables if _is_kept(v)], "segments")
         local_variables = [v for v in self._variables if v.steps and not _is_kept(v)]
         local = _place(local_variables, "steps")
@@ -139,7 +144,9 @@ class Program:
         for operation, operands in self._steps:
             row = [operation]
             for operand in operands:
-                row += [operand.start, operand.width] if isinstance(operand, Variable) else [operand]
+                row += (
+                    [operand.start, operand.width] if isinstance(operand, Variable) else [operand]
+                )
             rows.append(row)
         out = np.zeros((len(rows), max(map(len, rows))), np.int64)
         for k, row in enumerate(rows):

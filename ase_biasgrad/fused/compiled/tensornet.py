@@ -10,6 +10,7 @@ import numpy as np
 from ase_biasgrad.fused.compiled.dense import SILU, Activation, Energies, LayerNorm, Linear
 from ase_biasgrad.fused.compiled.messages import TensorCFConv, TensorMessage
 from ase_biasgrad.fused.compiled.program import Program, Variable, widened
+from ase_biasgrad.fused.compiled.radial import Weights, cosine_cutoff, dense, silu
 from ase_biasgrad.fused.compiled.tensors import (
     AddSquare,
     IrrepsLinear,
@@ -23,18 +24,33 @@ from ase_biasgrad.numerics.splines import RadialTable
 EPSILON = 1e-5  # of the layer norms
 
 
-def describe(
-    arguments: Mapping[str, Any], w: Mapping[str, np.ndarray], table: RadialTable, own: np.ndarray
-) -> Program:
-    """The program of a `TensorNet` of these arguments and parameters by name.
+def radial_functions(arguments: Mapping[str, Any]) -> int:
+    """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
+    return round(1.7 * arguments["radial_functions"])
 
-    Filters of the embedding and of each interaction: `table` with channels `(layers, 3, f)`, and
-    `own`, the same at distance 0.
-    """
+
+def filters(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> np.ndarray:
+    """Filters `(m, layers × 3 × f)` of the embedding and of each interaction."""
+    cutoff, count = float(arguments["cutoff"]), int(arguments["radial_functions"])
+    envelope, lowest = cosine_cutoff(r, cutoff)[:, None], np.exp(-cutoff)
+    sharpness = (2.0 / count * (1.0 - lowest)) ** -2
+    mapped = np.exp(-5.0 / cutoff * r)[:, None] - np.linspace(lowest, 1.0, count)
+    basis = np.exp(-sharpness * mapped**2) * envelope
+    found = [dense(w, "embedding.radial", basis)]
+    for k in range(int(arguments["interactions"])):
+        hidden = basis
+        for layer in range(3):
+            hidden = silu(dense(w, f"layers.{k}.radial.{layer}", hidden))
+        found.append(hidden)
+    return np.concatenate(found, axis=1) * envelope
+
+
+def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Program:
+    """The program of a `TensorNet` of these arguments and parameters; `table` has its filters."""
     f, layers = int(arguments["features"]), 1 + int(arguments["interactions"])
     shape = (layers, 3, f)
     coefficients = widened(table.coefficients.reshape(-1, *shape), (1, f))
-    own = widened(own.reshape(shape), (1, f))
+    own = widened(filters(arguments, w, np.zeros(1)).reshape(shape), (1, f))
     p = Program(len(coefficients))
 
     # embedding: tensors from elements and directions, times functions of their norms
@@ -68,23 +84,19 @@ def describe(
 
 
 def _silu(
-    p: Program, x: Variable, w: Mapping[str, np.ndarray], name: str, inputs: tuple[int, int],
+    p: Program, x: Variable, w: Weights, name: str, inputs: tuple[int, int],
     outputs: tuple[int, int],
 ) -> Variable:  # fmt: skip
     weight = widened(w[f"{name}.weight"].T, inputs, outputs)
     return Activation(p, Linear(p, x, weight, widened(w[f"{name}.bias"], outputs)).y, SILU).y
 
 
-def _normed(
-    p: Program, x: Variable, w: Mapping[str, np.ndarray], name: str, parts: tuple[int, int]
-) -> Variable:
+def _normed(p: Program, x: Variable, w: Weights, name: str, parts: tuple[int, int]) -> Variable:
     scale, shift = w[f"{name}.weight"], w[f"{name}.bias"]
     mask = widened(np.ones_like(scale), parts)
     return LayerNorm(p, x, widened(scale, parts), widened(shift, parts), mask, EPSILON).y
 
 
-def _irreps_linear(
-    p: Program, x: Variable, w: Mapping[str, np.ndarray], name: str, f: int
-) -> Variable:
+def _irreps_linear(p: Program, x: Variable, w: Weights, name: str, f: int) -> Variable:
     matrices = [widened(w[f"{name}.parts.{part}.weight"].T, (1, f), (1, f)) for part in range(3)]
     return IrrepsLinear(p, x, matrices).y

@@ -13,7 +13,7 @@ import numpy as np
 from ase_biasgrad.fused.compiled.operations import Operation, locate
 from ase_biasgrad.fused.compiled.program import Program, Variable
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.matrix_product import ACCUMULATE, SET
+from ase_biasgrad.numerics.matrix_product import ACCUMULATE
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store
 
 PARTS = ((0, 1), (1, 3), (4, 5))  # first component and number of components of I, A, S
@@ -26,12 +26,12 @@ class IrrepsLinear:
     def __init__(self, p: Program, x: Variable, matrices: list[np.ndarray]) -> None:
         self.x, self.y = x, p.variable(x.width)
         self.back = [p.matrix(matrix.T) for matrix in matrices]
-        self._emit(p, x, self.y, [p.matrix(matrix) for matrix in matrices], SET)
+        self._emit(p, x, self.y, [p.matrix(matrix) for matrix in matrices], 0)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
-        self._emit(p, g, out, self.back, ACCUMULATE if more else SET)
+        self._emit(p, g, out, self.back, ACCUMULATE if more else 0)
 
     @staticmethod
     def _emit(p: Program, x: Variable, y: Variable, matrices: list[int], mode: int) -> None:
@@ -86,9 +86,7 @@ class SymmetricProduct:
 
     def vjp(self, p: Program) -> None:
         g, (out, more), (other, again) = p.adjoint(self.z)[0], p.adjoint(self.x), p.adjoint(self.y)
-        p.emit(
-            Operation.SYMMETRIC_PRODUCT_VJP, g, self.x, self.y, out, other, more, again
-        )
+        p.emit(Operation.SYMMETRIC_PRODUCT_VJP, g, self.x, self.y, out, other, more, again)
 
 
 @compiled()
@@ -300,7 +298,15 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 @_inline
 def _times(s, c):  # type: ignore[no-untyped-def]
     return (
-        s * c[0], s * c[1], s * c[2], s * c[3], s * c[4], s * c[5], s * c[6], s * c[7], s * c[8]
+        s * c[0],
+        s * c[1],
+        s * c[2],
+        s * c[3],
+        s * c[4],
+        s * c[5],
+        s * c[6],
+        s * c[7],
+        s * c[8],
     )
 
 

@@ -1,26 +1,44 @@
-"""Order of atoms and pairs that keeps the next data in the processor's cache.
+"""Order of atoms that keeps the next data in the processor's cache.
 
-Neighbours in space become neighbours in memory, and pairs of a few atoms follow one another by
-their length, so that they share coefficients of the filters. A fluid of a thousand atoms in random
-order takes half as long again without.
+Neighbours in space become neighbours in memory. A fluid of a thousand atoms in random order takes
+half as long again without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
-from ase_biasgrad.neighbours import Edges, HalfPairs, complete_cell, half
+from ase_biasgrad.neighbours import Edges, complete_cell
 
 # the rows of fewer atoms are in the cache in any order
 ARRANGED_FROM = 200
 BIN = 2.5  # Å
 BITS = 20  # of each coordinate, in bins
-TOGETHER, LENGTHS = 16, 128  # atoms whose pairs are ordered by length, and how finely
-AT_ONCE = 2**16 // LENGTHS * TOGETHER  # atoms whose pairs are ordered in one go
+
+
+class Candidates(NamedTuple):
+    """Directed edges by centre that may be within the cutoff."""
+
+    starts: np.ndarray  # (n + 1,) int64, of each centre
+    neighbour: np.ndarray  # (e,) int64
+    shift: np.ndarray  # (e, 3) cells
+
+
+def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
+    """Edges of structures with `sizes` atoms, each sorted by centre, as those of one."""
+    firsts = np.concatenate([[0], np.cumsum(sizes)])
+    counts = [np.bincount(edges.centre, minlength=n) for edges, n in zip(lists, sizes, strict=True)]
+    moved = [edges.neighbour + first for edges, first in zip(lists, firsts, strict=False)]
+    return Candidates(
+        np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64),
+        np.concatenate(moved).astype(np.int64),
+        np.concatenate([edges.shift for edges in lists]).astype(np.int32),
+    )
 
 
 def z_order(structure: Structure) -> np.ndarray:
@@ -40,47 +58,23 @@ def z_order(structure: Structure) -> np.ndarray:
     return np.argsort(code, kind="stable")
 
 
-def by_length(pairs: HalfPairs, structure: Structure) -> None:
-    """Order pairs, which are sorted by i, by length among those of each `TOGETHER` atoms; in place.
-
-    Lengths count to about a `LENGTHS`-th of the longest.
-    """
-    cell = np.where(structure.pbc[:, None], structure.cell, 0.0)
-    ends = np.append(np.arange(AT_ONCE, len(structure.numbers), AT_ONCE), len(structure.numbers))
-    first = 0
-    for last in np.searchsorted(pairs.i, ends).tolist():
-        i, j, shift = (part[first:last] for part in (pairs.i, pairs.j, pairs.shift))
-        vectors = structure.positions[j] - structure.positions[i] + shift @ cell
-        lengths = np.sqrt(np.einsum("pk,pk->p", vectors, vectors))
-        key = (lengths * ((LENGTHS - 1) / lengths.max(initial=1.0))).astype(np.int64)
-        key += i % AT_ONCE // TOGETHER * LENGTHS
-        # numpy sorts integers of 16 bits many times as fast
-        order = np.argsort(key.astype(np.uint16), kind="stable")
-        for part in (i, j, shift):
-            part[:] = part[order]
-        first = last
-
-
-def _half_pairs(edges: Edges, structure: Structure) -> HalfPairs:
-    pairs = half(edges)
-    if len(structure.numbers) >= ARRANGED_FROM:
-        by_length(pairs, structure)
-    return pairs
+def _candidates(edges: Edges, structure: Structure) -> Candidates:
+    return by_centre([edges], [len(structure.numbers)])
 
 
 class SortedStructure(NamedTuple):
-    """A structure as it lies in memory, its pairs, and which atoms stand where, if moved."""
+    """A structure as it lies in memory, its edges, and which atoms stand where, if moved."""
 
     structure: Structure
-    pairs: HalfPairs
+    edges: Candidates
     order: np.ndarray | None  # (n,)
 
 
-class SortedPairs:
-    """Half pairs under a skin; many atoms, and their pairs, are rearranged at every search."""
+class SortedEdges:
+    """Edges under a skin; many atoms are rearranged at every search."""
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        self.list = VerletCache(cutoff, skin, _half_pairs)
+        self.list = VerletCache(cutoff, skin, _candidates)
         self._order: np.ndarray | None = None
 
     @property
@@ -92,20 +86,20 @@ class SortedPairs:
         self.list.reset()
         self._order = None
 
-    def fresh(self) -> SortedPairs:
+    def fresh(self) -> SortedEdges:
         """Another one without a list."""
-        return SortedPairs(self.list.list.cutoff, self.skin)
+        return SortedEdges(self.list.list.cutoff, self.skin)
 
     def find(self, structure: Structure) -> SortedStructure | None:
-        """The structure as last sorted, if its pairs still hold all within the cutoff, or None."""
+        """The structure as last sorted, if its edges still hold all within the cutoff, or None."""
         if self._order is not None and len(self._order) != len(structure.numbers):
             return None
         arranged = _taken(structure, self._order)
-        pairs = self.list.find(arranged)
-        return None if pairs is None else SortedStructure(arranged, pairs, self._order)
+        edges = self.list.find(arranged)
+        return None if edges is None else SortedStructure(arranged, edges, self._order)
 
     def search(self, structure: Structure) -> SortedStructure:
-        """Sort the structure and search its pairs anew."""
+        """Sort the structure and search its edges anew."""
         many = len(structure.numbers) >= ARRANGED_FROM
         self._order = z_order(structure) if many else None
         arranged = _taken(structure, self._order)

@@ -34,6 +34,7 @@ from ase_biasgrad.fused.tensors import (
 )
 from ase_biasgrad.fused.vectors import PaiNNAggregate, PaiNNMessage, PaiNNMixing, VectorNorms
 from ase_biasgrad.numerics.activations import silu_jet, softplus_jet
+from ase_biasgrad.numerics.spline_coefficients import spline_weights
 from ase_biasgrad.numerics.splines import Knots
 
 FUNCTIONS = torch.nn.functional
@@ -276,7 +277,7 @@ def test_geometry(kind):
     def seen(vectors):
         distances = vectors.square().sum(dim=1).sqrt()
         unit = vectors / distances[:, None]
-        _, weights = knots.weights(distances)
+        _, weights = spline_weights(knots, distances)
         return weights, pair_tensors(unit) if kind is TensorPairs else unit
 
     pairs = kind(ONE, TWO, 4, vectors.detach(), knots, torch.float64)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ase_biasgrad.numerics.spline_coefficients import spline_weights
 from ase_biasgrad.numerics.splines import SLOPE_TOLERANCE, Knots, SplineError, evaluate, sampled
 
 
@@ -13,51 +14,49 @@ from ase_biasgrad.numerics.splines import SLOPE_TOLERANCE, Knots, SplineError, e
 @given(st.floats(2.0, 8.0), st.floats(0.3, 1.5), st.integers(0, 1000))
 def test_values_and_slopes_are_within_the_stated_bound(cutoff, width, seed):
     random = np.random.default_rng(seed)
-    centres = torch.tensor(random.uniform(0, cutoff, 4))
+    centres = random.uniform(0, cutoff, 4)
 
     def function(d):
-        envelope = 0.5 * (torch.cos(d * np.pi / cutoff) + 1) * (d < cutoff)
-        return torch.exp(-(((d[:, None] - centres) / width) ** 2)) * envelope[:, None]
+        envelope = 0.5 * (np.cos(d * np.pi / cutoff) + 1) * (d.real < cutoff)
+        return np.exp(-(((d[:, None] - centres) / width) ** 2)) * envelope[:, None]
 
     table = sampled(function, cutoff, functions=8)
     assert table.slope_error <= SLOPE_TOLERANCE
     d = random.uniform(0, cutoff, 500)
-    at = torch.tensor(d, requires_grad=True)
-    exact = function(at)
-    slopes = np.stack([torch.autograd.grad(exact[:, k].sum(), at, retain_graph=True)[0].numpy()
-                       for k in range(4)], 1)  # fmt: skip
+    step = 1e-6
+    slopes = (function(d + step) - function(d - step)) / (2 * step)
     value, slope = evaluate(table, d)
-    assert np.abs(value - exact.detach().numpy()).max() < 1e-6
+    assert np.abs(value - function(d)).max() < 1e-6
     assert np.abs(slope - slopes).max() < 1.2 * SLOPE_TOLERANCE * 2 / width
 
 
 def test_the_slope_is_the_derivative_of_the_value():
-    table = sampled(lambda d: torch.sin(3 * d)[:, None], 4.0, 8)
+    table = sampled(lambda d: np.sin(3 * d)[:, None], 4.0, 8)
     d, step = np.linspace(0.1, 3.9, 200), 1e-6
     numerical = (evaluate(table, d + step)[0] - evaluate(table, d - step)[0]) / (2 * step)
     np.testing.assert_allclose(evaluate(table, d)[1], numerical, atol=1e-7)
 
 
 def test_a_knot_lies_at_the_cutoff():
-    table = sampled(lambda d: ((3.7 - d) ** 2 * (d < 3.7))[:, None], 3.7, 8)
+    table = sampled(lambda d: ((3.7 - d) ** 2 * (d.real < 3.7))[:, None], 3.7, 8)
     assert table.n_bins * table.knots.spacing == pytest.approx(3.7, abs=1e-12)
     assert evaluate(table, np.array([3.7]))[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_bases_that_divide_by_the_distance():
-    table = sampled(lambda d: torch.sin(2 * d)[:, None] / d[:, None], 5.0, 8)
+    table = sampled(lambda d: np.sin(2 * d)[:, None] / d[:, None], 5.0, 8)
     assert evaluate(table, np.array([0.0]))[0][0, 0] == pytest.approx(2.0, abs=1e-8)
 
 
 def test_the_grid_becomes_finer_where_the_first_is_not_enough():
-    narrow = sampled(lambda d: torch.exp(-(((d - 2) / 0.15) ** 2))[:, None], 5.0, 8)
+    narrow = sampled(lambda d: np.exp(-(((d - 2) / 0.15) ** 2))[:, None], 5.0, 8)
     assert narrow.knots.count > Knots.for_functions(5.0, 8).count
     assert narrow.value_error < 1e-6
 
 
 def test_what_is_not_smooth_is_refused():
     with pytest.raises(SplineError, match="not smooth"):
-        sampled(lambda d: (d - 1.2345).abs()[:, None], 3.0, 8)
+        sampled(lambda d: np.sqrt((d - 1.2345) ** 2)[:, None], 3.0, 8)
     with pytest.raises(SplineError, match="finite cutoff"):
         sampled(lambda d: d[:, None], float("inf"), 8)
 
@@ -70,7 +69,7 @@ def test_quintic_polynomials_are_held_exactly_by_numpy_and_by_torch():
 
     table = sampled(function, 5.0, 8)
     r = torch.linspace(0.01, 4.999, 200, dtype=torch.float64, requires_grad=True)
-    first, weights = table.knots.weights(r)
+    first, weights = spline_weights(table.knots, r)
     coefficients = torch.from_numpy(table.coefficients)[first[:, None] + torch.arange(6), 0]
     values = (weights * coefficients).sum(dim=1)
     (slopes,) = torch.autograd.grad(values.sum(), r)

@@ -16,7 +16,6 @@ from ase_biasgrad.calculators.engines.cpu import threads
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
 from ase_biasgrad.fused.registry import fused_form
-from ase_biasgrad.neighbours import half, neighbour_list
 from ase_biasgrad.numerics.splines import SplineError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -54,17 +53,17 @@ def assert_agree(ours, exact, tolerance=1e-5) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_committees_agree_with_autograd(name, structure):
     backbones = [small_potential(name, seed).backbone for seed in range(2)]
     s = structure_of(STRUCTURES[structure]())
     ours, exact = (
-        CpuEngine(backbones, 0.5).evaluate(s, True),
+        CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True),
         reference(backbones).evaluate(s, True),
     )
     assert ours.forces.shape == (2, len(s.numbers), 3)
     assert_agree(ours, exact)
-    energies = CpuEngine(backbones, 0.5).evaluate(s, False)
+    energies = CpuEngine(backbones, torch.float32, 0.5).evaluate(s, False)
     assert energies.forces is None
     np.testing.assert_array_equal(energies.energies, ours.energies)
 
@@ -75,33 +74,34 @@ def test_every_architecture_agrees_with_autograd(name, variant):
     backbones = [small_potential(name, **VARIANTS[variant]).backbone]
     s = structure_of(copper())
     assert_agree(
-        CpuEngine(backbones, 0.5).evaluate(s, True), reference(backbones).evaluate(s, True)
+        CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True), reference(backbones).evaluate(s, True)
     )
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_several_threads_give_the_same(name, monkeypatch):
     backbones = [small_potential(name).backbone]
     s = structure_of(copper() * (3, 3, 3))
-    one = CpuEngine(backbones, 0.5).evaluate(s, True)
+    one = CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True)
     blocks_for = "ase_biasgrad.calculators.engines.cpu.engine.blocks_for"
-    monkeypatch.setattr(blocks_for, lambda atoms, size: 3)
-    several = CpuEngine(backbones, 0.5).evaluate(s, True)
-    assert_agree(several, one, 5e-6)  # sums in another order
+    monkeypatch.setattr(blocks_for, lambda atoms: 3)
+    several = CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True)
+    np.testing.assert_array_equal(several.energies, one.energies)
+    np.testing.assert_array_equal(several.forces, one.forces)
+    np.testing.assert_array_equal(several.strain_gradient, one.strain_gradient)
 
 
-def test_threads_are_limited_by_torch_and_by_memory(monkeypatch):
+def test_threads_are_limited_by_torch_and_by_atoms(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert threads.blocks_for(threads.THREADS_FROM - 1, 1) == 1
-    assert threads.blocks_for(1000, 1000) == 4
-    assert threads.blocks_for(100_000, threads.MOST_MEMORY // 2) == 2
-    assert threads.blocks_for(10**7, 2 * threads.MOST_MEMORY) == 1
+    assert threads.blocks_for(threads.THREADS_FROM - 1) == 1
+    assert threads.blocks_for(threads.THREADS_FROM) == 3
+    assert threads.blocks_for(1000) == 4
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_forces_in_molecular_dynamics_follow_the_energy(name):
     """Work done along a path equals the change of energy, to float32's rounding."""
-    engine = CpuEngine([small_potential(name).backbone], 0.3)
+    engine = CpuEngine([small_potential(name).backbone], torch.float32, 0.3)
     start, direction = ethanol(), np.random.default_rng(1).normal(size=(9, 3))
     places, weights = np.polynomial.legendre.leggauss(12)
     work = 0.0
@@ -118,31 +118,16 @@ def test_forces_in_molecular_dynamics_follow_the_energy(name):
     assert work == pytest.approx(last - first, abs=2e-5 * max(1.0, abs(last - first)))
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_many_structures_at_once(name):
-    engine = CpuEngine([small_potential(name).backbone], 0.5)
+    engine = CpuEngine([small_potential(name).backbone], torch.float32, 0.5)
     structures = [structure_of(make()) for make in STRUCTURES.values()]
     for s, at_once in zip(structures, engine.evaluate_many(structures), strict=True):
         assert_agree(at_once, engine.evaluate(s, True), 1e-6)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_half_lists_hold_every_pair_once(structure):
-    s = structure_of(STRUCTURES[structure]())
-    edges = neighbour_list(s.positions, s.cell, s.pbc, 4.0)
-    pairs = half(edges)
-    full, once = (
-        list(zip(of[0].tolist(), of[1].tolist(), *of[2].T.tolist(), strict=True))
-        for of in ((edges.centre, edges.neighbour, edges.shift), (pairs.i, pairs.j, pairs.shift))
-    )
-    mirrored = {(j, i, -a, -b, -c) for i, j, a, b, c in once}
-    assert len(once) == len(set(once)) == len(full) // 2
-    assert set(once) | mirrored == set(full)
-    assert not set(once) & mirrored
-
-
 def test_pickles_and_copies_share_results():
-    engine = CpuEngine([small_potential("painn").backbone], 0.5)
+    engine = CpuEngine([small_potential("painn").backbone], torch.float32, 0.5)
     s = structure_of(copper())
     forces = engine.evaluate(s, True).forces
     for again in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine), engine.fresh()):
@@ -150,7 +135,7 @@ def test_pickles_and_copies_share_results():
     assert copy.deepcopy(engine).model is engine.model
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_coincident_atoms_are_an_error_and_not_a_number(name):
     from ase.calculators.calculator import CalculationFailed
 
@@ -163,24 +148,22 @@ def test_coincident_atoms_are_an_error_and_not_a_number(name):
 
 def test_which_engine_runs():
     schnet, painn = small_potential("schnet"), small_potential("painn")
-    wide = small_potential("schnet", features=32)
     on_cpu = {"device": "cpu"}
-    assert BiasGradCalculator(schnet, **on_cpu).engine == "cpu"
-    assert BiasGradCalculator(schnet, dtype="float64", **on_cpu).engine == "reference"
+    for dtype in ("float32", "float64"):
+        assert BiasGradCalculator(schnet, dtype=dtype, **on_cpu).engine == "cpu"
     assert BiasGradCalculator(schnet, engine="reference", **on_cpu).engine == "reference"
-    assert BiasGradCalculator([schnet, painn], **on_cpu).engine == "reference"
-    assert BiasGradCalculator([schnet, wide], **on_cpu).engine == "reference"
-    with pytest.raises(CalculatorSetupError, match="does not fit: it works in float32"):
-        BiasGradCalculator(schnet, dtype="float64", engine="cpu", **on_cpu)
-    with pytest.raises(CalculatorSetupError, match="all of one shape"):
-        BiasGradCalculator([schnet, wide], engine="cpu", **on_cpu)
+    assert BiasGradCalculator([schnet, painn], **on_cpu).engine == "cpu"
+    convolution = small_potential("graph_convolution")
+    assert BiasGradCalculator(convolution, **on_cpu).engine == "reference"
+    with pytest.raises(CalculatorSetupError, match="evaluates SchNet, PaiNN and TensorNet"):
+        BiasGradCalculator([schnet, convolution], engine="cpu", **on_cpu)
 
 
 def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
     def refuse(*_):
         raise SplineError("a kink")
 
-    monkeypatch.setattr("ase_biasgrad.calculators.engines.weights.sampled", refuse)
+    monkeypatch.setattr("ase_biasgrad.fused.compiled.networks.sampled", refuse)
     with pytest.warns(UserWarning, match=r"runs by autograd: .* a kink"):
         calc = BiasGradCalculator(small_potential(), device="cpu")
     assert calc.engine == "reference"
@@ -193,4 +176,4 @@ def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
 def test_filters_are_those_of_training(name, basis):
     """Training on CPU or CUDA samples filters at the same knots: one function from start to end."""
     backbone = small_potential(name, radial_basis=basis, radial_functions=20, cutoff=5.0).backbone
-    assert CpuEngine([backbone], 0.5).model.table.knots == fused_form(backbone).knots
+    assert CpuEngine([backbone], torch.float32, 0.5).networks[0].knots == fused_form(backbone).knots

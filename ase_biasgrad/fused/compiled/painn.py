@@ -1,0 +1,79 @@
+"""`PaiNN` described with layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ase_biasgrad.fused.compiled.dense import SILU, Activation, Embedding, Linear
+from ase_biasgrad.fused.compiled.messages import VectorMessage
+from ase_biasgrad.fused.compiled.program import Program, Variable, widened
+from ase_biasgrad.fused.compiled.radial import Weights, basis_and_cutoff, dense, silu
+from ase_biasgrad.fused.compiled.schnet import linear, read_out
+from ase_biasgrad.fused.compiled.vectors import Mix, NormsAndProducts
+from ase_biasgrad.numerics.simd import WIDTH
+from ase_biasgrad.numerics.splines import RadialTable
+
+EPSILON = 1e-8  # under the root of |V|
+
+
+def radial_functions(arguments: Mapping[str, Any]) -> int:
+    """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
+    count = int(arguments["radial_functions"])
+    return 2 * count if arguments["radial_basis"] == "bessel" else count
+
+
+def filters(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> np.ndarray:
+    """Filters `(m, interactions × 3 × f)`."""
+    basis, envelope = basis_and_cutoff(arguments, w, r)
+    return dense(w, "representation.filter_net", basis) * envelope
+
+
+def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Program:
+    """The program of a `PaiNN` of these arguments and parameters; `table` has its filters."""
+    f, interactions = int(arguments["features"]), int(arguments["interactions"])
+    coefficients = widened(table.coefficients.reshape(-1, interactions, 3, f), (1, f))
+    p = Program(len(coefficients))
+    embedding = w["representation.embedding.weight"]
+    q, mu = Embedding(p, widened(embedding, (1, f))).y, None
+    for k in range(interactions):
+        name = f"representation.interactions.{k}.interatomic_context_net"
+        if k == 0:  # atoms of one element are still the same
+            context = dense(w, f"{name}.1", silu(dense(w, f"{name}.0", embedding)))
+            x = Embedding(p, interleaved(context, f)).y
+        else:
+            hidden = Activation(p, linear(p, q, w, f"{name}.0", f, f), SILU).y
+            x = _three_parts(p, hidden, w, f"{name}.1", f, (0, 1, 2))
+        message = VectorMessage(p, q, mu, x, coefficients[:, k])
+        q, mu = message.out_q, message.out_mu
+
+        name = f"representation.mixing.{k}"
+        both = widened(w[f"{name}.mu_channel_mix.weight"].T, (1, f), (2, f))
+        vw = Linear(p, mu, both, rows=3).y
+        joint = NormsAndProducts(p, q, vw, EPSILON)
+        name = f"{name}.intraatomic_context_net"
+        weight = widened(w[f"{name}.0.weight"].T, (2, f), (1, f))
+        hidden = Linear(p, joint.joint, weight, widened(w[f"{name}.0.bias"], (1, f))).y
+        hidden = Activation(p, hidden, SILU).y
+        # a¹, a², a³ follow the formulas; SchNetPack's order is a¹, a³, a²
+        a = _three_parts(p, hidden, w, f"{name}.1", f, (0, 2, 1))
+        mixed = Mix(p, q, mu, a, joint.dots, vw)
+        q, mu = mixed.out_q, mixed.out_mu
+    read_out(p, q, arguments, w)
+    return p
+
+
+def interleaved(array: np.ndarray, features: int, order: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
+    """The last axis, three parts of `features`, as `(f / 8, 3, 8)`."""
+    parts = widened(array, (3, features))
+    parts = parts.reshape(*array.shape[:-1], 3, -1, WIDTH)[..., order, :, :]
+    return np.moveaxis(parts, -3, -2).reshape(*array.shape[:-1], -1)
+
+
+def _three_parts(
+    p: Program, x: Variable, w: Weights, name: str, f: int, order: tuple[int, ...]
+) -> Variable:
+    weight = widened(interleaved(w[f"{name}.weight"].T, f, order).T, (1, f)).T
+    return Linear(p, x, weight, interleaved(w[f"{name}.bias"], f, order)).y
