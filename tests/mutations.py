@@ -9,7 +9,7 @@ import signal
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -23,21 +23,20 @@ LIES = (0, 1, 2**7, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**62, 2**64 - 1)
 KINDS = ("flip", "flip", "lie", "cut", "take out", "put in", "repeat", "blank")
 
 
-def mutant(content: bytes, seed: int, k: int, head: int = 0) -> bytes:
-    """Copy number `k` of `content` with one fault; every second one in the first `head` bytes."""
+def mutant(
+    content: bytes, seed: int, k: int, places: Sequence[int], kinds: Sequence[str] = KINDS
+) -> bytes:
+    """Copy number `k` of `content` with one fault, which begins at one of `places`."""
     random = np.random.default_rng([seed, k])
-    reach = head if head and k % 2 else len(content)
-    place, size = int(random.integers(reach)), int(2 ** random.integers(7))
+    place, size = places[random.integers(len(places))], int(2 ** random.integers(7))
     before, after = content[:place], content[place:]
-    kind = KINDS[random.integers(len(KINDS))]
+    kind = kinds[random.integers(len(kinds))]
     if kind == "flip":
         return before + bytes([after[0] ^ 1 << int(random.integers(8))]) + after[1:]
     if kind == "lie":
         width = (1, 2, 4, 8)[random.integers(4)]
-        lie = LIES[random.integers(len(LIES))] % 256**width
-        return before[: place // width * width] + (
-            lie.to_bytes(width, "little") + content[place // width * width + width :]
-        )
+        lie, start = LIES[random.integers(len(LIES))] % 256**width, place // width * width
+        return content[:start] + lie.to_bytes(width, "little") + content[start + width :]
     if kind == "cut":
         return before
     if kind == "take out":
@@ -49,11 +48,21 @@ def mutant(content: bytes, seed: int, k: int, head: int = 0) -> bytes:
     return before + bytes(min(size, len(after))) + after[size:]
 
 
-def mutants(content: bytes, count: int, seed: int, head: int = 0) -> Iterator[tuple[str, bytes]]:
-    """`count` mutants that differ from `content`, with what to call to have one again."""
+def mutants(
+    content: bytes,
+    count: int,
+    seed: int,
+    places: Sequence[int] | None = None,
+    kinds: Sequence[str] = KINDS,
+) -> Iterator[tuple[str, bytes]]:
+    """`count` mutants with what to call to have each again; those like `content` are left out.
+
+    Faults begin anywhere, or at one of `places`.
+    """
     for k in range(count):
-        if (other := mutant(content, seed, k, head)) != content:
-            yield f"mutant(content, seed={seed}, k={k}, head={head})", other
+        other = mutant(content, seed, k, places or range(len(content)), kinds)
+        if other != content:
+            yield f"number {k} of seed {seed}", other
 
 
 def outcomes(

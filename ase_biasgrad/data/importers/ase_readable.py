@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError
+from ase_biasgrad.data.importers.extxyz_rows import check_rows
 from ase_biasgrad.data.importers.labels import (
     STRUCTURE,
     Account,
@@ -215,9 +217,10 @@ def _header(line: str) -> dict[str, Any]:
     """The header of an extxyz frame, in which a stress or virial may be six numbers."""
     from ase.io.extxyz import key_val_str_to_dict
 
-    keys = re.findall(r"([^\s=]+)\s*=", re.sub(r"\"[^\"]*\"|'[^']*'|{[^}]*}", "", line))
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'|{[^{}]*}", "", line)
+    keys = Counter(re.findall(r"(?<![^\s=])([^\s=]+)\s*=", bare))
     for key in keys:
-        if keys.count(key) > 1 and (like(key) or key in ("Lattice", "Properties", "pbc")):
+        if keys[key] > 1 and (like(key) or key in ("Lattice", "Properties", "pbc")):
             raise DataError(f"{key} stands twice in {line!r}")
     try:
         found = key_val_str_to_dict(line)
@@ -247,15 +250,19 @@ def _text(path: Path, format: str | None) -> tuple[Any, str | None]:
     marks = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = marks.get(head[:2], "utf-8-sig")
     lines = head.decode(encoding, "ignore").split("\n", 2)
-    known = len(lines) > 1 and lines[0].strip().isdigit() and "Properties=" in lines[1]
+    counted = len(lines) > 1 and lines[0].strip().isdigit()
+    known = counted and (path.suffix in (".xyz", ".extxyz") or "Properties=" in lines[1])
     if not (format in ("extxyz", "xyz") or (format is None and known)):
         return str(path), format
-    decoder = codecs.getincrementaldecoder(encoding)()
-    with open_with_compression(str(path), "rb") as file:
-        try:
-            while block := file.read(2**20):
-                decoder.decode(block)
-        except UnicodeDecodeError:
-            encoding = "latin-1"
-    text = io.TextIOWrapper(open_with_compression(str(path), "rb"), encoding=encoding)
+    try:
+        check_rows(text := _opened_text(path, encoding))
+    except UnicodeDecodeError:
+        check_rows(text := _opened_text(path, "latin-1"))
+    text.seek(0)
     return text, "extxyz"
+
+
+def _opened_text(path: Path, encoding: str) -> io.TextIOWrapper:
+    from ase.io.formats import open_with_compression
+
+    return io.TextIOWrapper(open_with_compression(str(path), "rb"), encoding=encoding)

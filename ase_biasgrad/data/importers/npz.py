@@ -91,6 +91,8 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if twice := {key for key in file.files if file.files.count(key) > 1}:
+                raise ValueError(f"{min(twice)}: stands in it twice")
             return {key: file[key] for key in file.files if keys is None or key in keys}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
