@@ -23,7 +23,7 @@ def copper_checkpoint(folder: Path = Path("copper-example"), epochs: int = 20) -
     temperatures = (300.0, 900.0)
     sample(atoms, EMT(), data, temperatures=temperatures, frames=60, interval=5, progress=False)
     config = {
-        "data": {"path": str(data), "train": 100, "validation": 20},
+        "data": {"path": str(data), "train": 100, "validation": 20, "test": 0},
         "backbone": {"name": "painn", "features": 16, "interactions": 2, "cutoff": 4.5},
         "force_stage": {"epochs": epochs, "batch_size": 4, "learning_rate": 5e-3},
         "trainer": {"progress_bar": False},

@@ -52,7 +52,7 @@ def main() -> None:
     print("2. force stage and bias stage: SchNet (about 4 minutes)", flush=True)
     config = config_from(
         {
-            "data": {"path": str(training), "train": 0.9, "validation": 0.1},
+            "data": {"path": str(training), "train": 0.9, "validation": 0.1, "test": 0},
             "backbone": {"name": "schnet", "features": options.features, "interactions": 3},
             "force_stage": {"epochs": options.epochs, "batch_size": 10},
             "trainer": {"progress_bar": False},

@@ -13,9 +13,14 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from ase_biasgrad import Dataset, DatasetWriter, Potential, build_backbone, load_checkpoint
-from ase_biasgrad.training import DeviceFrames, config_from, evaluate, train
-from ase_biasgrad.training.benchmarks.loop import TrainingOptions
-from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
+from ase_biasgrad.training import (
+    DeviceFrames,
+    TrainingOptions,
+    config_from,
+    evaluate,
+    fit_energies,
+    train,
+)
 
 network = {"features": 16, "interactions": 2, "cutoff": 4.5, "radial_functions": 16}
 epochs = 20
@@ -50,7 +55,7 @@ def trained_on_energies(dataset: Dataset) -> Potential:
 def trained_on_forces(path: Path) -> Potential:
     """The two-stage recipe: forces, then the bias."""
     config = {
-        "data": {"path": str(path), "train": 60, "validation": 10},
+        "data": {"path": str(path), "train": 60, "validation": 10, "test": 0},
         "backbone": {"name": "graph_convolution", **network},
         "force_stage": {
             "epochs": epochs,

@@ -26,14 +26,14 @@ write("methanol.extxyz", frames)
 import_files(["methanol.extxyz"], "methanol.h5", progress=False)
 config = config_from(
     {
-        "data": {"path": "methanol.h5", "train": 100, "validation": 20},
+        "data": {"path": "methanol.h5"},  # 80 % to train on, 10 % to validate, 10 % to test
         "backbone": {"name": "schnet", "features": 32, "interactions": 2},
         "force_stage": {"epochs": 30, "batch_size": 5, "learning_rate": 3e-3},
         "trainer": {"progress_bar": False},
     }
 )
 result = train(config, Path("methanol-run"))
-print(table(result.after_bias))
+print(table(result.test))
 atoms = molecule("CH3OH")
 atoms.calc = BiasGradCalculator(result.checkpoint)
 print(f"energy {atoms.get_potential_energy():.3f} eV, EMT {frames[0].get_potential_energy():.3f}")
