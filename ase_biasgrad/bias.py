@@ -6,7 +6,6 @@ potential stay the same, bit for bit. It is kept and added in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,17 +13,22 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from ase_biasgrad import bias_errors, bias_fits
-from ase_biasgrad.bias_errors import FitErrors
+from ase_biasgrad import bias_fits
+from ase_biasgrad.composition_fit import (
+    ANCHOR,
+    DATA,
+    ISOLATED,
+    KNOWN_WITHIN,
+    Anchors,
+    fit_compositions,
+    reported,
+)
 from ase_biasgrad.units import N_ELEMENTS
 
 EnergyZero = Literal["none", "scalar", "per-element", "per-composition"]
-BiasMethod = Literal["mean", "median", "efwt", "least-squares", "least-absolute-deviation"]
-ELEMENT_METHODS = {
-    "least-squares": bias_fits.least_squares,
-    "least-absolute-deviation": bias_fits.least_absolute_deviation,
-}
-KNOWN_WITHIN = 0.1  # eV per atom; a fit further off does not know the zero of a composition
+BiasMethod = Literal[
+    "mean", "median", "efwt", "least-squares", "least-absolute-deviation", "huber", "ridge"
+]
 
 
 class Bias(nn.Module):
@@ -52,7 +56,7 @@ class Bias(nn.Module):
     compositions: Tensor  # (k, N_ELEMENTS) int64
     offsets: Tensor  # (k,) float64
     residuals: Tensor  # (k,) float64, mean E_ref − E that the fit leaves
-    isolated: Tensor  # (k,) int64, 1 for an atom without neighbours
+    isolated: Tensor  # (k,) int64, 1 for an atom without neighbours, 2 for an anchor
     errors: Tensor  # (k,) float64, standard error of b
 
     def __init__(self) -> None:
@@ -109,17 +113,17 @@ class Bias(nn.Module):
         """
         if self.zero == "none" or len(self.compositions) == 0:
             return False
-        rows, anchors = self.compositions.cpu().numpy(), self.isolated.cpu().numpy() == 1
+        rows, atoms = self.compositions.cpu().numpy(), self.isolated.cpu().numpy() == ISOLATED
         close = np.abs(self.residuals.cpu().numpy()) <= KNOWN_WITHIN * rows.sum(axis=1)
-        anchor = np.flatnonzero(anchors & (rows == counts).all(axis=1))
-        if isolated and len(anchor):
-            return bool(close[anchor[0]])
+        atom = np.flatnonzero(atoms & (rows == counts).all(axis=1))
+        if isolated and len(atom):
+            return bool(close[atom[0]])
         asked = torch.from_numpy(np.asarray(counts, np.int64)[None]).to(self.compositions.device)
         if (same := self._multiples_of(asked)[0].cpu().numpy()).any():
             return bool(close[same].all())
         if self.zero == "per-composition":
             return False
-        return bool(self._spanned(np.asarray(counts, np.int64)[None])[0])
+        return bool(self._spanned(np.asarray(counts, np.int64)[None], tight=True)[0])
 
     def standard_error(self, counts: Tensor | np.ndarray) -> Tensor:
         """Standard error of b as the energy zero of compositions `(b, N_ELEMENTS)`, `(b,)` eV.
@@ -203,14 +207,24 @@ class Bias(nn.Module):
         found = (likeness > 0).cpu().numpy() & (counts >= 0).all(axis=1)
         return np.where(found, row.cpu().numpy(), -1), fold.cpu().numpy()
 
-    def _spanned(self, counts: np.ndarray) -> np.ndarray:
-        """Compositions `(b, N_ELEMENTS)` that those of the fit combine to, `(b,)` bool.
+    def _spanned(self, counts: np.ndarray, tight: bool = False) -> np.ndarray:
+        """Compositions `(b, N_ELEMENTS)` that rows of the fit combine to, `(b,)` bool."""
+        return bias_fits.spanned(self.compositions.cpu().numpy()[self._judged(tight)], counts)
 
-        Isolated atoms take part where the fit leaves them within 0.1 eV.
-        """
-        rows, anchors = self.compositions.cpu().numpy(), self.isolated.cpu().numpy() == 1
-        close = np.abs(self.residuals.cpu().numpy()) <= KNOWN_WITHIN * rows.sum(axis=1)
-        return bias_fits.spanned(rows[~anchors | close], counts)
+    def _judged(self, tight: bool = False) -> np.ndarray:
+        """Rows that determine the zero, `(k,)` bool: the data, isolated atoms that the fit leaves
+        within 0.1 eV, and anchors, `tight` ones if they and the fit are as close by atom."""
+        kinds = self.isolated.cpu().numpy()
+        reach = KNOWN_WITHIN * self.compositions.sum(dim=1).cpu().numpy()
+        close = np.abs(self.residuals.cpu().numpy()) <= reach
+        sure = close & (self.errors.cpu().numpy() <= reach)
+        anchors = (kinds == ANCHOR) & (sure if tight else True)
+        return (
+            (kinds == DATA)
+            | bool((kinds == ISOLATED).all())
+            | ((kinds == ISOLATED) & close)
+            | anchors
+        )
 
     def fit(
         self,
@@ -219,6 +233,7 @@ class Bias(nn.Module):
         method: BiasMethod = "mean",
         forces_within: np.ndarray | None = None,
         isolated: np.ndarray | None = None,
+        anchors: Anchors | None = None,
     ) -> None:
         """Fit to r = E_ref − E_model, where E_model is the energy *without* this bias.
 
@@ -230,17 +245,20 @@ class Bias(nn.Module):
             Compositions of the frames, `(m, N_ELEMENTS)`.
         method
             `mean`, `median` and `efwt` give one number to the formula unit of each composition;
-            `least-squares` and `least-absolute-deviation` give one to each element.
+            the others give one to each element.
         forces_within
             `(m,)` bool for `efwt`: frames with every force component within 0.03 eV/Å.
         isolated
             `(m,)` bool, atoms without neighbours. They are no data of the fit, but fix (by least
             squares) what the other frames leave open.
+        anchors
+            Energies known from elsewhere. Where exact, methods by element keep them; the rest is a
+            prior, for `ridge` or for what frames leave open.
 
         Raises
         ------
         ValueError
-            On empty or non-finite residuals, or an unknown method.
+            On empty or non-finite residuals, an unknown method, or contradicting anchors.
         """
         residuals, counts = np.asarray(residuals, np.float64), np.asarray(counts, np.int64)
         if method not in get_args(BiasMethod):
@@ -252,79 +270,32 @@ class Bias(nn.Module):
             )
         residuals = bias_fits.checked(residuals)
         atoms = np.zeros(len(counts), bool) if isolated is None else np.asarray(isolated, bool)
-        elements = np.flatnonzero(counts.any(axis=0))
-        # one row for each composition, isolated atoms apart
-        rows, row_of = np.unique(
-            np.column_stack([counts[:, elements], atoms]), axis=0, return_inverse=True
-        )
-        row_of, rows, single = row_of.ravel(), rows[:, :-1].copy(), rows[:, -1].copy()
-        fitted = (single == 0) | bool(single.all())  # rows of the fit, the others are anchors
-        data = fitted[row_of]
-        within = None if forces_within is None else np.asarray(forces_within)[data]
-        place = np.cumsum(fitted) - 1
-        found = _fitted(residuals[data], place[row_of[data]], rows[fitted], method, within)
-        values, covariance = found.values, found.errors.covariance
-        if not data.all():
-            values, map_ = bias_fits.anchored(
-                values, found.axes, residuals[~data], rows[row_of[~data]]
-            )
-            covariance = map_ @ covariance @ map_.T
-
-        offsets, own = np.zeros(len(rows)), np.full(len(rows), np.nan)
-        offsets[fitted], own[fitted] = found.offsets, found.errors.own
+        found = fit_compositions(residuals, counts, method, forces_within, atoms, anchors)
         self.per_element.zero_()
-        self.per_element[torch.from_numpy(elements)] = torch.from_numpy(values).to(
+        self.per_element[torch.from_numpy(found.elements)] = torch.from_numpy(found.values).to(
             self.per_element.device
         )
-        whole = np.full((N_ELEMENTS, N_ELEMENTS), np.nan if np.isnan(covariance).any() else 0.0)
-        whole[np.ix_(elements, elements)] = covariance
-        compositions = np.zeros((len(rows), N_ELEMENTS), np.int64)
-        compositions[:, elements] = rows
-        self._set_rows(compositions, offsets, single)
-        self._set_errors(whole, found.errors.misfit)
-        self.errors.copy_(torch.from_numpy(own))
-        self.zero = "per-composition" if offsets.any() else "per-element"
-        means = np.bincount(row_of, weights=residuals) / np.bincount(row_of)
-        left = means - rows @ values - offsets
-        self.residuals.copy_(torch.from_numpy(left))
-        close = fitted | (np.abs(left) <= KNOWN_WITHIN)
-        rank = len(bias_fits.row_space(rows[close]))
+        unknown = bool(np.isnan(found.covariance).any())
+        covariance = np.full((N_ELEMENTS, N_ELEMENTS), np.nan if unknown else 0.0)
+        covariance[np.ix_(found.elements, found.elements)] = found.covariance
+        self._set_errors(covariance, found.errors.misfit)
+        rows = np.zeros((len(found.rows), N_ELEMENTS), np.int64)
+        rows[:, found.elements] = found.rows
+        self._set_rows(rows, found.offsets, found.kinds, found.residuals, found.own)
+        self.zero = "per-composition" if found.offsets.any() else "per-element"
+        rank = len(bias_fits.row_space(found.rows[self._judged()]))
         if rank == found.units == 1:
             self.zero = "scalar"
+        of_elements = np.eye(N_ELEMENTS, dtype=np.int64)[found.elements]
         self.fit_report = {
             "method": method,
             "frames": len(residuals),
-            "compositions": int((single == 0).sum()),
-            "isolated_atoms": int(single.sum()),
+            "compositions": int((found.kinds == DATA).sum()),
+            "isolated_atoms": int((found.kinds == ISOLATED).sum()),
+            "anchors": int((found.kinds == ANCHOR).sum()),
             "rank": rank,
-            "elements": len(elements),
-            **self._reported_errors(rows[fitted], found.errors),
-        }
-
-    def _reported_errors(self, rows: np.ndarray, errors: FitErrors) -> dict[str, Any]:
-        """Errors as JSON values in eV, by symbol where by element; None for what is not known."""
-        single = np.eye(N_ELEMENTS, dtype=np.int64)[self.compositions.any(dim=0).cpu().numpy()]
-        deviations = np.sqrt(self.covariance.diagonal().cpu().numpy())
-        deviations[single[~self._spanned(single)].any(axis=0)] = np.nan
-        by_atom = errors.left_out / rows.sum(axis=1)
-        told = np.isfinite(by_atom)
-        return {
-            "noise": _known(errors.noise),
-            "misfit": _known(errors.misfit),
-            "spare_compositions": errors.spare,
-            "standard_errors": {
-                chemical_symbols[z]: _known(deviations[z])
-                for z in np.flatnonzero(single.any(axis=0))
-            },
-            "leave_one_composition_out": {
-                "compositions": int(told.sum()),
-                "rmse": _known(np.sqrt(np.mean(errors.left_out[told] ** 2)))
-                if told.any()
-                else None,
-                "rmse_per_atom": _known(np.sqrt(np.mean(by_atom[told] ** 2)))
-                if told.any()
-                else None,
-            },
+            "elements": len(found.elements),
+            **reported(found, self._spanned(of_elements)),
         }
 
     def add_per_element(self, energies: dict[int, float]) -> None:
@@ -375,14 +346,16 @@ class Bias(nn.Module):
         compositions: np.ndarray,
         offsets: np.ndarray | None = None,
         isolated: np.ndarray | None = None,
+        residuals: np.ndarray | None = None,
+        errors: np.ndarray | None = None,
     ) -> None:
         k = len(compositions)
         columns = {
             "compositions": compositions,
             "offsets": np.zeros(k) if offsets is None else offsets,
-            "residuals": np.zeros(k),
+            "residuals": np.zeros(k) if residuals is None else residuals,
             "isolated": np.zeros(k, np.int64) if isolated is None else isolated,
-            "errors": np.full(k, np.nan),
+            "errors": np.full(k, np.nan) if errors is None else errors,
         }
         for name, values in columns.items():
             self.register_buffer(name, torch.from_numpy(values).to(self.per_element.device))
@@ -401,69 +374,6 @@ class Bias(nn.Module):
             if moved is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
         return self
-
-
-def _formula_units(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Formula units `(m, N_ELEMENTS)` of compositions, and how many of them each holds `(m,)`."""
-    multiples = np.maximum(np.gcd.reduce(counts, axis=1), 1)
-    return counts // multiples[:, None], multiples
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Energies per element `(elements,)`, offsets of rows `(k,)`, and what they rest on."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-    axes: np.ndarray  # (rank, elements), of the row space
-    units: int  # different formula units
-    errors: FitErrors
-
-
-def _fitted(
-    residuals: np.ndarray,
-    row_of: np.ndarray,
-    rows: np.ndarray,
-    method: str,
-    within: np.ndarray | None,
-) -> _Fit:
-    """Fit of residuals `(m,)` of frames whose compositions are `rows (k, elements)[row_of]`."""
-    axes = bias_fits.row_space(rows)
-    units, multiples = _formula_units(rows)
-    _, unit_of = np.unique(units, axis=0, return_inverse=True)
-    by_row = bias_errors.row_means(residuals, row_of)
-    n_units = int(unit_of.max()) + 1
-    if method in ELEMENT_METHODS:
-        values = ELEMENT_METHODS[method](residuals, rows[row_of]).values
-        left = residuals - (rows @ values)[row_of]
-        effective = None
-        if method == "least-absolute-deviation":
-            effective = bias_errors.row_means(bias_errors.median_influence(left), row_of)
-        errors = bias_errors.element_errors(rows, by_row, values, axes, effective)
-        return _Fit(values, np.zeros(len(rows)), axes, n_units, errors)
-    of_frames, m = unit_of.ravel()[row_of], multiples[row_of]
-    numbers, variances = np.empty(n_units), np.empty(n_units)
-    frame_variances = by_row.variances[row_of]
-    for k, mine in enumerate(_members(of_frames)):
-        given = residuals[mine], m[mine], None if within is None else within[mine]
-        numbers[k], variances[k] = bias_errors.unit_energy(method, *given, frame_variances[mine])
-    energies = multiples * numbers[unit_of.ravel()]  # (k,)
-    values = bias_fits.least_squares(energies[row_of], rows[row_of]).values
-    own2 = multiples**2 * variances[unit_of.ravel()]
-    errors = bias_errors.composition_errors(rows, by_row, axes, own2)
-    offsets = energies - rows @ values
-    return _Fit(values, offsets if len(axes) < n_units else 0 * offsets, axes, n_units, errors)
-
-
-def _members(group_of: np.ndarray) -> list[np.ndarray]:
-    """Places `(…,)` of each group of `(m,)`, in order."""
-    order = np.argsort(group_of, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
-
-
-def _known(number: float) -> float | None:
-    """A number as JSON holds it: None for NaN."""
-    return float(number) if np.isfinite(number) else None
 
 
 def _formula(counts: np.ndarray) -> str:

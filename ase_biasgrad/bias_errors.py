@@ -18,7 +18,6 @@ import numpy as np
 from ase_biasgrad import bias_fits
 
 PRIOR_FRAMES = 4  # weight of the pooled noise beside a composition's own k − 1 degrees of freedom
-RESAMPLES = 50
 UNDETERMINED = 1e-6  # 1 − leverage of a composition that alone determines a direction
 
 
@@ -190,8 +189,13 @@ def median_influence(left: np.ndarray) -> np.ndarray:
     width = 1.06 * min(left.std(), (high - low) / 1.349) * len(left) ** -0.2
     if width == 0:
         return np.zeros(len(left))
-    density = np.mean(np.abs(left) <= width) / (2 * width)
+    density = max(1, np.count_nonzero(np.abs(left) <= width)) / (2 * width * len(left))
     return np.sign(left) / (2 * density)
+
+
+def winsorised(left: np.ndarray, scale: float) -> np.ndarray:
+    """Residuals `(m,)` brought within three scales; all of them where the scale is zero."""
+    return np.clip(left, -3 * scale, 3 * scale) if scale else left
 
 
 def unit_energy(
@@ -200,11 +204,12 @@ def unit_energy(
     multiples: np.ndarray,
     within: np.ndarray | None,
     variances: np.ndarray,
+    resamples: int,
 ) -> tuple[float, float]:
     """Energy of a formula unit by `mean`, `median` or `efwt`, and its variance, eV and eV².
 
-    The variance of a mean follows from that of its frames `(m,)`; that of the others is found by
-    drawing `RESAMPLES` sets of frames anew (bootstrap), for two frames or more.
+    The variance of a mean follows from that of its frames `(m,)`; those of the others are found by
+    drawing sets of frames anew (bootstrap), where there are two frames or more.
     """
     m = multiples.astype(float)
     if method == "mean":
@@ -221,5 +226,5 @@ def unit_energy(
     if k == 1:
         return fitted(np.arange(1)), float(variances[0] / m[0] ** 2)
     random = np.random.default_rng(0)
-    drawn = [fitted(random.integers(0, k, k)) for _ in range(RESAMPLES)]
+    drawn = [fitted(random.integers(0, k, k)) for _ in range(resamples)]
     return fitted(np.arange(k)), float(np.var(drawn, ddof=1))

@@ -3,7 +3,7 @@
     {"format": "ase-biasgrad bias", "version": 1, "units": {"energy": "eV"}, "zero": …,
      "elements": ["H", "O"], "energies": […], "covariance": [[…]], "misfit": …,
      "compositions": [{"counts": {"H": 2, "O": 1}, "offset": …, "residual": …, "error": …,
-                       "isolated": false}], "fit": {…}}
+                       "kind": "data"}], "fit": {…}}
 
 Numbers that are not known are null.
 """
@@ -24,6 +24,7 @@ from ase_biasgrad.units import N_ELEMENTS
 
 FORMAT, VERSION = "ase-biasgrad bias", 1
 UNITS = {"energy": "eV"}
+ROW_KINDS = ("data", "isolated atom", "anchor")
 LARGEST = 1e12  # eV, and atoms of a composition
 KINDS = {
     "zero": str,
@@ -60,9 +61,9 @@ def save_bias(path: str | Path, bias: Bias) -> None:
                 "offset": offset,
                 "residual": residual,
                 "error": _nulls(error),
-                "isolated": bool(isolated),
+                "kind": ROW_KINDS[kind],
             }
-            for row, offset, residual, error, isolated in zip(
+            for row, offset, residual, error, kind in zip(
                 counts, *(column.tolist() for column in columns), strict=True
             )
         ],
@@ -126,7 +127,7 @@ def _read(content: Any) -> Bias:
             ("offsets", "offset", float),
             ("residuals", "residual", float),
             ("errors", "error", float),
-            ("isolated", "isolated", np.int64),
+            ("isolated", "kind", np.int64),
         )
     }
     misfit = _reals(content.get("misfit"), "misfit", (), unknown=True)
@@ -166,8 +167,8 @@ def _row(row: Any, where: str) -> dict[str, Any]:
         if type(count) is not int or not 0 < count < LARGEST:
             raise ValueError(f"{where}.counts.{symbol}: {str(count)[:80]}, must be a number from 1")
         counts[_number(symbol, f"{where}.counts")] = count
-    if not isinstance(row.get("isolated"), bool):
-        raise ValueError(f"{where}.isolated: must be true or false")
+    if row.get("kind") not in ROW_KINDS:
+        raise ValueError(f"{where}.kind: {str(row.get('kind'))[:80]!r} is none of {ROW_KINDS}")
     error = _reals(row.get("error"), f"{where}.error", (), unknown=True)
     if error < 0:
         raise ValueError(f"{where}.error: {error}, a standard error is not negative")
@@ -176,7 +177,7 @@ def _row(row: Any, where: str) -> dict[str, Any]:
         "offset": _reals(row.get("offset"), f"{where}.offset", ()),
         "residual": _reals(row.get("residual"), f"{where}.residual", ()),
         "error": error,
-        "isolated": row["isolated"],
+        "kind": ROW_KINDS.index(row["kind"]),
     }
 
 

@@ -14,7 +14,7 @@ import ase_biasgrad.training
 REPOSITORY = Path(__file__).resolve().parents[1]
 # modules of the core that know no network, and those that do
 BASE = {"units", "files", "machine", "lazy", "progress", "neighbours", "charged_particles"}
-BIAS = {"bias", "bias_errors", "bias_file", "bias_fits"}
+BIAS = {"bias", "bias_errors", "bias_file", "bias_fits", "composition_fit"}
 CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "graph": {"neighbours"},
     "bias_fits": set(),
     "bias_errors": {"bias_fits"},
-    "bias": {"bias_errors", "bias_fits", "units"},
+    "composition_fit": {"bias_errors", "bias_fits", "units"},
+    "bias": {"bias_fits", "composition_fit", "units"},
     "bias_file": {"bias", "files", "units"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},

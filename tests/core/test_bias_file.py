@@ -68,7 +68,7 @@ def test_energies_without_a_fit_are_kept(tmp_path):
         (lambda c: c["compositions"][1]["counts"].update(H=-1), r"compositions\[1\].counts.H: -1"),
         (lambda c: c["compositions"][1].update(error=-1), r"compositions\[1\].error"),
         (lambda c: c["compositions"][1].pop("offset"), r"compositions\[1\].offset"),
-        (lambda c: c["compositions"][1].update(isolated=1), r"compositions\[1\].isolated"),
+        (lambda c: c["compositions"][1].update(kind=1), r"compositions\[1\].kind"),
         (lambda c: c.pop("fit"), "fit: missing"),
     ],
 )
