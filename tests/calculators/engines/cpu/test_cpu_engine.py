@@ -132,7 +132,7 @@ def test_pickles_and_copies_share_results():
     forces = engine.evaluate(s, True).forces
     for again in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine), engine.fresh()):
         np.testing.assert_array_equal(again.evaluate(s, True).forces, forces)
-    assert copy.deepcopy(engine).model is engine.model
+    assert copy.deepcopy(engine).networks is engine.networks
 
 
 @pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
