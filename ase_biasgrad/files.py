@@ -15,19 +15,43 @@ def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | 
     ------
     FileExistsError
         If the file exists; the message says how to go on.
+    FileNotFoundError
+        If its folder does not exist.
+    IsADirectoryError
+        If it is a folder, which is never replaced.
     ValueError
         If it is an input, under whatever name.
     """
     refuse_own_input(output, inputs)
     if os.path.lexists(output) and not overwrite:
         raise FileExistsError(f"{output}: exists; say --overwrite to replace it, or name another")
+    if os.path.isdir(output):
+        raise IsADirectoryError(f"{output}: is a folder; name a file")
+    _require_folder(Path(output))
 
 
 def refuse_own_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse an output that is an input, also by a link; errors as in `refuse_existing`."""
+    """Refuse an output that is an input, also by a link, or an existing file in a folder of input.
+
+    Raises
+    ------
+    ValueError
+        Naming both.
+    """
+    if not os.path.exists(output):
+        return
+    resolved = Path(output).resolve()
     for source in inputs:
-        if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+        if os.path.exists(source) and (
+            os.path.samefile(output, source)
+            or (os.path.isdir(source) and resolved.is_relative_to(Path(source).resolve()))
+        ):
             raise ValueError(f"{output}: is what is read ({source}); write to another file")
+
+
+def _require_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
 @contextmanager
@@ -42,8 +66,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         If the folder of `path` does not exist.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it first")
+    _require_folder(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

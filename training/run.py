@@ -43,7 +43,7 @@ from ase_biasgrad.training.lightning.loggers import (
 from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
 from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
-from ase_biasgrad.training.run_folder import RunFolder
+from ase_biasgrad.training.run_folder import RunFolder, refuse_used
 from ase_biasgrad.training.stages.bias import fit_bias
 from ase_biasgrad.training.stages.force import (
     ForceStage,
@@ -78,16 +78,13 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
     Raises
     ------
     FileExistsError
-        If `folder` holds a run already.
+        If `folder` holds a run already, or files that a run would replace.
     ConfigError, ValueError
         On options or data that cannot be used, before any work starts.
     """
     folder = Path(folder)
-    if _is_main_process() and (folder / "config.yaml").exists():
-        raise FileExistsError(
-            f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
-            "or name another folder"
-        )
+    if _is_main_process():
+        refuse_used(folder)
     run = RunFolder.new(config, folder)
     prepared = _prepare(run)
     with _loggers(run, prepared.trainer):

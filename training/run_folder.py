@@ -22,6 +22,35 @@ from ase_biasgrad.files import whole_file
 from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
 
 CHECKPOINT_NAME = "potential.safetensors"
+INPUTS = {"data.json": {"sha256", "frames"}, "split.json": set(PARTS)}  # keys of each
+RESULTS = ("metrics.csv", "states", CHECKPOINT_NAME, "evaluation.json", "report", "test")
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds a run, or something of a name that a new run would write.
+
+    Raises
+    ------
+    FileExistsError
+        Naming it.
+    """
+    if (folder / "config.yaml").exists():
+        raise FileExistsError(
+            f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
+            "or name another folder"
+        )
+    for file in (folder / name for name in (*INPUTS, *RESULTS)):
+        # what an own beginning left that was cut short may be replaced
+        if file.exists() and not (file.name in INPUTS and _is_own(file)):
+            raise FileExistsError(f"{file}: exists, and a run would write it; name another folder")
+
+
+def _is_own(file: Path) -> bool:
+    """Test that an input file of a run has the keys that we write."""
+    try:
+        return set(json.loads(file.read_text(encoding="utf-8"))) == INPUTS[file.name]
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)

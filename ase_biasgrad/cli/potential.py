@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ase_biasgrad.cli.options import Device, Overwrite
-from ase_biasgrad.files import file_hash, refuse_existing
+from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ def evaluate(
             raise ValueError(f"{run}: holds no finished potential ({CHECKPOINT_NAME})")
     if json is not None:
         refuse_existing(json, overwrite, [checkpoint, *([data] if data else [])])
-    if report is not None and any(report.glob("*")):
+    if report is not None and not overwrite and any(report.glob("*")):
         refuse_existing(report, overwrite)
     loaded = load_checkpoint(checkpoint)
     if data is not None:
@@ -153,6 +153,8 @@ def evaluate(
         chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)  # copies, if any
     else:
         raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
+    if json is not None:
+        refuse_own_input(json, [dataset.path])
     resident = _resident(loaded, dataset, chosen, device)
     result = replace(measured(loaded.potential, resident, progress=True), seen=known)
     typer.echo(table(result))
@@ -231,7 +233,7 @@ def convert(
     from ase_biasgrad.checkpoint import save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
 
-    refuse_existing(output, overwrite, [model])
+    refuse_existing(output, overwrite, [model, *([data] if data else [])])
     if not trust:
         raise typer.BadParameter(
             "SchNetPack models are pickles, and reading one runs code that it contains; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_biasgrad.cli.options import Device, Overwrite
-from ase_biasgrad.files import refuse_existing, whole_file
+from ase_biasgrad.files import refuse_existing, refuse_own_input, whole_file
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -58,8 +58,10 @@ def relax(
     from ase.optimize import BFGS, FIRE, LBFGS
 
     _check_writable(output)
+    if trajectory is not None and trajectory.resolve() == output.resolve():
+        raise typer.BadParameter(f"{output}: is named for the result and for --trajectory")
     for path in filter(None, (output, trajectory)):
-        refuse_existing(path, overwrite, [structure])
+        refuse_existing(path, overwrite, [structure, *checkpoint])
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     algorithm = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}[optimizer.value]
     target = FrechetCellFilter(atoms) if cell else atoms
@@ -114,6 +116,8 @@ def md(
         raise typer.BadParameter(f"{output}: does not exist; leave --restart out to begin")
     if log is not None and log.exists() and not restart:
         raise typer.BadParameter(f"{log}: exists; name another file for --log")
+    if log is not None:
+        refuse_own_input(log, [structure, *checkpoint, output])
     random = np.random.default_rng(seed)
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     if restart:

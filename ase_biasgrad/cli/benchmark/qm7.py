@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device
+from ase_biasgrad.cli.options import Device, Overwrite
 
 
 def qm7(
@@ -32,6 +32,7 @@ def qm7(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Cross-validated errors of each row; table and learning curves of all results so far.
 
@@ -39,7 +40,7 @@ def qm7(
     networks that it leaves.
     """
     from ase_biasgrad.data.dataset import Dataset
-    from ase_biasgrad.files import whole_file
+    from ase_biasgrad.files import refuse_existing, whole_file
     from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.benchmarks.qm7 import ladder
     from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
@@ -47,6 +48,10 @@ def qm7(
     from ase_biasgrad.training.benchmarks.results import Store
 
     chosen, store = ladder.chosen_rows(row or []), Store(output, "qm7")
+    drawn = output / "table.md", output / "learning_curves.svg"
+    if not store.results():  # these are then not of earlier runs
+        for path in filter(Path.exists, drawn):
+            refuse_existing(path, overwrite)
     molecules = molecules_of(Dataset(data, in_memory=True))
     available = range(int(molecules.folds.max()) + 1)
     if missing := sorted(set(fold or []) - set(available)):
@@ -74,9 +79,9 @@ def qm7(
                 )
     results, rows = store.results(molecules.digest), ladder.rows()
     text = table(rows, results)
-    with whole_file(output / "table.md") as temporary:
+    with whole_file(drawn[0]) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    write_learning_curves(rows, results, output / "learning_curves.svg")
+    write_learning_curves(rows, results, drawn[1])
     machines = sorted({result.figures["hardware"] for result in results})
     typer.echo(f"errors in kcal/mol, on {'; '.join(machines)}\n{text}")
-    typer.echo(f"{output / 'table.md'}, {output / 'learning_curves.svg'}")
+    typer.echo(f"{drawn[0]}, {drawn[1]}")
