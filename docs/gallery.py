@@ -21,6 +21,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for script in EXAMPLES.glob("*.py"):
             shutil.copy(script, name)
+        shutil.copytree(EXAMPLES / "potentials", Path(name) / "potentials")
         for script in SCRIPTS:
             subprocess.run([sys.executable, f"{script}.py"], cwd=name, check=True)
             shutil.copy(Path(name) / f"{script}.png", DOCS / "pictures")

@@ -2,7 +2,7 @@
 
     python nbody_rollout.py [network.safetensors]
 
-Without a network (`biasgrad benchmark nbody` trains some) a small one is trained first.
+Without a network (`biasgrad benchmark nbody` trains some) the one in `potentials` is taken.
 """
 
 import sys
@@ -13,34 +13,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from ase import Atoms
 from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.calculators import ChargedParticles
 from ase_biasgrad.charged_particles import System, simulate
-from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network, save_network
-from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
-from ase_biasgrad.training.benchmarks.nbody.training import Task, samples, train_network
+from ase_biasgrad.training.benchmarks.loop import load_network
+from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, rollout
 
-TASK = Task(ahead=5, start=None, interval=0.1)  # half a unit of time
-STEPS = 6
+STEPS = 6  # of half a unit of time
+SHIPPED = Path(__file__).parent / "potentials" / "nbody.safetensors"
 
-
-def small_network(path: Path = Path("nbody-example.safetensors")) -> Path:
-    """Train once, and find the file again afterwards."""
-    if not path.exists():
-        options = NBodyOptions(layers=2, channels=4, max_degree=1, odd_paths=False,
-                               division=2, pair_scalars=True)  # fmt: skip
-        training, held_out = simulate(System(), 400, seed=1), simulate(System(), 50, seed=2)
-        how = TrainingOptions(epochs=40, batch_size=32, learning_rate=1e-2, ema_decay=0.95)
-        validation = samples(held_out, TASK, per_simulation=8)
-        save_network(path, train_network(options, how, TASK, training, validation).network)
-    return path
-
-
-path = sys.argv[1] if len(sys.argv) > 1 else small_network()
-network = load_network(path, NBodyNetwork)[0]
+network = load_network(sys.argv[1] if len(sys.argv) > 1 else SHIPPED, NBodyNetwork)[0]
 start = simulate(System(half_width=None), 1, seed=11)
 positions, velocities, charges = start.positions[0, 10], start.velocities[0, 10], start.charges[0]
 
@@ -56,16 +40,10 @@ for _ in range(10 * STEPS):
     true.append(atoms.get_positions())
 
 # the network, step after step from its own predictions
-x, v, q = (torch.tensor(a, dtype=torch.float32)[None] for a in (positions, velocities, charges))
-learned = [x[0].numpy()]
-with torch.no_grad():
-    for _ in range(STEPS):
-        displacement, change = network(x, v, q)
-        x, v = x + displacement, v + change
-        learned.append(x[0].numpy())
+predicted, _ = rollout(network, positions, velocities, charges, STEPS)
 
 straight = positions + 0.5 * np.arange(STEPS + 1)[:, None, None] * velocities
-truth, predicted = np.array(true), np.array(learned)
+truth = np.array(true)
 figure, axes = plt.subplots(figsize=(6, 6))
 for k in range(5):
     color = "tab:red" if charges[k] > 0 else "tab:blue"

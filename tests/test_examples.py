@@ -35,6 +35,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     for script in EXAMPLES.glob("*.py"):
         shutil.copy(script, folder)
+    shutil.copytree(EXAMPLES / "potentials", folder / "potentials")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Training on N-body dynamics: samples, baselines, a short training, and the table."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +121,13 @@ def test_files_of_networks(tmp_path, simulations):
     (tmp_path / "text").write_text("nothing")
     with pytest.raises(ValueError, match="text: is no network"):
         load_network(tmp_path / "text", NBodyNetwork)
+
+
+def test_the_shipped_network_has_the_errors_that_its_page_states():
+    path = Path(__file__).parents[4] / "examples" / "potentials" / "nbody.safetensors"
+    assert path.stat().st_size < 1_000_000
+    network, training = load_network(path, NBodyNetwork)
+    assert training["options"]["network"] == "se3-transformer, pair scalars"
+    found = errors(network, samples(simulate(System(), 100, seed=3), TASK))
+    np.testing.assert_allclose(found, training["test"], rtol=0.25)
+    np.testing.assert_allclose(training["test"], [0.0030, 0.0553], rtol=0.01)
