@@ -22,13 +22,16 @@ from ase_biasgrad.data.splits import PARTS
 # options of earlier versions, and the value with which a configuration still means the same
 RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
 
+MAX_TEXT = 100_000  # letters of a file of options
+MAX_DEPTH = 16  # of nested options
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names file and option."""
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataOptions(_Options):
@@ -68,7 +71,7 @@ class DataOptions(_Options):
 class BackboneOptions(_Options):
     """The network. Keys beside `name` are its own arguments."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     name: str = Field("painn", description="one of those below")
 
     @property
@@ -251,12 +254,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         Naming the file or override, the option, and what is allowed.
     """
     path = Path(path)
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path}: holds no options; see `biasgrad train --options`")
+    options = read_options(path)
     data = options.get("data")
     if isinstance(data, dict):
         for name in ("path", *PARTS):
@@ -265,6 +263,64 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         _apply(options, override)
     return config_from(options, str(path))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options of a YAML file as they stand there.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or holds no options.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    options = plain_yaml(text, str(path))
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: holds no options; see `biasgrad train --options`")
+    return options
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values: each key once, no aliases, and nothing nested deeply."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write the value")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if not isinstance(key, str) or key in seen:
+                raise yaml.YAMLError(f"{str(key)[:80]}: stands twice, or is no text")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def plain_yaml(text: str, source: str) -> Any:
+    """Value of a text of YAML that a person wrote.
+
+    Raises
+    ------
+    ConfigError
+        If it is no YAML of plain values, with `source` before the reason.
+    """
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"{source}: {len(text)} letters are no options")
+    try:
+        return yaml.load(text, _PlainLoader)
+    except Exception as error:  # PyYAML passes on what dates and numbers raise
+        raise ConfigError(f"{source}: cannot be read as YAML: {error}") from error
 
 
 def config_from(options: dict[str, Any], source: str = "configuration") -> TrainConfig:
@@ -297,7 +353,7 @@ def _apply(options: dict[str, Any], override: str) -> None:
         options = options.setdefault(parent, {})
         if not isinstance(options, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a group of options")
-    options[last] = yaml.safe_load(value)
+    options[last] = plain_yaml(value, f"override {override!r}")
 
 
 def describe_options() -> str:

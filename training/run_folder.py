@@ -19,7 +19,7 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.seen import frame_digests
 from ase_biasgrad.data.splits import PARTS, split_dataset
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from
+from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, read_options
 
 CHECKPOINT_NAME = "potential.safetensors"
 INPUTS = {"data.json": {"sha256", "frames"}, "split.json": set(PARTS)}  # keys of each
@@ -51,6 +51,15 @@ def _is_own(file: Path) -> bool:
         return set(json.loads(file.read_text(encoding="utf-8"))) == INPUTS[file.name]
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+            return content
+        raise ValueError("holds no keys")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -92,13 +101,15 @@ class RunFolder:
         """
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path}: is no run folder (it has no config.yaml)")
-        text = (path / "config.yaml").read_text(encoding="utf-8")
-        config = config_from(yaml.safe_load(text), str(path / "config.yaml"))
+        config = config_from(read_options(path / "config.yaml"), str(path / "config.yaml"))
         dataset = Dataset(config.data.path)
-        if json.loads((path / "data.json").read_text())["sha256"] != dataset.hash():
+        if _read_json(path / "data.json").get("sha256") != dataset.hash():
             raise ConfigError(f"{config.data.path}: has changed since the run in {path} began")
-        stored = json.loads((path / "split.json").read_text())
-        split = {part: np.array(frames, np.int64) for part, frames in stored.items()}
+        split = {k: np.array(v) for k, v in _read_json(path / "split.json").items()}
+        frames = np.concatenate([np.zeros(0, np.int64), *map(np.ravel, split.values())])
+        own = frames.dtype.kind == "i" and np.isin(frames, np.arange(len(dataset))).all()
+        if not own or not {"train", "validation"} <= set(split):
+            raise ConfigError(f"{path / 'split.json'}: holds no frames of {config.data.path}")
         return cls(path, config, dataset, split)
 
     def write(self) -> None:

@@ -49,13 +49,12 @@ def md17(
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
 ) -> None:
     """Joint losses (energies centred) beside two stages with each bias fit, on test frames."""
-    import yaml
-
     from ase_biasgrad.machine import hardware, versions
     from ase_biasgrad.training.benchmarks import md17 as md17_table
     from ase_biasgrad.training.benchmarks import tables
+    from ase_biasgrad.training.config import plain_yaml
 
-    given = yaml.safe_load(arguments)
+    given = plain_yaml(arguments, "--arguments")
     if not isinstance(given, dict):
         raise ValueError(f"--arguments {arguments!r}: write them as '{{features: 64}}'")
     default = md17_table.Study()
