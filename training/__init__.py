@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ase_biasgrad.training.benchmarks.loop import TrainingOptions
+    from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
     from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, load_config
     from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
     from ase_biasgrad.training.evaluation.predict import predict
@@ -18,10 +20,12 @@ __all__ = [
     "DeviceFrames",
     "Report",
     "TrainConfig",
+    "TrainingOptions",
     "TrainingResult",
     "config_from",
     "evaluate",
     "fit_bias",
+    "fit_energies",
     "load_config",
     "predict",
     "resume",
@@ -37,10 +41,12 @@ __getattr__ = lazy_names(
         "Report": "ase_biasgrad.training.evaluation.evaluate",
         "DeviceFrames": "ase_biasgrad.training.frames.device_frames",
         "TrainConfig": "ase_biasgrad.training.config",
+        "TrainingOptions": "ase_biasgrad.training.benchmarks.loop",
         "TrainingResult": "ase_biasgrad.training.run",
         "config_from": "ase_biasgrad.training.config",
         "evaluate": "ase_biasgrad.training.evaluation.evaluate",
         "fit_bias": "ase_biasgrad.training.stages.bias",
+        "fit_energies": "ase_biasgrad.training.benchmarks.qm7.energy_stage",
         "load_config": "ase_biasgrad.training.config",
         "predict": "ase_biasgrad.training.evaluation.predict",
         "resume": "ase_biasgrad.training.run",

@@ -1,32 +1,35 @@
 """Forces of graph models trained on energies or on forces, beside SchNet's and no forces at all.
 
-    python tests/benchmarks/graph_forces.py TRAIN.extxyz TEST.extxyz --epochs 50
+    python tests/benchmarks/graph_forces.py TRAIN.extxyz TEST.extxyz --pictures docs/pictures
 
-Every model sees every training frame as often. The energy stage (bias by least squares, then
-energies) and the two-stage recipe (forces and stress, then the bias) see the same training and
-validation frames; errors are those of the test frames. Prints a Markdown table.
+The energy stage (bias by least squares, then energies) and the two-stage recipe (forces and stress,
+then the bias) see the same training and validation frames in the same number of steps; errors are
+those of the test frames, also by the `config_type` that the files name. The network of `--curve` is
+trained on fewer frames, too. Prints Markdown tables; `--pictures` draws forces over those of the
+reference, and errors over the number of training frames.
 """
 
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
-from ase_biasgrad.backbones import build_backbone
-from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.importers import import_files
-from ase_biasgrad.data.splits import random_split
-from ase_biasgrad.potential import Potential
-from ase_biasgrad.training.benchmarks.loop import TrainingOptions
-from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
-from ase_biasgrad.training.config import config_from
-from ase_biasgrad.training.evaluation.evaluate import Report, evaluate
-from ase_biasgrad.training.frames.device_frames import DeviceFrames
-from ase_biasgrad.training.run import train
+from ase_biasgrad import Dataset, Potential, build_backbone, import_files, load_checkpoint
+from ase_biasgrad.files import whole_file
+from ase_biasgrad.training import (
+    DeviceFrames,
+    TrainingOptions,
+    config_from,
+    fit_energies,
+    predict,
+    train,
+)
 
 VALIDATION = 20
 SIZES = {
@@ -34,64 +37,116 @@ SIZES = {
     "graph_convolution": {"interactions": 3, "radial_functions": 25},
     "atomgraph": {"features": 80},
 }
+LABELS = ("energies", "forces")
+COLOURS = {"energies": "#c2452d", "forces": "#3b6ea5"}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on the test frames of one model, in meV/Å and meV per atom."""
+
+    model: str
+    labels: str
+    frames: int  # that it was trained on
+    seconds: float
+    reference: np.ndarray  # (a, 3) meV/Å
+    forces: np.ndarray  # (a, 3) errors
+    energies: np.ndarray  # (m,) errors per atom
+    frame_of_atom: np.ndarray  # (a,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--features", type=int, default=32)
-    parser.add_argument("--cutoff", type=float, default=5.0)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=[
-            "schnet:forces",
-            "graph_convolution:energies",
-            "graph_convolution:forces",
-            "atomgraph:energies",
-            "atomgraph:forces",
-        ],
-        metavar="BACKBONE:LABELS",
-    )
-    options = parser.parse_args()
+    options = parsed()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("train", "test"):
             import_files([getattr(options, part)], folder / f"{part}.h5", progress=False)
-        test = Dataset(folder / "test.h5")
+        order = np.random.default_rng(0).permutation(len(Dataset(folder / "train.h5")))
+        order = order[: options.frames]
+        np.savetxt(folder / "validation.txt", order[:VALIDATION], "%d")
+        kinds = np.array([a.info["config_type"] for a in ase.io.read(options.test, ":")])
+        done = []
         print(
-            "| model | trained on | force MAE, meV/Å | force RMSE, meV/Å | energy MAE, meV/atom |"
+            "| model | trained on | force MAE, meV/Å | RMSE | energy MAE, meV/atom | CPU time, s |"
         )
-        print("|---|---|---|---|---|", flush=True)
-        no_forces(DeviceFrames(test, range(len(test)), 1.0))
-        for model in options.models:
-            backbone, labels = model.split(":")
-            begin = time.process_time()
-            fit = {"energies": on_energies, "forces": on_forces}[labels]
-            potential = fit(options, backbone, folder)
-            seconds = time.process_time() - begin
-            frames = DeviceFrames(test, range(len(test)), potential.cutoff)
-            row(backbone, f"{labels} ({seconds:.0f} s of CPU time)", evaluate(potential, frames))
+        print("|---|---|---|---|---|---|", flush=True)
+        for model, labels, frames in plan(options, len(order) - VALIDATION):
+            done.append(measured(options, folder, model, labels, order[VALIDATION:][:frames]))
+            row(done[-1])
+        no_forces = done[0].reference
+        print(f"| none | – | {mae(no_forces):.1f} | {np.sqrt(np.mean(no_forces**2)):.1f} | – | – |")
+    full = [e for e in done if e.model == options.curve and e.frames == len(order) - VALIDATION]
+    by_kind(full, kinds)
+    if options.pictures:
+        draw_forces(full, options.pictures / "graph_forces.png")
+        draw_curve(
+            [e for e in done if e.model == options.curve], options.pictures / "graph_curve.png"
+        )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--frames", type=int, help="training and validation frames; all by default")
+    parser.add_argument("--features", type=int, default=32)
+    parser.add_argument("--cutoff", type=float, default=5.0)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--curve", default="graph_convolution", help="also trained on fewer frames")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[24, 72])
+    parser.add_argument(
+        "--rivals",
+        nargs="*",
+        default=["schnet:forces", "atomgraph:energies", "atomgraph:forces"],
+        metavar="BACKBONE:LABELS",
+    )
+    parser.add_argument("--pictures", type=Path, help="folder to draw into")
+    return parser.parse_args()
+
+
+def plan(options: argparse.Namespace, frames: int) -> list[tuple[str, str, int]]:
+    """Model, labels and number of training frames of everything that is trained."""
+    rivals = [(*rival.split(":"), frames) for rival in options.rivals]
+    sizes = [frames, *options.fewer]
+    return [(options.curve, labels, n) for n in sizes for labels in LABELS] + rivals
+
+
+def measured(
+    options: argparse.Namespace, folder: Path, model: str, labels: str, frames: np.ndarray
+) -> Errors:
+    begin = time.process_time()
+    fit = {"energies": on_energies, "forces": on_forces}[labels]
+    potential = fit(options, model, folder, frames)
+    seconds = time.process_time() - begin
+    test = Dataset(folder / "test.h5")
+    on = DeviceFrames(test, range(len(test)), potential.cutoff)
+    assert on.forces is not None
+    assert on.energy is not None
+    predicted, reference = predict(potential, on), 1000 * on.forces.numpy()
+    energies = 1000 * (predicted.energy - on.energy.numpy()) / on.atom_counts
+    forces = 1000 * predicted.forces - reference
+    owner = np.repeat(np.arange(len(on)), on.atom_counts)
+    return Errors(model, labels, len(frames), seconds, reference, forces, energies, owner)
 
 
 def arguments(options: argparse.Namespace, backbone: str) -> dict:
     return {"features": options.features, "cutoff": options.cutoff, **SIZES[backbone]}
 
 
-def on_forces(options: argparse.Namespace, backbone: str, folder: Path) -> Potential:
+def on_forces(
+    options: argparse.Namespace, backbone: str, folder: Path, frames: np.ndarray
+) -> Potential:
     """The two-stage recipe."""
-    data = folder / "train.h5"
-    n_train = len(Dataset(data)) - VALIDATION
+    parts = {part: folder / f"{part}.txt" for part in ("train", "validation")}
+    np.savetxt(parts["train"], frames, "%d")
     config = config_from(
         {
-            "data": {"path": str(data), "train": n_train, "validation": VALIDATION},
+            "data": {"path": folder / "train.h5", **parts, "test": 0},
             "backbone": {"name": backbone, **arguments(options, backbone)},
             "force_stage": {
-                "epochs": options.epochs,
+                "epochs": epochs(options, frames),
                 "batch_size": options.batch_size,
                 "learning_rate": options.learning_rate,
                 "schedule": {"warmup_steps": 50},
@@ -100,38 +155,99 @@ def on_forces(options: argparse.Namespace, backbone: str, folder: Path) -> Poten
             "trainer": {"progress_bar": False},
         }
     )
-    return load_checkpoint(train(config, folder / f"{backbone}-forces").checkpoint).potential
+    run = folder / f"{backbone}-forces-{len(frames)}"
+    return load_checkpoint(train(config, run).checkpoint).potential
 
 
-def on_energies(options: argparse.Namespace, backbone: str, folder: Path) -> Potential:
+def on_energies(
+    options: argparse.Namespace, backbone: str, folder: Path, frames: np.ndarray
+) -> Potential:
     """The bias first, then the backbone on the energies that are left."""
     dataset = Dataset(folder / "train.h5")
-    sizes = {"train": len(dataset) - VALIDATION, "validation": VALIDATION}
-    split = random_split(len(dataset), sizes, seed=0)
     torch.manual_seed(0)
     elements = np.flatnonzero(dataset.compositions().sum(axis=0)).tolist()
-    backbone_ = build_backbone(backbone, arguments(options, backbone))
-    potential = Potential(backbone_, elements=elements)
-    frames = DeviceFrames(dataset, split["train"], potential.cutoff)
-    how = (options.epochs, options.batch_size, options.learning_rate)
-    fit_energies(potential, frames, TrainingOptions(*how, ema_decay=0.995))
+    potential = Potential(build_backbone(backbone, arguments(options, backbone)), elements=elements)
+    how = (epochs(options, frames), options.batch_size, options.learning_rate)
+    on = DeviceFrames(dataset, frames, potential.cutoff)
+    fit_energies(potential, on, TrainingOptions(*how, ema_decay=0.995))
     return potential
 
 
-def no_forces(frames: DeviceFrames) -> None:
-    assert frames.forces is not None
-    forces = 1000 * frames.forces.numpy()
-    mae, rmse = np.abs(forces).mean(), np.sqrt(np.mean(forces**2))
-    print(f"| no forces | – | {mae:.0f} | {rmse:.0f} | – |", flush=True)
+def epochs(options: argparse.Namespace, frames: np.ndarray) -> int:
+    return max(1, round(options.steps / -(-len(frames) // options.batch_size)))
 
 
-def row(model: str, trained: str, report: Report) -> None:
-    assert report.energy_per_atom is not None
+def row(e: Errors) -> None:
+    rmse = np.sqrt(np.mean(e.forces**2))
     print(
-        f"| {model} | {trained} | {1000 * report.forces.mae:.1f} | "
-        f"{1000 * report.forces.rmse:.1f} | {1000 * report.energy_per_atom.mae:.2f} |",
+        f"| {e.model} | {e.labels} of {e.frames} frames | {mae(e.forces):.1f} | {rmse:.1f} "
+        f"| {mae(e.energies):.2f} | {e.seconds:.0f} |",
         flush=True,
     )
+
+
+def by_kind(models: list[Errors], kinds: np.ndarray) -> None:
+    """Errors by the kind of frame; energies also less the median error of their kind."""
+    print("\n| kind | frames | trained on | force MAE | energy MAE | less the kind's offset |")
+    print("|---|---|---|---|---|---|")
+    for kind in np.unique(kinds):
+        mine = kinds == kind
+        for e in models:
+            forces, energies = e.forces[mine[e.frame_of_atom]], e.energies[mine]
+            offset = mae(energies - np.median(energies))
+            print(
+                f"| {kind} | {mine.sum()} | {e.labels} | {mae(forces):.1f} "
+                f"| {mae(energies):.2f} | {offset:.2f} |"
+            )
+
+
+def draw_forces(models: list[Errors], picture: Path) -> None:
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(models), sharex=True, sharey=True)
+    for axis, e in zip(axes, models, strict=True):
+        reference = e.reference / 1000
+        predicted = reference + e.forces / 1000
+        edge = 1.05 * np.abs(reference).max()
+        axis.plot([-edge, edge], [-edge, edge], color="0.6", lw=0.8)
+        axis.plot(
+            reference.ravel(), predicted.ravel(), ".", ms=2, alpha=0.6, color=COLOURS[e.labels]
+        )
+        axis.set(
+            title=f"trained on {e.labels}: {mae(e.forces):.0f} meV/Å",
+            xlabel="reference force, eV/Å",
+            xlim=(-edge, edge),
+            ylim=(-edge, edge),
+            aspect="equal",
+        )
+    axes[0].set_ylabel("predicted force, eV/Å")
+    save(figure, picture)
+
+
+def draw_curve(models: list[Errors], picture: Path) -> None:
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for labels in LABELS:
+        mine = sorted((e for e in models if e.labels == labels), key=lambda e: e.frames)
+        for axis, of in zip(axes, ("forces", "energies"), strict=True):
+            values = [mae(getattr(e, of)) for e in mine]
+            axis.plot([e.frames for e in mine], values, "o-", color=COLOURS[labels], label=labels)
+    axes[0].axhline(mae(models[0].reference), color="0.6", ls="--", label="no forces")
+    for axis, name in zip(axes, ("force MAE, meV/Å", "energy MAE, meV/atom"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="training frames", ylabel=name)
+        axis.minorticks_off()
+        ticks = sorted({e.frames for e in models})
+        axis.set_xticks(ticks, [str(k) for k in ticks])
+    axes[0].legend(title="trained on", frameon=False)
+    save(figure, picture)
+
+
+def save(figure: Figure, picture: Path) -> None:
+    with whole_file(picture) as path:
+        figure.savefig(path, dpi=110, format="png")
+
+
+def mae(errors: np.ndarray) -> float:
+    return float(np.abs(errors).mean())
 
 
 if __name__ == "__main__":
