@@ -14,7 +14,7 @@ import ase_biasgrad.training
 REPOSITORY = Path(__file__).resolve().parents[1]
 # modules of the core that know no network, and those that do
 BASE = {"units", "files", "machine", "lazy", "progress", "neighbours", "charged_particles"}
-BIAS = {"bias", "bias_errors", "bias_file", "bias_fits", "composition_fit"}
+BIAS = {"bias", "bias_errors", "bias_file", "bias_fits", "composition_fit", "levels_of_theory"}
 CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "composition_fit": {"bias_errors", "bias_fits", "units"},
     "bias": {"bias_fits", "composition_fit", "units"},
     "bias_file": {"bias", "files", "units"},
+    "levels_of_theory": {"bias"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from ase_biasgrad.bias import Bias, BiasMethod
+from ase_biasgrad.bias_fits import row_space
+from ase_biasgrad.composition_fit import Anchors, formula_units
 from ase_biasgrad.data.dataset import formula
 from ase_biasgrad.metrics import forces_within
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
@@ -16,7 +18,10 @@ from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
 
 def fit_bias(
-    potential: Potential, frames: DeviceFrames, method: BiasMethod | str = "auto"
+    potential: Potential,
+    frames: DeviceFrames,
+    method: BiasMethod | str = "auto",
+    anchors: Anchors | None = None,
 ) -> np.ndarray:
     """Fit the bias of `potential` in place; return the energy residuals left, `(k,)` eV.
 
@@ -27,7 +32,9 @@ def fit_bias(
     ----------
     method
         One of `BiasMethod`, or `auto`: `mean` for one composition, `least-squares` over elements
-        for several.
+        for several, `ridge` with a prior. The fit's report says `why`.
+    anchors
+        Energies b known from elsewhere, exactly or as a prior.
 
     Raises
     ------
@@ -41,7 +48,7 @@ def fit_bias(
         raise ValueError("the bias stage needs reference energies, and the data has none")
     freeze_energy_shifts(potential)
     predictions = predict(potential, frames)
-    residuals = energies - (predictions.energy - _present_bias(potential, frames))
+    residuals = energies - (predictions.energy - present_bias(potential, frames))
     counts, isolated = frames.compositions(), isolated_atoms(frames)
     within = None
     if method == "efwt" and frames.forces is not None:
@@ -55,8 +62,9 @@ def fit_bias(
         isolated[labelled],
         method,
         within,
+        anchors,
     )
-    return (residuals - _present_bias(potential, frames))[labelled]
+    return (residuals - present_bias(potential, frames))[labelled]
 
 
 def fit_residuals(
@@ -67,17 +75,35 @@ def fit_residuals(
     isolated: np.ndarray,
     method: BiasMethod | str = "auto",
     forces_within: np.ndarray | None = None,
+    anchors: Anchors | None = None,
 ) -> None:
     """Fit `bias` to r = E_ref − E_model, `(m,)` eV, of frames with energies E_ref `(m,)`.
 
     The rest is as in `Bias.fit`, and `method` as in `fit_bias`.
     """
     _check_method(method)
+    why = None
     if method == "auto":
         data = counts[~isolated] if (~isolated).any() else counts
-        method = "mean" if len(np.unique(data, axis=0)) == 1 else "least-squares"
-    bias.fit(residuals, counts, method, forces_within, isolated)  # type: ignore[arg-type]
+        method, why = automatic(data, anchors)
+    bias.fit(residuals, counts, method, forces_within, isolated, anchors)  # type: ignore[arg-type]
     bias.fit_report["reference"] = reference_levels(energies, counts)
+    if why is not None:
+        bias.fit_report["why"] = why
+
+
+def automatic(counts: np.ndarray, anchors: Anchors | None = None) -> tuple[BiasMethod, str]:
+    """Method for data of compositions `(m, N_ELEMENTS)`, and one line that says why."""
+    rows = np.unique(counts[:, counts.any(axis=0)], axis=0)
+    k, e, rank = len(rows), rows.shape[1], len(row_space(rows))
+    if anchors is not None and (anchors.deviations > 0).any():
+        return "ridge", f"ridge: anchors with deviations are a prior beside {k} compositions"
+    if len(np.unique(formula_units(rows)[0], axis=0)) == 1:
+        return "mean", f"mean: all {len(counts)} frames have one composition, or multiples of it"
+    spare = f"{k - rank} to spare for errors" if k > rank else "none to spare for errors of others"
+    return "least-squares", (
+        f"least-squares: {k} compositions determine {rank} of {e} energies per element, {spare}"
+    )
 
 
 def _check_method(method: str) -> None:
@@ -105,7 +131,7 @@ def reference_levels(energies: np.ndarray, counts: np.ndarray) -> dict[str, floa
     }
 
 
-def _present_bias(potential: Potential, frames: DeviceFrames) -> np.ndarray:
+def present_bias(potential: Potential, frames: DeviceFrames) -> np.ndarray:
     """Present b of each frame, `(m,)` eV."""
     owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
     batch = torch.from_numpy(owner).to(frames.device)

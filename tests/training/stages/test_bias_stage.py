@@ -10,12 +10,13 @@ from conftest import small_potential
 from helpers import options
 
 from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.composition_fit import Anchors
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.config import ConfigError, config_from
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run import train
-from ase_biasgrad.training.stages.bias import fit_bias, isolated_atoms
+from ase_biasgrad.training.stages.bias import automatic, fit_bias, isolated_atoms
 
 
 def resident(path, frames: list[tuple[Atoms, float | None]], cutoff: float) -> DeviceFrames:
@@ -89,3 +90,31 @@ def test_an_element_of_validation_frames_alone_is_not_known(tmp_path):
     held = {int(z) for k in split["train"] for z in Dataset(tmp_path / "x.h5")[k].numbers}
     assert held == {1, 8}
     assert set(load_checkpoint(result.checkpoint).potential.elements) == held
+
+
+def test_auto_says_why_it_chose():
+    water, peroxide = np.zeros((2, 119), np.int64)
+    water[[1, 8]], peroxide[[1, 8]] = (2, 1), (2, 2)
+    both = np.stack([water, peroxide])
+    assert automatic(np.stack([water, 4 * water]))[0] == "mean"
+    method, why = automatic(both)
+    assert method == "least-squares"
+    assert "2 compositions determine 2 of 2 energies per element, none to spare" in why
+    assert "1 to spare" in automatic(np.stack([water, peroxide, water + peroxide]))[1]
+    assert automatic(both, Anchors.of_elements({1: -13.6}, 0.1))[0] == "ridge"
+    assert automatic(both, Anchors.of_elements({1: -13.6}))[0] == "least-squares"
+
+
+def test_anchors_reach_the_fit_and_its_report(tmp_path):
+    random, frames = np.random.default_rng(0), []
+    for _ in range(8):
+        water = molecule("H2O")
+        water.positions += random.normal(0, 0.03, (3, 3))
+        frames.append((water, -470.0 + random.normal(0, 0.01)))
+    potential = small_potential("painn")
+    data = resident(tmp_path / "w.h5", frames, 4.0)
+    fit_bias(potential, data, "least-squares", Anchors.of_elements({8: -430.0}))
+    assert float(potential.bias.per_element[8]) == pytest.approx(-430.0)
+    assert potential.bias.fit_report["anchors"] == 1
+    fit_bias(potential, data)
+    assert potential.bias.fit_report["why"].startswith("mean: all 8 frames")

@@ -1,0 +1,177 @@
+"""Sets of mixed levels of theory: do two differ by composition alone?
+
+The residuals r = E_ref − E_model of one model to two levels differ by E_ref,1 − E_ref,2, and the
+model's own error is in both. Where levels differ by composition alone, what is left after a bias
+for each depends on the geometry in the same way; so frames of both may train one potential.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ase_biasgrad.bias import Bias, BiasMethod
+
+SIGNIFICANT = 0.01  # probability below which two levels are said to differ
+MATTERS = 1e-3  # eV per atom; a dependence on the geometry below this is none in practice
+
+
+@dataclass(frozen=True)
+class FTest:
+    """F-test of more parameters against fewer: F, its degrees of freedom and probability.
+
+    NaN where the data leaves no degrees of freedom.
+    """
+
+    f: float
+    degrees: tuple[int, int]
+    probability: float
+
+
+@dataclass(frozen=True)
+class LevelComparison:
+    """Two or more levels of theory seen through one model.
+
+    Attributes
+    ----------
+    biases
+        By level, fitted to its own frames.
+    shared
+        One bias for all.
+    elements
+        Test of energies per element for each level against shared ones, on the means of
+        compositions, each counted once.
+    geometry
+        Test of a dependence on the geometry that is not the same for all levels, on frames around
+        the mean of their composition.
+    geometry_rms
+        How far such a dependence moves energies, root mean square in eV per atom, less what noise
+        alone would explain.
+    dependence
+        The same by feature, each taken alone.
+    """
+
+    biases: dict[str, Bias]
+    shared: Bias
+    elements: FTest
+    geometry: FTest
+    geometry_rms: float
+    dependence: dict[str, float]
+
+    @property
+    def by_composition_alone(self) -> bool | None:
+        """True where levels do not differ in their dependence on the geometry; None if unknown."""
+        if np.isnan(self.geometry.probability):
+            return None
+        return bool(self.geometry.probability > SIGNIFICANT or self.geometry_rms < MATTERS)
+
+
+def compare_levels(
+    residuals: np.ndarray,
+    counts: np.ndarray,
+    levels: np.ndarray,
+    features: np.ndarray,
+    names: list[str],
+    method: BiasMethod = "least-squares",
+    isolated: np.ndarray | None = None,
+) -> LevelComparison:
+    """Fit a bias for each level and one for all, and test how they differ.
+
+    Parameters
+    ----------
+    residuals
+        `(m,)` eV, E_ref − E_model of frames.
+    counts
+        `(m, N_ELEMENTS)`.
+    levels
+        `(m,)`, the name of each frame's level.
+    features
+        `(m, f)`, descriptors of the geometry such as sums over pairs.
+    names
+        Of the features.
+    method
+        Of the biases.
+    isolated
+        `(m,)` bool, as in `Bias.fit`; isolated atoms take no part in the tests.
+
+    Raises
+    ------
+    ValueError
+        If there are not two levels.
+    """
+    if len(kinds := np.unique(levels)) < 2:
+        raise ValueError(f"levels of theory: need two to compare, and all frames are '{kinds[0]}'")
+    isolated = np.zeros(len(residuals), bool) if isolated is None else isolated
+    biases, shared = {}, Bias()
+    for level in kinds:
+        mine = levels == level
+        biases[str(level)] = Bias()
+        biases[str(level)].fit(
+            residuals[mine], counts[mine], method, isolated=_some(isolated[mine])
+        )
+    shared.fit(residuals, counts, method, isolated=_some(isolated))
+    tested = ~isolated
+    r, x, which = residuals[tested], counts[tested], np.searchsorted(kinds, levels[tested])
+    elements = _element_test(r, x[:, x.any(axis=0)], which)
+    geometry, rms, each = _geometry_test(r, x, which, features[tested])
+    return LevelComparison(
+        biases, shared, elements, geometry, rms, dict(zip(names, each, strict=True))
+    )
+
+
+def _some(isolated: np.ndarray) -> np.ndarray | None:
+    return isolated if isolated.any() else None
+
+
+def _element_test(residuals: np.ndarray, counts: np.ndarray, which: np.ndarray) -> FTest:
+    cells, cell_of = np.unique(np.column_stack([counts, which]), axis=0, return_inverse=True)
+    means = np.bincount(cell_of.ravel(), residuals) / np.bincount(cell_of.ravel())
+    x, level = cells[:, :-1].astype(float), cells[:, -1]
+    return _f_test(means, x, _by_level(x, level), spent=0)
+
+
+def _geometry_test(
+    residuals: np.ndarray, counts: np.ndarray, which: np.ndarray, features: np.ndarray
+) -> tuple[FTest, float, list[float]]:
+    """Test within cells (compositions of a level), its size by atom, and that of each feature."""
+    cells, cell_of = np.unique(np.column_stack([counts, which]), axis=0, return_inverse=True)
+    cell_of = cell_of.ravel()
+    frames = np.bincount(cell_of)
+    r = residuals - (np.bincount(cell_of, residuals) / frames)[cell_of]
+    means = np.stack([np.bincount(cell_of, f) / frames for f in features.T], axis=1)
+    g = features - means[cell_of]
+    scale = g.std(axis=0)
+    g = g / np.where(scale > 0, scale, 1.0)
+    sizes = counts.sum(axis=1)
+
+    def tested(x: np.ndarray) -> tuple[FTest, float]:
+        own = _by_level(x, which)
+        test = _f_test(r, x, own, spent=len(cells))
+        common, each = (z @ np.linalg.lstsq(z, r, rcond=None)[0] for z in (x, own))
+        explained = np.mean(((each - common) / sizes) ** 2)  # F is 1 where noise alone explains
+        beyond = max(0.0, 1 - 1 / test.f) if test.f > 0 else 0.0
+        return test, float(np.sqrt(explained * beyond))
+
+    return *tested(g), [tested(column[:, None])[1] for column in g.T]
+
+
+def _by_level(x: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Columns `(m, f·levels)`: those of x `(m, f)` for each level, zero for the others."""
+    return np.concatenate([x * (which == k)[:, None] for k in range(which.max() + 1)], axis=1)
+
+
+def _f_test(y: np.ndarray, fewer: np.ndarray, more: np.ndarray, spent: int) -> FTest:
+    """Test nested linear models of `y (m,)`; `spent` parameters are in both besides."""
+    from scipy.stats import f as f_distribution
+
+    squares, ranks = [], []
+    for x in (fewer, more):
+        values, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+        squares.append(float(np.sum((y - x @ values) ** 2)))
+        ranks.append(int(rank))
+    degrees = ranks[1] - ranks[0], len(y) - spent - ranks[1]
+    if min(degrees) < 1:
+        return FTest(float("nan"), degrees, float("nan"))
+    f = (squares[0] - squares[1]) / degrees[0] / max(squares[1] / degrees[1], 1e-300)
+    return FTest(f, degrees, float(f_distribution.sf(f, *degrees)))
