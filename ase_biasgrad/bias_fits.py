@@ -254,7 +254,8 @@ def spanned(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
     axes = row_space(rows[:, used])
     outside = wanted.copy()
     outside[:, used] -= wanted[:, used] @ axes.T @ axes
-    return np.abs(outside).max(axis=1) <= 1e-8 * np.maximum(1.0, np.abs(wanted).max(axis=1))
+    size = np.maximum(1.0, np.abs(wanted).max(axis=1))
+    return np.asarray(np.abs(outside).max(axis=1) <= 1e-8 * size)
 
 
 def row_space(counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ase_biasgrad.cli import benchmark, data, potential, predict, simulate, train
+from ase_biasgrad.cli import benchmark, data, levels, potential, predict, simulate, train
 
 app = typer.Typer(
     help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
@@ -21,6 +21,7 @@ app.add_typer(data.app, name="data", help="Make, import and look at datasets.")
 app.add_typer(benchmark.app, name="benchmark", help="Measure on your own machine, in tables.")
 app.command("train")(train.train)
 app.command("fit-bias")(potential.fit_bias)
+app.command("compare-levels")(levels.compare_levels)
 app.command("evaluate")(potential.evaluate)
 app.command("convert")(potential.convert)
 app.command("info")(potential.info)

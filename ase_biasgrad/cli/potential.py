@@ -58,7 +58,7 @@ def fit_bias(
     refuse_existing(output, overwrite, [checkpoint, data])
     loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
     chosen = _chosen(dataset, frames)
-    resident = _resident(loaded, dataset, chosen, device)
+    resident = resident_frames(loaded, dataset, chosen, device)
     left = bias_stage.fit_bias(loaded.potential, resident, method)
     history = {
         **loaded.training,
@@ -155,7 +155,7 @@ def evaluate(
         raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
     if json is not None:
         refuse_own_input(json, [dataset.path])
-    resident = _resident(loaded, dataset, chosen, device)
+    resident = resident_frames(loaded, dataset, chosen, device)
     result = replace(measured(loaded.potential, resident, progress=True), seen=known)
     typer.echo(table(result))
     if json is not None:
@@ -278,7 +278,7 @@ def _chosen(dataset: Dataset, frames: str | None) -> np.ndarray:
     return chosen
 
 
-def _resident(
+def resident_frames(
     loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, device: str
 ) -> DeviceFrames:
     """Frames on the device, which the potential is moved to; it must know their elements."""
