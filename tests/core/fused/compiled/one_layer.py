@@ -1,0 +1,245 @@
+"""Programs of one layer on arbitrary inputs, run in several ways and compared with torch.
+
+Variables are given and read as arrays `(n, parts, components, features)`; in programs each part is
+`(features / 8, components, 8)`, filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_biasgrad.fused.compiled.dense import Embedding
+from ase_biasgrad.fused.compiled.execute import execute, numbers_needed
+from ase_biasgrad.fused.compiled.operations import Edges, Operation
+from ase_biasgrad.fused.compiled.program import Compiled, Program, Variable
+from ase_biasgrad.numerics.matrix_product import padded
+from ase_biasgrad.numerics.simd import WIDTH
+from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
+
+N, KNOTS = 7, 15  # atoms, coefficients of a spline
+RUNS = ((64, 1), (3, 1), (2, 3))  # atoms of a chunk, blocks
+TOLERANCES = {np.float64: 1e-12, np.float32: 1e-5}  # of the largest number
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def packed(x: np.ndarray) -> np.ndarray:
+    """`(n, parts, components, features)` in the order of programs, `(n, width)`."""
+    n, parts, components, features = x.shape
+    filled = np.pad(x, [(0, 0)] * 3 + [(0, padded(features) - features)])
+    blocks = filled.reshape(n, parts, components, -1, WIDTH)
+    return np.moveaxis(blocks, 2, 3).reshape(n, -1)
+
+
+def unpacked(flat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The inverse of `packed`."""
+    n, parts, components, features = shape
+    blocks = np.moveaxis(flat.reshape(n, parts, -1, components, WIDTH), 3, 2)
+    return blocks.reshape(n, parts, components, -1)[..., :features]
+
+
+class RandomEdges:
+    """Directed edges, each with its reverse, at random distances in knots; one atom has none."""
+
+    def __init__(self, pairs: int = 12) -> None:
+        rng = np.random.default_rng(3)
+        i, j = rng.integers(0, N - 1, (2, pairs))  # an atom may see its own image, and any twice
+        distances, unit = rng.uniform(0, KNOTS - N_WEIGHTS + 1, pairs), rng.normal(size=(pairs, 3))
+        unit /= np.linalg.norm(unit, axis=1)[:, None]
+        order = np.argsort(np.concatenate([i, j]), kind="stable")
+        self.centre = np.concatenate([i, j])[order]
+        self.neighbour = np.concatenate([j, i])[order]
+        self.distances = torch.from_numpy(np.tile(distances, 2)[order]).requires_grad_()
+        self.unit = torch.from_numpy(np.concatenate([unit, -unit])[order]).requires_grad_()
+
+    def filters(self, coefficients: np.ndarray) -> Tensor:
+        """Splines `(e, …)` with coefficients `(KNOTS, …)` at the distances."""
+        bin = self.distances.detach().long()
+        powers = (self.distances - bin)[:, None] ** torch.arange(N_WEIGHTS)
+        weights = powers @ torch.from_numpy(polynomials())  # (e, 6)
+        near = torch.from_numpy(coefficients)[bin[:, None] + torch.arange(N_WEIGHTS)]
+        return torch.einsum("et,et...->e...", weights, near)
+
+    def gathered(self, messages: Tensor) -> Tensor:
+        """Σ over the edges of each atom."""
+        out = messages.new_zeros((N, *messages.shape[1:]))
+        return out.index_add(0, torch.from_numpy(self.centre), messages)
+
+    def compiled(self, numbers: np.ndarray, dtype: Any) -> Edges:
+        """The same as programs take them."""
+        distances, unit = self.distances.detach().numpy(), self.unit.detach().numpy()
+        return compiled_edges(numbers, self.centre, self.neighbour, distances, unit, dtype)
+
+
+def compiled_edges(
+    numbers: np.ndarray, centre: np.ndarray, neighbour: np.ndarray, distances: np.ndarray,
+    unit: np.ndarray, dtype: Any,
+) -> Edges:  # fmt: skip
+    """Edges sorted by centre, distances in knots, with room for more that is full of NaN."""
+    counts = np.bincount(centre, minlength=len(numbers))
+    room = counts + 1 + np.arange(len(numbers)) % 3
+    starts = np.concatenate([[0], np.cumsum(room)])
+    place = np.concatenate([starts[:-1][i] + np.arange(c) for i, c in enumerate(counts)])
+    bin = distances.astype(np.int64)
+    powers = (distances - bin)[:, None] ** np.arange(N_WEIGHTS)
+    weights = np.stack([powers @ polynomials(), powers[:, :-1] @ slope_polynomials()], axis=1)
+
+    def placed(values: np.ndarray, fill: float, kind: Any) -> np.ndarray:
+        out = np.full((starts[-1], *values.shape[1:]), fill, kind)
+        out[place] = values
+        return out
+
+    return Edges(
+        numbers, starts, starts[:-1] + counts, placed(neighbour, 0, np.int64),
+        placed(bin, 0, np.int64), placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
+        placed(np.zeros((len(centre), 4)), np.nan, np.float64), np.full(len(numbers), np.nan),
+    )  # fmt: skip
+
+
+def no_edges(numbers: np.ndarray, dtype: Any) -> Edges:
+    none = np.empty(0, np.int64)
+    return compiled_edges(numbers, none, none, np.empty(0), np.empty((0, 3)), dtype)
+
+
+def run(program: Compiled, edges: Edges, chunk: int, blocks: int) -> tuple[np.ndarray, Edges]:
+    """Memory, NaN before, and edges with adjoints and energies after a run."""
+    program = replace(program, chunk=chunk)
+    edges = edges._replace(adjoints=edges.adjoints.copy(), energies=edges.energies.copy())
+    needed = numbers_needed(program, len(edges.numbers), blocks)
+    memory = np.full(needed, np.nan, program.weights.dtype)
+    for stage in np.split(program.segments, len(program.segments)):
+        for block in range(blocks):
+            execute(
+                block, blocks, program.instructions, stage, program.chunk, program.kept,
+                program.local, memory, program.weights, edges,
+            )  # fmt: skip
+    return memory, edges
+
+
+def used(edges: Edges) -> np.ndarray:
+    """Adjoints of the edges that there are, in their order."""
+    pairs = zip(edges.starts[:-1], edges.ends, strict=True)
+    return np.concatenate([edges.adjoints[a:b] for a, b in pairs])
+
+
+class GivenAdjoint:
+    """A layer after others, by which a variable has an adjoint `(n, width)`."""
+
+    def __init__(self, p: Program, x: Variable, adjoint: np.ndarray) -> None:
+        self.x, self.adjoint = x, p.weight(adjoint)
+        p.add(self)
+
+    def vjp(self, p: Program) -> None:
+        adjoint, more = p.adjoint(self.x)
+        assert not more
+        p.emit(Operation.EMBED, adjoint, self.adjoint)
+
+
+class Copies:
+    """Copies of results and of the adjoints of inputs that are there when the program ends."""
+
+    def __init__(self, p: Program) -> None:
+        self.inputs: list[Variable] = []
+        self.results: list[Variable] = []
+        p.add(self)  # the first layer, whose VJP is the last
+
+    def input(self, p: Program, values: np.ndarray, active: bool) -> Variable:
+        """A variable of these values `(n, width)`."""
+        y = Embedding(p, values).y
+        y.active = active
+        self.inputs.append(y)
+        return y
+
+    def vjp(self, p: Program) -> None:
+        self.adjoints = [copied(p, x.adjoint) if x.adjoint else None for x in self.inputs]
+        for copy in (*self.results, *self.adjoints):
+            if copy is not None:  # read in a segment of its own: it lies there for all atoms
+                p.emit_messages(Operation.ADD, copy, p.variable(copy.width), 0)
+
+
+def copied(p: Program, variable: Variable) -> Variable:
+    out = p.variable(variable.width)
+    p.emit(Operation.ADD, variable, out, 0)
+    return out
+
+
+def as_tuple(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def assert_agrees(
+    build: Callable[..., Any], function: Callable[..., Any], inputs: Sequence[np.ndarray],
+    dtype: Any, edges: RandomEdges | None = None, inactive: Sequence[int] = (),
+    shared: Sequence[int] = (), idle: Sequence[int] = (),
+) -> None:  # fmt: skip
+    """Results and all adjoints are those of autograd, and the same bits in every run.
+
+    Parameters
+    ----------
+    build
+        Appends a layer: `build(program, *variables)` gives its result or results.
+    function
+        The same with tensors.
+    inputs
+        Arrays `(n, parts, components, features)`.
+    dtype
+        Of the program.
+    edges
+        Those that `function` uses.
+    inactive
+        Inputs that do not depend on positions.
+    shared
+        Inputs that another layer uses, too, so that the adjoint is added to what is there.
+    idle
+        Results that nothing uses, without adjoint.
+    """
+    p = Program(KNOTS)
+    copies = Copies(p)
+    variables = [copies.input(p, packed(x), k not in inactive) for k, x in enumerate(inputs)]
+    tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]
+    built, expected = as_tuple(build(p, *variables)), as_tuple(function(*tensors))
+    copies.results = [copied(p, result) for result in built]
+    others = [random(*y.shape, seed=5 + k) for k, y in enumerate(expected)]
+    learnt = torch.zeros((), dtype=torch.float64)
+    pairs = [(built[k], expected[k], others[k]) for k in range(len(built)) if k not in idle]
+    pairs += [(variables[k], tensors[k], random(*inputs[k].shape, seed=9)) for k in shared]
+    for variable, tensor, adjoint in pairs:
+        GivenAdjoint(p, variable, packed(adjoint))
+        learnt = learnt + (tensor * torch.from_numpy(adjoint)).sum()
+    leaves = [*tensors] if edges is None else [*tensors, edges.distances, edges.unit]
+    gradients = torch.autograd.grad(learnt, leaves, allow_unused=True, materialize_grads=True)
+
+    program, numbers = p.finish().as_type(dtype), np.arange(N)
+    places = no_edges(numbers, dtype) if edges is None else edges.compiled(numbers, dtype)
+    memory, after = run(program, places, *RUNS[0])
+    for chunk, blocks in RUNS[1:]:
+        other, again = run(program, places, chunk, blocks)
+        np.testing.assert_array_equal(other[: program.kept * N], memory[: program.kept * N])
+        np.testing.assert_array_equal(again.adjoints, after.adjoints)
+
+    def assert_equal(ours: np.ndarray, theirs: Tensor) -> None:
+        theirs = theirs.detach().numpy()
+        limit = TOLERANCES[dtype] * max(1.0, np.nanmax(np.abs(theirs)))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit)
+
+    def at(variable: Variable, shape: Sequence[int]) -> np.ndarray:
+        flat = memory[variable.start * N :][: variable.width * N]
+        return unpacked(flat.reshape(N, -1), shape)
+
+    for copy, result in zip(copies.results, expected, strict=True):
+        assert_equal(at(copy, result.shape), result)
+    for k, (copy, gradient) in enumerate(zip(copies.adjoints, gradients, strict=False)):
+        if k not in inactive:
+            ours = 0 * inputs[k] if copy is None else at(copy, inputs[k].shape)
+            assert_equal(ours, gradient)
+    if edges is not None:
+        assert_equal(used(after)[:, 0], gradients[-2])
+        assert_equal(used(after)[:, 1:], gradients[-1])
