@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.machine import versions
+from ase_biasgrad.machine import hardware, versions
+from ase_biasgrad.training.benchmarks.results import Result, Store
 
 Network = TypeVar("Network", bound=nn.Module)
 Trains = TypeVar("Trains")  # whatever a learner trains
@@ -29,33 +30,16 @@ SAVE_EVERY = 30.0  # seconds between states on disk
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of a training, which the first budget used up ends.
-
-    Parameters
-    ----------
-    epochs, minutes
-        Budgets: passes over the samples, and processor time.
-    batch_size, learning_rate
-        Samples per step, and the largest rate; it warms up and falls with the share of the
-        budget that is used.
-    warmup
-        Share of the budget in which the rate rises.
-    ema_decay
-        Of the averaged weights, which are validated and kept.
-    largest_gradient
-        Norm that gradients are scaled down to.
-    seed
-        Of initial weights and of the order of samples.
-    """
+    """Options of a training, which the first budget used up ends."""
 
     epochs: int = 100
     batch_size: int = 64
-    learning_rate: float = 2e-3
-    warmup: float = 0.05
-    ema_decay: float = 0.998
-    largest_gradient: float = 1.0
-    minutes: float | None = None
-    seed: int = 0
+    learning_rate: float = 2e-3  # the largest; it rises and falls with the share of the budget
+    warmup: float = 0.05  # share of the budget in which it rises
+    ema_decay: float = 0.998  # of the averaged weights, which are validated and kept
+    largest_gradient: float = 1.0  # norm that gradients are scaled down to
+    minutes: float | None = None  # of processor time
+    seed: int = 0  # of initial weights and of the order of samples
 
 
 @dataclass(frozen=True)
@@ -267,19 +251,40 @@ def train_once(
     return load(path)
 
 
-def save_trained(path: Path, trained: Trained[Network], record: dict[str, Any]) -> None:
-    """Write the network with `record`, how it came about, and the versions that made it."""
-    save_network(path, trained.network, {**record, **trained.figures(), "versions": versions()})
+def measured(
+    store: Store,
+    data: str,
+    options: dict[str, Any],
+    kind: type[Network],
+    record: dict[str, Any],
+    train: Callable[[Path | None], Trained[Network]],
+    test: Callable[[Network], dict[str, Any]],
+    report: Callable[[str], None],
+    device: torch.device | str,
+) -> Result:
+    """The result of a training, found in `store`, or else made, with its network beside it.
 
+    The network is written with `record`, how it came about and the versions that made it, and
+    then tested as it was read from the file.
+    """
+    if found := store.find(data, options):
+        report(f"{store.path(data, options)}: is there already")
+        return found
 
-def load_trained(path: Path, kind: type[Network]) -> Trained[Network]:
-    """Read what `save_trained` wrote; errors as in `load_network`."""
-    network, training = load_network(path, kind)
-    names = ("best_epoch", "seconds", "cpu_seconds")
-    figures = {name: training[name] for name in names}
-    return Trained(
-        network, tuple(training["validation"]), steps=training.get("steps", 0), **figures
-    )
+    def save(path: Path, trained: Trained[Network]) -> None:
+        how = {"data": data, "options": options, **trained.figures(), "versions": versions()}
+        save_network(path, trained.network, {**record, **how})
+
+    def load(path: Path) -> Trained[Network]:
+        network, how = load_network(path, kind)
+        figures = {name: how[name] for name in ("best_epoch", "steps", "seconds", "cpu_seconds")}
+        return Trained(network, tuple(how["validation"]), **figures)
+
+    trained = train_once(store.path(data, options, ".safetensors"), train, save, load)
+    network = trained.network.to(device)
+    size = sum(p.numel() for p in network.parameters())
+    figures = {**trained.figures(), **test(network)}
+    return store.keep(data, options, {**figures, "parameters": size, "hardware": hardware(device)})
 
 
 def save_network(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from ase_biasgrad.data.sets.nbody import VARIANTS, NBodyData
 from ase_biasgrad.files import file_hash
-from ase_biasgrad.machine import hardware
 from ase_biasgrad.training.benchmarks import tables
-from ase_biasgrad.training.benchmarks.loop import (
-    Trained,
-    TrainingOptions,
-    load_trained,
-    save_trained,
-    train_once,
-)
+from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, measured
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, NBodyOptions
 from ase_biasgrad.training.benchmarks.nbody.training import (
     Errors,
@@ -86,12 +79,8 @@ def run(
     """
     if network not in NETWORKS:
         raise ValueError(f"there is no network {network!r}; choose one of {list(NETWORKS)}")
-    store, digest, task = Store(folder, "nbody"), file_hash(data.path), task_of(data)
-    architecture = NETWORKS[network]
+    digest, task, architecture = file_hash(data.path), task_of(data), NETWORKS[network]
     identity = {"network": network, "architecture": asdict(architecture), **asdict(options)}
-    if found := store.find(digest, identity):
-        report(f"{store.path(digest, identity)}: is there already")
-        return found
 
     def train(state: Path | None) -> Trained[NBodyNetwork]:
         validation = samples(data.read("validation"), task, per_simulation=4)
@@ -99,22 +88,13 @@ def run(
             architecture, options, task, data.read("train"), validation, report, device, state
         )
 
-    record = {"variant": data.variant, "data": digest, "options": identity}
-    trained = train_once(
-        store.path(digest, identity, ".safetensors"),
-        train,
-        partial(save_trained, record=record),
-        partial(load_trained, kind=NBodyNetwork),
-    )
-    model, test = trained.network.to(device), samples(data.read("test"), task)
-    figures = {
-        **trained.figures(),
-        "test": errors(model, test, device=device),
-        "equivariance_error": equivariance_error(model, test.select(slice(0, 256)).to(device)),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "hardware": hardware(device),
-    }
-    return store.keep(digest, identity, figures)
+    def test(model: NBodyNetwork) -> dict[str, Any]:
+        of = samples(data.read("test"), task)
+        error = equivariance_error(model, of.select(slice(0, 256)).to(device))
+        return {"test": errors(model, of, device=device), "equivariance_error": error}
+
+    store, record = Store(folder, "nbody"), {"variant": data.variant}
+    return measured(store, digest, identity, NBodyNetwork, record, train, test, report, device)
 
 
 def equivariance_error(network: NBodyNetwork, of: Samples) -> float:

@@ -20,7 +20,6 @@ WARM_UP = ((0, 0.1), (500, 0.25), (2500, 0.5), (12_500, 1.0))
 AVERAGE_OVER = 10  # a_i = 10 / (10 + i): about the last tenth of the iterates
 AVERAGE_EVERY = 10  # steps; an average costs about as much as a step
 EPOCH = 1000  # steps
-WarmUp = tuple[tuple[int, float], ...]
 Augment = Callable[[Any, np.random.Generator], Any]
 
 
@@ -38,12 +37,10 @@ class _Weights(nn.Module):
 class DenseLearner(Learner[Sequential, tuple[Any, np.ndarray]]):
     """A `Sequential` that ends in an `Output`, and its running average where that is kept."""
 
-    def __init__(
-        self, network: Sequential, rate: float, average: bool, warm_up: WarmUp = WARM_UP
-    ) -> None:
+    def __init__(self, network: Sequential, rate: float, average: bool) -> None:
         output = network.modules[-1]
         assert isinstance(output, Output)
-        self.trained, self.std, self.rate, self.warm_up = network, output.std, rate, warm_up
+        self.trained, self.std, self.rate = network, output.std, rate
         self.average = copy.deepcopy(network) if average else network
         self.kept = _Weights(self.average)
         self.parts = {"trained": _Weights(network), "average": self.kept}
@@ -53,7 +50,7 @@ class DenseLearner(Learner[Sequential, tuple[Any, np.ndarray]]):
         inputs, energies = batch
         left = (self.trained.forward(inputs) - energies) / self.std
         self.trained.backward_to_weights(left / self.std / len(left))
-        share = next(share for start, share in reversed(self.warm_up) if number >= start)
+        share = next(share for start, share in reversed(WARM_UP) if number >= start)
         self.trained.update(self.rate * share)
         if self.average is not self.trained and number % AVERAGE_EVERY == 0:
             a = AVERAGE_OVER / (AVERAGE_OVER + number // AVERAGE_EVERY)
@@ -73,7 +70,6 @@ def train_dense(
     options: TrainingOptions,
     augment: Augment | None = None,
     average: bool = True,
-    warm_up: WarmUp = WARM_UP,
     report: Callable[[str], None] = lambda line: None,
     state: Path | None = None,
 ) -> Trained[Sequential]:
@@ -107,7 +103,7 @@ def train_dense(
             batch = inputs[chosen]
             yield batch if augment is None else augment(batch, random), energies[chosen]
 
-    learner = DenseLearner(network, options.learning_rate, average, warm_up)
+    learner = DenseLearner(network, options.learning_rate, average)
     return train(learner, options, EPOCH, batches, None, report, every=100, state=state)
 
 

@@ -5,12 +5,11 @@ Widths and regularisation are chosen on training molecules alone, by a split wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from numba import njit
 from scipy.linalg import LinAlgWarning, solve
 from scipy.spatial.distance import cdist
 
@@ -25,41 +24,21 @@ CHOICE = 1500  # molecules on which width and ridge are chosen
 def spectrum(task: Task) -> Answer:
     """Gaussian kernel on sorted eigenvalues (Rupp et al. 2012)."""
     spectra = eigenspectra(coulomb_matrices(task.molecules.padded))
-    squares = partial(cdist, metric="sqeuclidean")
-    return _with_best_width(task, spectra, squares, [width**2 / 8 for width in WIDTHS])
+    return _with_best_width(task, spectra, "sqeuclidean", [width**2 / 8 for width in WIDTHS])
 
 
 def sorted_matrices(task: Task) -> Answer:
     """Laplacian kernel on sorted Coulomb matrices (Hansen et al. 2013)."""
     matrices = coulomb_matrices(task.molecules.padded)
     entries = triangles(matrices, norm_order(matrices))
-    return _with_best_width(task, entries, manhattan_distances, WIDTHS)
-
-
-@njit(fastmath=True)
-def manhattan_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Σ_k |x_ik − y_jk| `(a, b)` for x `(a, k)`, y `(b, k)`.
-
-    Sums in any order let the compiler use vector instructions: two to three times as fast as
-    `scipy.spatial.distance.cdist`.
-    """
-    distances = np.empty((len(x), len(y)))
-    for i in range(len(x)):
-        for j in range(len(y)):
-            total = 0.0
-            for k in range(x.shape[1]):
-                total += abs(x[i, k] - y[j, k])
-            distances[i, j] = total
-    return distances
+    return _with_best_width(task, entries, "cityblock", WIDTHS)
 
 
 def _with_best_width(
-    task: Task,
-    features: np.ndarray,
-    distances: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    widths: Sequence[float],
+    task: Task, features: np.ndarray, metric: str, widths: Sequence[float]
 ) -> Answer:
     """Kernel ridge regression with exp(−distance / width)."""
+    distances = partial(cdist, metric=metric)
     some, held, fit = _choice(task)
     between = distances(features[some], features[some])
     width, ridge = _best(

@@ -17,13 +17,12 @@ from ase_biasgrad.training.benchmarks.tables import spread
 def table(rows: Sequence[Row], results: Sequence[Result]) -> str:
     """Markdown: mean ± standard deviation over folds of the errors, in kcal/mol.
 
-    Of each row and its options the results with the most training molecules count, folds of sizes
-    that differ by one alike.
+    Of each row and its options the results with the most training molecules count.
     """
     groups = []
     for row in rows:
         for own in by_options(of_row(results, row)):
-            groups.append((row, whole_sets(own)))
+            groups.append((row, by_size(own)[-1]))
     differ = differences([_shared(group[0]) for _, group in groups])
     cells = []
     for (row, group), options in zip(groups, differ, strict=True):
@@ -53,10 +52,12 @@ def _shared(result: Result) -> dict[str, object]:
     return {name: result.options[name] for name in ("minutes", "seed")}
 
 
-def whole_sets(results: Sequence[Result]) -> list[Result]:
-    """Results on all molecules outside of their fold; sizes of folds differ by one."""
-    largest = max((result.figures["trained_on"] for result in results), default=0)
-    return [result for result in results if result.figures["trained_on"] >= largest - 1]
+def by_size(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of the same number of training molecules together, ascending, all of them last."""
+    groups: dict[float, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.options["size"] or np.inf, []).append(result)
+    return [groups[size] for size in sorted(groups)]
 
 
 def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: Path) -> list[str]:
@@ -71,7 +72,10 @@ def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: 
     drawn = []
     for row in rows:
         for own in by_options(of_row(results, row)):
-            sizes, errors = np.array(_curve(own)).T
+            sizes, errors = (
+                [np.mean([result.figures[name] for result in group]) for group in by_size(own)]
+                for name in ("trained_on", "mae")
+            )
             axes.loglog(sizes, errors, "o-", label=row.key, markersize=3.5, linewidth=1)
             drawn.append(row.key)
     axes.set_xlabel("training molecules")
@@ -81,14 +85,3 @@ def write_learning_curves(rows: Sequence[Row], results: Sequence[Result], path: 
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip("."), metadata={"Date": None})
     return drawn
-
-
-def _curve(results: Sequence[Result]) -> list[tuple[float, float]]:
-    """(size, mean error over folds), ascending; sizes of folds that differ by one are one."""
-    errors: dict[int, list[float]] = {}
-    for result in results:
-        errors.setdefault(result.figures["trained_on"], []).append(result.figures["mae"])
-    for size in sorted(errors, reverse=True):
-        if size - 1 in errors and size in errors:
-            errors[size] += errors.pop(size - 1)
-    return [(float(size), float(np.mean(errors[size]))) for size in sorted(errors)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,8 @@ import torch
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.sets.qm9 import UNITS
 from ase_biasgrad.data.splits import random_split
-from ase_biasgrad.machine import hardware
 from ase_biasgrad.training.benchmarks import tables
-from ase_biasgrad.training.benchmarks.loop import (
-    Trained,
-    TrainingOptions,
-    load_trained,
-    save_trained,
-    train_once,
-)
+from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, measured
 from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
 from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
 from ase_biasgrad.training.benchmarks.qm9.training import (
@@ -68,8 +61,7 @@ def run(
     """
     if label not in UNITS:
         raise ValueError(f"there is no property {label!r}; choose one of {list(UNITS)}")
-    dataset, store = Dataset(data), Store(folder, "qm9")
-    digest = dataset.hash()
+    dataset, parts = Dataset(data), {}
     identity = {
         "property": label,
         "network": asdict(options),
@@ -77,36 +69,32 @@ def run(
         "cutoff": cutoff,
         **asdict(training_options),
     }
-    if found := store.find(digest, identity):
-        report(f"{store.path(digest, identity)}: is there already")
-        return found
-    order, parts = QM9Network(options).transformer.highest_order, {}
-    for name, frames in split(len(dataset), sizes, training_options.seed).items():
-        samples = read_samples(dataset, frames, label, cutoff)
-        folder.mkdir(parents=True, exist_ok=True)
-        cache = open_cache(folder, [sample.vectors for sample in samples], order, progress=True)
-        parts[name] = Part(samples, cache)
+
+    def part(name: str) -> Part:
+        """Samples with their harmonics, made once for a run."""
+        if name not in parts:
+            frames = split(len(dataset), sizes, training_options.seed)[name]
+            samples = read_samples(dataset, frames, label, cutoff)
+            order = QM9Network(options).transformer.highest_order
+            folder.mkdir(parents=True, exist_ok=True)
+            cache = open_cache(folder, [s.vectors for s in samples], order, progress=True)
+            parts[name] = Part(samples, cache)
+        return parts[name]
 
     def train(state: Path | None) -> Trained[QM9Network]:
-        training, validation = parts["train"], parts["validation"]
+        training, validation = part("train"), part("validation")
         return train_network(options, training_options, training, validation, report, device, state)
 
-    record = {"data": digest, "unit": UNITS[label], "options": identity}
-    trained = train_once(
-        store.path(digest, identity, ".safetensors"),
-        train,
-        partial(save_trained, record=record),
-        partial(load_trained, kind=QM9Network),
+    def test(network: QM9Network) -> dict[str, Any]:
+        of = part("test")
+        error = mean_absolute_error(network, of)
+        composition = composition_regression(part("train").samples, of.samples)
+        return {"test": error, "composition": composition, "tested_on": len(of.samples)}
+
+    store, record = Store(folder, "qm9"), {"unit": UNITS[label]}
+    return measured(
+        store, dataset.hash(), identity, QM9Network, record, train, test, report, device
     )
-    figures = {
-        **trained.figures(),
-        "test": mean_absolute_error(trained.network.to(device), parts["test"]),
-        "composition": composition_regression(parts["train"].samples, parts["test"].samples),
-        "tested_on": len(parts["test"].samples),
-        "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "hardware": hardware(device),
-    }
-    return store.keep(digest, identity, figures)
 
 
 def table(data: Path, folder: Path) -> str:
