@@ -17,7 +17,7 @@ beside the positions. A missing label is the text `None`, or anything of weight 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +93,17 @@ def _reading(path: Path, blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _layout(path: Path, file: h5py.File) -> _Layout:
-    first = next(iter(file.values()), None)
-    keys = set(first) if isinstance(first, h5py.Group) else set()
-    inner = next(iter(first.values())) if keys else None
-    if {"atomic_numbers", "coordinates"} <= keys:
+    name = next(iter(file), "")
+    first = file[name] if name else None
+    keys = sorted(first) if isinstance(first, h5py.Group) else []
+    inner = first[keys[0]] if first is not None and keys else None
+    if {"atomic_numbers", "coordinates"} <= {*keys}:
         return _ANI
-    if {"atomic_numbers", "conformations"} <= keys:
+    if {"atomic_numbers", "conformations"} <= {*keys}:
         return _SPICE
     if isinstance(inner, h5py.Group) and {"atomic_numbers", "positions"} <= set(inner):
         return _MACE
-    found = ", ".join([*list(file)[:3], *(f"{first.name}/{key}" for key in sorted(keys)[:5])])
+    found = ", ".join([*list(file)[:3], *(f"{name}/{key}" for key in keys[:5])])
     raise DataError(
         f"{path}: an HDF5 file whose layout is not that of {KNOWN}, nor a dataset of ase-biasgrad; "
         f"it has {found or 'nothing'}"
@@ -143,14 +144,17 @@ def _molecules(
     return Block(name, numbers, (positions, group[positions][()]), labels, left, state=state)
 
 
-def _keys(present: Iterable[str], own: Mapping[str, str], options: ImportOptions) -> dict[str, str]:
+def _keys(
+    present: Collection[str], own: Mapping[str, str], options: ImportOptions
+) -> dict[str, str]:
     """Key of each label that is wanted: the one that the user names, the layout's own, or any."""
     named, keys = options.keys or {}, {}
     for name in (*LABELS, *(name for name in named if name not in LABELS)):
         if name in options.without:
             continue
         key = own.get(name) if name not in named else None
-        key = key if key in present else choose(name, present, options)
+        if key is None or key not in present:
+            key = choose(name, present, options)
         if key is not None:
             keys[name] = key
     return keys
