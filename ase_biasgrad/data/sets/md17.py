@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -76,12 +77,13 @@ def import_md17(
     path = _download(molecule, revised) if source is None else Path(source)
     if not path.is_file():
         raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
-    if tarfile.is_tarfile(path):
-        path = _extracted(path, molecule)
-    _check_composition(path, molecule, known[molecule])
-    # published as they are: what is odd in them is said, and does not keep anyone from them
-    options = ImportOptions(labels, "kcal/mol", "Angstrom", accept=True)
-    return import_files([path], output, options, progress)
+    with tempfile.TemporaryDirectory() as aside:
+        if tarfile.is_tarfile(path):
+            path = _extracted(path, molecule, path.parent if source is None else Path(aside))
+        _check_composition(path, molecule, known[molecule])
+        # published as they are: what is odd in them is said, and does not keep anyone from them
+        options = ImportOptions(labels, "kcal/mol", "Angstrom", accept=True)
+        return import_files([path], output, options, progress)
 
 
 def _check_composition(path: Path, molecule: str, expected: str) -> None:
@@ -110,9 +112,9 @@ def _download(molecule: str, revised: bool) -> Path:
     return path
 
 
-def _extracted(archive: Path, molecule: str) -> Path:
-    """The molecule's npz file of the rMD17 archive, beside the archive."""
-    target = archive.parent / f"rmd17_{molecule}.npz"
+def _extracted(archive: Path, molecule: str, folder: Path) -> Path:
+    """The molecule's npz file of the rMD17 archive, in `folder`: the cache, or one of our own."""
+    target = folder / f"rmd17_{molecule}.npz"
     if target.exists():
         return target
     try:

@@ -131,6 +131,10 @@ def test_rmd17_comes_from_its_archive(server, tmp_path, monkeypatch):
     assert md17.import_md17("ethanol", tmp_path / "x.h5", revised=True, progress=False).frames == 4
     with pytest.raises(DataError, match=r"rmd17\.tar\.bz2: holds no rmd17_uracil\.npz"):
         md17.import_md17("uracil", tmp_path / "y.h5", revised=True, progress=False)
+    np.savez(tmp_path / "rmd17_ethanol.npz", precious=1)  # beside an archive, and of no concern
+    archive = {"revised": True, "source": tmp_path / "archive", "progress": False}
+    assert md17.import_md17("ethanol", tmp_path / "z.h5", **archive).frames == 4
+    assert np.load(tmp_path / "rmd17_ethanol.npz").files == ["precious"]
     cut = tmp_path / "cut.tar.bz2"
     cut.write_bytes(server.content[: 2 * len(server.content) // 3])
     with pytest.raises(DataError, match=r"cut\.tar\.bz2"):
