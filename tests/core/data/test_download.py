@@ -132,6 +132,7 @@ def test_rmd17_comes_from_its_archive(server, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"rmd17\.tar\.bz2: holds no rmd17_uracil\.npz"):
         md17.import_md17("uracil", tmp_path / "y.h5", revised=True, progress=False)
     np.savez(tmp_path / "rmd17_ethanol.npz", precious=1)  # beside an archive, and of no concern
+    monkeypatch.setitem(md17.MD17_MOLECULES, "ethanol", "HO")
     archive = {"revised": True, "source": tmp_path / "archive", "progress": False}
     assert md17.import_md17("ethanol", tmp_path / "z.h5", **archive).frames == 4
     assert np.load(tmp_path / "rmd17_ethanol.npz").files == ["precious"]
