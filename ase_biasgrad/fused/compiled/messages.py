@@ -3,7 +3,8 @@
 A filter W of the distance is a spline with coefficients `(blocks of eight features, knots, parts,
 8)`: the six rows that matter at a distance follow one another in memory. Every edge is taken from
 either end, so that no atom writes to another: results do not depend on the number of threads.
-For the same reason the adjoint of what is sent is a gathering, too.
+For the same reason the adjoint of what is sent is a gathering, too. Only one of two edges that
+mirror each other, the upper one, gets the adjoints of distance and direction of both.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.numerics.splines import N_WEIGHTS
 
 
-def blocked(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients `(knots, parts, features)` as `(features / 8, knots, parts, 8)`."""
+def blocked(coefficients: np.ndarray, block: int = WIDTH) -> np.ndarray:
+    """Coefficients `(knots, parts, features)` as `(features / block, knots, parts, block)`."""
     knots, parts, features = coefficients.shape
-    blocks = coefficients.reshape(knots, parts, features // WIDTH, WIDTH)
+    blocks = coefficients.reshape(knots, parts, features // block, block)
     return np.ascontiguousarray(np.moveaxis(blocks, 2, 0))
 
 
@@ -45,7 +46,7 @@ class TensorMessage:
         p.add(self)
 
     def vjp(self, p: Program) -> None:
-        p.emit(Operation.TENSOR_MESSAGE_VJP, p.adjoint(self.y)[0], *self.constants)
+        p.emit_messages(Operation.TENSOR_MESSAGE_VJP, p.adjoint(self.y)[0], *self.constants)
 
 
 @compiled()
@@ -63,7 +64,7 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
             for e in range(edges.starts[i], edges.ends[i]):
                 number = edges.numbers[edges.neighbour[e]]
                 sent = centre + load(weights, row[4] + number * step + f)
-                w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
+                w0, w1, w2 = _three_filters(weights, table, edges, e)
                 w0, w1, w2 = w0 * sent, w1 * sent, w2 * sent
                 t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
                 y0 = y0 + splat(t0) * w0
@@ -75,41 +76,43 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
 
 @compiled()
 def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    g, step, knots = locate(row, 1, place), row[2] // 9, row[6]
-    kind = memory.dtype
-    for a in range(place.count):
-        i = place.first + a
-        for e in range(edges.starts[i], edges.ends[i]):
-            number = edges.numbers[edges.neighbour[e]]
-            zero = splat(kind.type(0))
+    """Adjoints of distances and directions: those of T are Σ_f W h with
+    h = g_i (c_i + s_j) + σ g_j (c_j + s_i), of parity σ."""
+    g, step, kind = row[1] * place.n, row[2] // 9, memory.dtype
+    centres, neighbours, adj, two = row[3], row[4], edges.adjoints, kind.type(math.sqrt(2.0))
+    for i in range(place.first, place.first + place.count):
+        of_i = edges.numbers[i] * step
+        for e in range(edges.starts[i], edges.middles[i]):
+            j = edges.neighbour[e]
+            of_j, zero = edges.numbers[j] * step, splat(kind.type(0))
             t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
             slope, d1, d2, d3, d4, d5, d6, d7, d8 = (
                 zero, zero, zero, zero, zero, zero, zero, zero, zero,
             )  # fmt: skip
             for f in range(0, step, WIDTH):
-                table = row[5] + f * 3 * knots
-                sent = load(weights, row[3] + edges.numbers[i] * step + f)
-                sent = sent + load(weights, row[4] + number * step + f)
-                (_, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                w1, w2 = w1 * sent, w2 * sent
-                o = g + a * row[2] + 9 * f
-                g0, g1, g2 = load(memory, o), load(memory, o + 8), load(memory, o + 16)
-                g3, g4 = load(memory, o + 24), load(memory, o + 32)
-                g5, g6 = load(memory, o + 40), load(memory, o + 48)
-                g7, g8 = load(memory, o + 56), load(memory, o + 64)
-                d1, d2, d3, d4 = d1 + w1 * g1, d2 + w1 * g2, d3 + w1 * g3, d4 + w2 * g4
-                d5, d6, d7, d8 = d5 + w2 * g5, d6 + w2 * g6, d7 + w2 * g7, d8 + w2 * g8
-                v0 = splat(t0) * g0
-                v1 = splat(t1) * g1 + splat(t2) * g2 + splat(t3) * g3
-                v2 = splat(t4) * g4 + splat(t5) * g5 + splat(t6) * g6
-                v2 = v2 + splat(t7) * g7 + splat(t8) * g8
-                slope = slope + sent * (s0 * v0 + s1 * v1 + s2 * v2)
-            adj = edges.adjoints
+                (_, w1, w2), (s0, s1, s2) = _three_jets(weights, row[5] + f * 3 * row[6], edges, e)
+                to_i = load(weights, centres + of_i + f) + load(weights, neighbours + of_j + f)
+                to_j = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
+                o, q = g + i * row[2] + 9 * f, g + j * row[2] + 9 * f
+                h0 = to_i * load(memory, o) + to_j * load(memory, q)
+                h1 = to_i * load(memory, o + 8) - to_j * load(memory, q + 8)
+                h2 = to_i * load(memory, o + 16) - to_j * load(memory, q + 16)
+                h3 = to_i * load(memory, o + 24) - to_j * load(memory, q + 24)
+                h4 = to_i * load(memory, o + 32) + to_j * load(memory, q + 32)
+                h5 = to_i * load(memory, o + 40) + to_j * load(memory, q + 40)
+                h6 = to_i * load(memory, o + 48) + to_j * load(memory, q + 48)
+                h7 = to_i * load(memory, o + 56) + to_j * load(memory, q + 56)
+                h8 = to_i * load(memory, o + 64) + to_j * load(memory, q + 64)
+                d1, d2, d3, d4 = d1 + w1 * h1, d2 + w1 * h2, d3 + w1 * h3, d4 + w2 * h4
+                d5, d6, d7, d8 = d5 + w2 * h5, d6 + w2 * h6, d7 + w2 * h7, d8 + w2 * h8
+                v1 = splat(t1) * h1 + splat(t2) * h2 + splat(t3) * h3
+                v2 = splat(t4) * h4 + splat(t5) * h5 + splat(t6) * h6
+                v2 = v2 + splat(t7) * h7 + splat(t8) * h8
+                slope = slope + s0 * (splat(t0) * h0) + s1 * v1 + s2 * v2
             adj[e, 0] += total(slope)
             x, y, z = edges.unit[e, 0], edges.unit[e, 1], edges.unit[e, 2]
             e4, e5, e6, e7 = total(d4), total(d5), total(d6), total(d7)
             e8 = kind.type(math.sqrt(1 / 3)) * total(d8)
-            two = kind.type(math.sqrt(2.0))
             adj[e, 1] += two * (total(d1) + e4 * y + e6 * z + e7 * x - e8 * x)
             adj[e, 2] += two * (total(d2) + e4 * x + e5 * z - e7 * y - e8 * y)
             adj[e, 3] += two * (total(d3) + e5 * y + e6 * x + (e8 + e8) * z)
@@ -158,7 +161,7 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
             y6, y7 = w2 * load(memory, o + 48), w2 * load(memory, o + 56)
             y8 = w2 * load(memory, o + 64)
             for e in range(edges.starts[i], edges.ends[i]):
-                w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
+                w0, w1, w2 = _three_filters(weights, table, edges, e)
                 o = x + edges.neighbour[e] * row[2] + 9 * f
                 y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
                 y2 = y2 + w1 * load(memory, o + 16)
@@ -173,47 +176,54 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
 
 @compiled()
 def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    """Adjoint of x: Σ_j W_ij g_j + W(0) g_i; of distances: Σ_f W′ g_i · x_j."""
+    """Adjoint of x: Σ_j W_ij g_j + W(0) g_i; of distances: Σ_f W′ (g_i · x_j + g_j · x_i)."""
     g, x, out, step = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2] // 9
-    knots = row[8]
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * WIDTH, memory.dtype)
     for f in range(0, step, WIDTH):
+        table, own = row[7] + f * 3 * row[8], row[9] + f
         for a in range(place.count):
             i = place.first + a
-            table, own, o = row[7] + f * 3 * knots, row[9] + f, g + i * row[2] + 9 * f
             w0, w1, w2 = (
                 load(weights, own), load(weights, own + step), load(weights, own + 2 * step)
             )  # fmt: skip
+            o, q = g + i * row[2] + 9 * f, x + i * row[2] + 9 * f
             g0, g1, g2 = load(memory, o), load(memory, o + 8), load(memory, o + 16)
-            g3, g4, g5 = (
-                load(memory, o + 24), load(memory, o + 32), load(memory, o + 40)
-            )  # fmt: skip
-            g6, g7, g8 = (
-                load(memory, o + 48), load(memory, o + 56), load(memory, o + 64)
-            )  # fmt: skip
+            g3, g4, g5 = load(memory, o + 24), load(memory, o + 32), load(memory, o + 40)
+            g6, g7, g8 = load(memory, o + 48), load(memory, o + 56), load(memory, o + 64)
             y0, y1, y2, y3, y4 = w0 * g0, w1 * g1, w1 * g2, w1 * g3, w2 * g4
             y5, y6, y7, y8 = w2 * g5, w2 * g6, w2 * g7, w2 * g8
-            for e in range(edges.starts[i], edges.ends[i]):
+            for e in range(edges.starts[i], edges.middles[i]):
                 (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
+                j = edges.neighbour[e] * row[2] + 9 * f
+                o, r, k = g + j, x + j, (e - first) * WIDTH
+                h = load(memory, o)
+                y0, v0 = y0 + w0 * h, g0 * load(memory, r) + h * load(memory, q)
+                h = load(memory, o + 8)
+                y1, v1 = y1 + w1 * h, g1 * load(memory, r + 8) + h * load(memory, q + 8)
+                h = load(memory, o + 16)
+                y2, v1 = y2 + w1 * h, v1 + g2 * load(memory, r + 16) + h * load(memory, q + 16)
+                h = load(memory, o + 24)
+                y3, v1 = y3 + w1 * h, v1 + g3 * load(memory, r + 24) + h * load(memory, q + 24)
+                h = load(memory, o + 32)
+                y4, v2 = y4 + w2 * h, g4 * load(memory, r + 32) + h * load(memory, q + 32)
+                h = load(memory, o + 40)
+                y5, v2 = y5 + w2 * h, v2 + g5 * load(memory, r + 40) + h * load(memory, q + 40)
+                h = load(memory, o + 48)
+                y6, v2 = y6 + w2 * h, v2 + g6 * load(memory, r + 48) + h * load(memory, q + 48)
+                h = load(memory, o + 56)
+                y7, v2 = y7 + w2 * h, v2 + g7 * load(memory, r + 56) + h * load(memory, q + 56)
+                h = load(memory, o + 64)
+                y8, v2 = y8 + w2 * h, v2 + g8 * load(memory, r + 64) + h * load(memory, q + 64)
+                store(sums, k, load(sums, k) + s0 * v0 + s1 * v1 + s2 * v2)
+            for e in range(edges.middles[i], edges.ends[i]):
+                w0, w1, w2 = _three_filters(weights, table, edges, e)
                 o = g + edges.neighbour[e] * row[2] + 9 * f
                 y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
-                y2 = y2 + w1 * load(memory, o + 16)
-                y3 = y3 + w1 * load(memory, o + 24)
-                y4 = y4 + w2 * load(memory, o + 32)
-                y5 = y5 + w2 * load(memory, o + 40)
-                y6 = y6 + w2 * load(memory, o + 48)
-                y7 = y7 + w2 * load(memory, o + 56)
+                y2, y3 = y2 + w1 * load(memory, o + 16), y3 + w1 * load(memory, o + 24)
+                y4, y5 = y4 + w2 * load(memory, o + 32), y5 + w2 * load(memory, o + 40)
+                y6, y7 = y6 + w2 * load(memory, o + 48), y7 + w2 * load(memory, o + 56)
                 y8 = y8 + w2 * load(memory, o + 64)
-                o = x + edges.neighbour[e] * row[2] + 9 * f
-                v1 = g1 * load(memory, o + 8) + g2 * load(memory, o + 16)
-                v1 = v1 + g3 * load(memory, o + 24)
-                v2 = g4 * load(memory, o + 32) + g5 * load(memory, o + 40)
-                v2 = v2 + g6 * load(memory, o + 48) + g7 * load(memory, o + 56)
-                v2 = v2 + g8 * load(memory, o + 64)
-                k = (e - first) * WIDTH
-                slope = load(sums, k) + s0 * (g0 * load(memory, o))
-                store(sums, k, slope + s1 * v1 + s2 * v2)
             o = out + a * row[2] + 9 * f
             if row[10]:
                 y0, y1 = y0 + load(memory, o), y1 + load(memory, o + 8)
@@ -222,21 +232,30 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
                 y6, y7 = y6 + load(memory, o + 48), y7 + load(memory, o + 56)
                 y8 = y8 + load(memory, o + 64)
             store_components(memory, o, (y0, y1, y2, y3, y4, y5, y6, y7, y8))
+    _add_sums(sums, 1, place, edges)
+
+
+@compiled()
+def _add_sums(sums, columns, place, edges):  # type: ignore[no-untyped-def]
+    """Add sums `(edges of the chunk, columns, 8)` over features to adjoints of upper edges."""
+    first = edges.starts[place.first]
     for i in range(place.first, place.first + place.count):
-        for e in range(edges.starts[i], edges.ends[i]):
-            edges.adjoints[e, 0] += total(load(sums, (e - first) * WIDTH))
+        for e in range(edges.starts[i], edges.middles[i]):
+            for c in range(columns):
+                k = ((e - first) * columns + c) * WIDTH
+                edges.adjoints[e, c] += total(load(sums, k))
 
 
 @compiled(forceinline=True)
-def _three_filters(weights, table, edges, e, kind):  # type: ignore[no-untyped-def]
-    """The three filters at the distance of edge e (`kind` 0), or their slopes (1)."""
+def _three_filters(weights, table, edges, e):  # type: ignore[no-untyped-def]
+    """The three filters at the distance of edge e."""
     at = table + edges.bin[e] * 3 * WIDTH
-    w = splat(edges.weights[e, kind, 0])
+    w = splat(edges.weights[e, 0, 0])
     a, b, c = (
         w * load(weights, at), w * load(weights, at + WIDTH), w * load(weights, at + 2 * WIDTH)
     )  # fmt: skip
     for t in range(1, N_WEIGHTS):
-        w, at = splat(edges.weights[e, kind, t]), at + 3 * WIDTH
+        w, at = splat(edges.weights[e, 0, t]), at + 3 * WIDTH
         a, b = a + w * load(weights, at), b + w * load(weights, at + WIDTH)
         c = c + w * load(weights, at + 2 * WIDTH)
     return a, b, c
@@ -262,74 +281,91 @@ class CFConv:
 
     def __init__(self, p: Program, x: Variable, coefficients: np.ndarray) -> None:
         self.x, self.y = x, p.variable(x.width)
-        self.constants = p.weight(blocked(coefficients[:, None])), p.knots
+        self.constants = p.weight(blocked(coefficients[:, None], 2 * WIDTH)), p.knots
         p.emit_messages(Operation.CFCONV, x, self.y, *self.constants)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         g = p.adjoint(self.y)[0]
-        out, more = p.adjoint(self.x) if self.x.active else (p.variable(self.x.width), 0)
+        out, more = p.adjoint(self.x) if self.x.active else (self.x, 2)
         p.emit_messages(Operation.CFCONV_VJP, g, self.x, out, *self.constants, more)
 
 
 @compiled()
 def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, width, knots = row[1] * place.n, locate(row, 3, place), row[2], row[6]
-    for f in range(0, width, WIDTH):
+    for f in range(0, width, 2 * WIDTH):
         table = row[5] + f * knots
         for a in range(place.count):
-            i, received = place.first + a, splat(memory.dtype.type(0))
+            i = place.first + a
+            y0, y1 = splat(memory.dtype.type(0)), splat(memory.dtype.type(0))
             for e in range(edges.starts[i], edges.ends[i]):
-                filter = _one_filter(weights, table, edges, e)
-                received = received + filter * load(memory, x + edges.neighbour[e] * width + f)
-            store(memory, y + a * width + f, received)
+                w0, w1 = _two_filters(weights, table, edges, e)
+                o = x + edges.neighbour[e] * width + f
+                y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + WIDTH)
+            store(memory, y + a * width + f, y0)
+            store(memory, y + a * width + f + WIDTH, y1)
 
 
 @compiled()
 def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    """Adjoint of x: Σ_j W_ij g_j; of distances: Σ_f W′ g_i x_j."""
+    """Adjoint of x: Σ_j W_ij g_j; of distances: Σ_f W′ (g_i x_j + g_j x_i)."""
     g, x, out, width = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2]
-    knots = row[8]
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * WIDTH, memory.dtype)
-    for f in range(0, width, WIDTH):
-        table = row[7] + f * knots
+    for f in range(0, width, 2 * WIDTH):
+        table = row[7] + f * row[8]
         for a in range(place.count):
-            i, received = place.first + a, splat(memory.dtype.type(0))
-            mine = load(memory, g + i * width + f)
-            for e in range(edges.starts[i], edges.ends[i]):
-                filter, slope = _one_jet(weights, table, edges, e)
-                o = edges.neighbour[e] * width + f
-                received = received + filter * load(memory, g + o)
-                k = (e - first) * WIDTH
-                store(sums, k, load(sums, k) + slope * mine * load(memory, x + o))
-            o = out + a * width + f
-            store(memory, o, received + load(memory, o) if row[9] else received)
-    for i in range(place.first, place.first + place.count):
-        for e in range(edges.starts[i], edges.ends[i]):
-            edges.adjoints[e, 0] += total(load(sums, (e - first) * WIDTH))
+            i, o = place.first + a, (place.first + a) * width + f
+            g0, g1 = load(memory, g + o), load(memory, g + o + WIDTH)
+            x0, x1 = load(memory, x + o), load(memory, x + o + WIDTH)
+            y0, y1 = splat(memory.dtype.type(0)), splat(memory.dtype.type(0))
+            for e in range(edges.starts[i], edges.middles[i]):
+                (w0, w1), (s0, s1) = _two_jets(weights, table, edges, e)
+                o, k = edges.neighbour[e] * width + f, (e - first) * WIDTH
+                h0, h1 = load(memory, g + o), load(memory, g + o + WIDTH)
+                y0, y1 = y0 + w0 * h0, y1 + w1 * h1
+                slope = s0 * (g0 * load(memory, x + o) + h0 * x0)
+                slope = slope + s1 * (g1 * load(memory, x + o + WIDTH) + h1 * x1)
+                store(sums, k, load(sums, k) + slope)
+            if row[9] < 2:  # atoms have an adjoint
+                for e in range(edges.middles[i], edges.ends[i]):
+                    w0, w1 = _two_filters(weights, table, edges, e)
+                    o = g + edges.neighbour[e] * width + f
+                    y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + WIDTH)
+                o = out + a * width + f
+                if row[9]:
+                    y0, y1 = y0 + load(memory, o), y1 + load(memory, o + WIDTH)
+                store(memory, o, y0)
+                store(memory, o + WIDTH, y1)
+    _add_sums(sums, 1, place, edges)
 
 
 @compiled(forceinline=True)
-def _one_filter(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    at = table + edges.bin[e] * WIDTH
-    a = splat(edges.weights[e, 0, 0]) * load(weights, at)
-    b = splat(edges.weights[e, 0, 1]) * load(weights, at + WIDTH)
-    a = a + splat(edges.weights[e, 0, 2]) * load(weights, at + 2 * WIDTH)
-    b = b + splat(edges.weights[e, 0, 3]) * load(weights, at + 3 * WIDTH)
-    a = a + splat(edges.weights[e, 0, 4]) * load(weights, at + 4 * WIDTH)
-    return a + (b + splat(edges.weights[e, 0, 5]) * load(weights, at + 5 * WIDTH))
-
-
-@compiled(forceinline=True)
-def _one_jet(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    at = table + edges.bin[e] * WIDTH
-    c = load(weights, at)
-    a, s = splat(edges.weights[e, 0, 0]) * c, splat(edges.weights[e, 1, 0]) * c
+def _two_filters(weights, table, edges, e):  # type: ignore[no-untyped-def]
+    """Sixteen filters at the distance of edge e."""
+    at = table + edges.bin[e] * 2 * WIDTH
+    w = splat(edges.weights[e, 0, 0])
+    a, b = w * load(weights, at), w * load(weights, at + WIDTH)
     for t in range(1, N_WEIGHTS):
-        c = load(weights, at + t * WIDTH)
-        a, s = a + splat(edges.weights[e, 0, t]) * c, s + splat(edges.weights[e, 1, t]) * c
-    return a, s
+        w, at = splat(edges.weights[e, 0, t]), at + 2 * WIDTH
+        a, b = a + w * load(weights, at), b + w * load(weights, at + WIDTH)
+    return a, b
+
+
+@compiled(forceinline=True)
+def _two_jets(weights, table, edges, e):  # type: ignore[no-untyped-def]
+    """Sixteen filters at the distance of edge e, and their slopes."""
+    at = table + edges.bin[e] * 2 * WIDTH
+    w, s = splat(edges.weights[e, 0, 0]), splat(edges.weights[e, 1, 0])
+    p, q = load(weights, at), load(weights, at + WIDTH)
+    a, b, c, d = w * p, w * q, s * p, s * q
+    for t in range(1, N_WEIGHTS):
+        w, s = splat(edges.weights[e, 0, t]), splat(edges.weights[e, 1, t])
+        at = at + 2 * WIDTH
+        p, q = load(weights, at), load(weights, at + WIDTH)
+        a, b, c, d = a + w * p, b + w * q, c + s * p, d + s * q
+    return (a, b), (c, d)
 
 
 class VectorMessage:
@@ -385,7 +421,7 @@ def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
             else:
                 v0, v1, v2 = zero, zero, zero
             for e in range(edges.starts[i], edges.ends[i]):
-                w0, w1, w2 = _three_filters(weights, table, edges, e, 0)
+                w0, w1, w2 = _three_filters(weights, table, edges, e)
                 o = edges.neighbour[e] * 3 * width + block
                 s = s + w0 * load(memory, x + o)
                 along = w1 * load(memory, x + o + 8)
@@ -412,54 +448,77 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     (Σ_j W¹ ∂E/∂q_j, −Σ_j W² u · ∂E/∂μ_j, μ_i · h).
     """
     gq, gmu, mu, x = row[1] * place.n, row[3] * place.n, row[5] * place.n, row[7] * place.n
-    out_mu, out_x, knots = locate(row, 9, place), locate(row, 11, place), row[14]
-    width, zero = row[2], splat(memory.dtype.type(0))
+    width, block, zero = row[2], 3 * row[2], splat(memory.dtype.type(0))
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * 4 * WIDTH, memory.dtype)
     for f in range(0, width, WIDTH):
-        table, block = row[13] + f * 3 * knots, 3 * f
+        table = row[13] + f * 3 * row[14]
         for a in range(place.count):
             i = place.first + a
-            gi, m = load(memory, gq + i * width + f), gmu + i * 3 * width + block
-            g0, g1, g2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
-            x0, x1, h0, h1, h2 = zero, zero, zero, zero, zero
-            for e in range(edges.starts[i], edges.ends[i]):
+            o = i * block + 3 * f
+            gi, xi0, xi1 = (
+                load(memory, gq + i * width + f),
+                load(memory, x + o),
+                load(memory, x + o + 8),
+            )
+            g0, g1, g2 = (
+                load(memory, gmu + o),
+                load(memory, gmu + o + 8),
+                load(memory, gmu + o + 16),
+            )
+            x0, x1, h0, h1, h2, m0, m1, m2 = zero, zero, zero, zero, zero, zero, zero, zero
+            if row[15]:
+                m0, m1, m2 = (
+                    load(memory, mu + o),
+                    load(memory, mu + o + 8),
+                    load(memory, mu + o + 16),
+                )
+            xi2 = load(memory, x + o + 16)
+            for e in range(edges.starts[i], edges.middles[i]):
                 (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
                 u0, u1, u2 = (
                     splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
                 )  # fmt: skip
-                j = edges.neighbour[e]
-                o, k = j * 3 * width + block, (e - first) * 4 * WIDTH
-                sent = load(memory, x + o + 8)
-                slope = s0 * gi * load(memory, x + o)
-                slope = slope + s1 * sent * (u0 * g0 + u1 * g1 + u2 * g2)
-                sent = w1 * sent
-                store(sums, k + 8, load(sums, k + 8) + sent * g0)
-                store(sums, k + 16, load(sums, k + 16) + sent * g1)
-                store(sums, k + 24, load(sums, k + 24) + sent * g2)
+                j, k = edges.neighbour[e], (e - first) * 4 * WIDTH
+                o = j * block + 3 * f
+                gj, xj = load(memory, gq + j * width + f), load(memory, x + o + 8)
+                b0, b1, b2 = (
+                    load(memory, gmu + o),
+                    load(memory, gmu + o + 8),
+                    load(memory, gmu + o + 16),
+                )
+                slope = s0 * (gi * load(memory, x + o) + gj * xi0)
+                d0, d1, d2 = xj * g0 - xi1 * b0, xj * g1 - xi1 * b1, xj * g2 - xi1 * b2
+                slope = slope + s1 * (u0 * d0 + u1 * d1 + u2 * d2)
+                store(sums, k + 8, load(sums, k + 8) + w1 * d0)
+                store(sums, k + 16, load(sums, k + 16) + w1 * d1)
+                store(sums, k + 24, load(sums, k + 24) + w1 * d2)
                 if row[15]:
-                    m = gmu + o
-                    b0, b1, b2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
+                    x0, x1 = x0 + w0 * gj, x1 - w1 * (u0 * b0 + u1 * b1 + u2 * b2)
+                    h0, h1, h2 = h0 + w2 * b0, h1 + w2 * b1, h2 + w2 * b2
+                    dot = g0 * load(memory, mu + o) + g1 * load(memory, mu + o + 8)
+                    dot = dot + g2 * load(memory, mu + o + 16)
+                    back = b0 * m0 + b1 * m1 + b2 * m2
+                    slope = slope + s2 * (load(memory, x + o + 16) * dot + xi2 * back)
+                store(sums, k, load(sums, k) + slope)
+            if row[15]:
+                for e in range(edges.middles[i], edges.ends[i]):
+                    w0, w1, w2 = _three_filters(weights, table, edges, e)
+                    u0, u1, u2 = (
+                        splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
+                    )  # fmt: skip
+                    j = edges.neighbour[e]
+                    o = gmu + j * block + 3 * f
+                    b0, b1, b2 = load(memory, o), load(memory, o + 8), load(memory, o + 16)
                     x0 = x0 + w0 * load(memory, gq + j * width + f)
                     x1 = x1 - w1 * (u0 * b0 + u1 * b1 + u2 * b2)
                     h0, h1, h2 = h0 + w2 * b0, h1 + w2 * b1, h2 + w2 * b2
-                    m = mu + o
-                    dot = g0 * load(memory, m) + g1 * load(memory, m + 8)
-                    dot = dot + g2 * load(memory, m + 16)
-                    slope = slope + s2 * load(memory, x + o + 16) * dot
-                store(sums, k, load(sums, k) + slope)
-            if row[15]:
-                o, m = a * 3 * width + block, mu + i * 3 * width + block
-                x2 = h0 * load(memory, m) + h1 * load(memory, m + 8) + h2 * load(memory, m + 16)
-                store(memory, out_x + o, x0)
-                store(memory, out_x + o + 8, x1)
-                store(memory, out_x + o + 16, x2)
-                carried = load(memory, x + i * 3 * width + block + 16)
-                store(memory, out_mu + o, g0 + carried * h0)
-                store(memory, out_mu + o + 8, g1 + carried * h1)
-                store(memory, out_mu + o + 16, g2 + carried * h2)
-    for i in range(place.first, place.first + place.count):
-        for e in range(edges.starts[i], edges.ends[i]):
-            k = (e - first) * 4 * WIDTH
-            for c in range(4):
-                edges.adjoints[e, c] += total(load(sums, k + c * WIDTH))
+                o = locate(row, 11, place) + a * block + 3 * f
+                store(memory, o, x0)
+                store(memory, o + 8, x1)
+                store(memory, o + 16, h0 * m0 + h1 * m1 + h2 * m2)
+                o = locate(row, 9, place) + a * block + 3 * f
+                store(memory, o, g0 + xi2 * h0)
+                store(memory, o + 8, g1 + xi2 * h1)
+                store(memory, o + 16, g2 + xi2 * h2)
+    _add_sums(sums, 4, place, edges)

@@ -57,19 +57,20 @@ class Place(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Atoms, their directed edges sorted by centre, and what the program adds to.
+    """Atoms, their directed edges by centre, upper ones first, and what the program adds to.
 
     Floats are the network's unless said otherwise.
     """
 
     numbers: np.ndarray  # (n,) int64
     starts: np.ndarray  # (n + 1,) int64, room for the edges of each centre
-    ends: np.ndarray  # (n,) int64, of its edges
+    middles: np.ndarray  # (n,) int64, the end of its upper edges, one of two that are mirrored
+    ends: np.ndarray  # (n,) int64, of all of its edges
     neighbour: np.ndarray  # (e,) int64
     bin: np.ndarray  # (e,) int64, of the splines
     weights: np.ndarray  # (e, 2, 6) of the six coefficients: for values, for slopes
     unit: np.ndarray  # (e, 3) from centre to neighbour
-    adjoints: np.ndarray  # (e, 4) float64: ∂E/∂d per spacing of the knots, ∂E/∂u
+    adjoints: np.ndarray  # (e, 4) float64, of upper edges: ∂E/∂d per spacing of the knots, ∂E/∂u
     energies: np.ndarray  # (n,) float64
 
 

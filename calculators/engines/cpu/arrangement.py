@@ -22,22 +22,36 @@ BITS = 20  # of each coordinate, in bins
 
 
 class Candidates(NamedTuple):
-    """Directed edges by centre that may be within the cutoff."""
+    """Directed edges that may be within the cutoff, by centre, the upper ones first.
+
+    Of two edges that mirror each other one is upper: that to the later atom or, of an atom's own
+    images, that to the one with the positive shift.
+    """
 
     starts: np.ndarray  # (n + 1,) int64, of each centre
+    middles: np.ndarray  # (n,) int64, the end of its upper edges
     neighbour: np.ndarray  # (e,) int64
     shift: np.ndarray  # (e, 3) cells
 
 
 def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
-    """Edges of structures with `sizes` atoms, each sorted by centre, as those of one."""
-    firsts = np.concatenate([[0], np.cumsum(sizes)])
-    counts = [np.bincount(edges.centre, minlength=n) for edges, n in zip(lists, sizes, strict=True)]
-    moved = [edges.neighbour + first for edges, first in zip(lists, firsts, strict=False)]
+    """Edges of structures with `sizes` atoms as those of one."""
+    firsts = np.cumsum([0, *sizes[:-1]])
+    i, j = (
+        np.concatenate(
+            [getattr(edges, name) + first for edges, first in zip(lists, firsts, strict=True)]
+        )
+        for name in ("centre", "neighbour")
+    )
+    s = np.concatenate([edges.shift for edges in lists]).astype(np.int32)
+    # lexicographic sign: of S1, or of S2 where S1 = 0, or of S3
+    sign = np.where(s[:, 0] != 0, s[:, 0], np.where(s[:, 1] != 0, s[:, 1], s[:, 2]))
+    upper = (i < j) | ((i == j) & (sign > 0))
+    order, n = np.argsort(2 * i + ~upper, kind="stable"), sum(sizes)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])
+    middles = starts[:-1] + np.bincount(i[upper], minlength=n)
     return Candidates(
-        np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64),
-        np.concatenate(moved).astype(np.int64),
-        np.concatenate([edges.shift for edges in lists]).astype(np.int32),
+        starts.astype(np.int64), middles.astype(np.int64), j[order].astype(np.int64), s[order]
     )
 
 

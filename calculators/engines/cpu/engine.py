@@ -128,13 +128,22 @@ class CpuEngine:
             self._memory[key] = (
                 np.empty(numbers_needed(network.program, n, blocks), self.dtype),
                 np.empty((count, 4)),
-                np.empty(n, np.int64), np.empty(count, np.int64), np.empty(count, np.int64),
+                *np.empty((2, n), np.int64), *np.empty((2, count), np.int64),
                 np.empty((count, 2, N_WEIGHTS), self.dtype), np.empty((count, 3), self.dtype),
                 np.empty((count, 4)),
             )  # fmt: skip
-        memory, vectors, ends, neighbour, bin, weights, unit, adjoints = self._memory[key]
+        memory, vectors, middles, ends, neighbour, bin, weights, unit, adjoints = self._memory[key]
         edges = Edges(
-            numbers, candidates.starts, ends, neighbour, bin, weights, unit, adjoints, np.empty(0)
+            numbers,
+            candidates.starts,
+            middles,
+            ends,
+            neighbour,
+            bin,
+            weights,
+            unit,
+            adjoints,
+            np.empty(0),
         )
         return memory, vectors, edges
 

@@ -21,8 +21,10 @@ def edges_within(  # type: ignore[no-untyped-def]
     """
     n, kind = len(positions), edges.unit.dtype
     for i in range(n * block // blocks, n * (block + 1) // blocks):
-        e, cell = edges.starts[i], cells[owner[i]]
+        e, cell, upper = edges.starts[i], cells[owner[i]], candidates.middles[i]
         for c in range(edges.starts[i], edges.starts[i + 1]):
+            if c == upper:
+                edges.middles[i] = e
             j = candidates.neighbour[c]
             x = positions[j, 0] - positions[i, 0]
             y = positions[j, 1] - positions[i, 1]
@@ -42,27 +44,33 @@ def edges_within(  # type: ignore[no-untyped-def]
                 edges.bin[e] = k
                 t = d / spacing - k
                 for w in range(6):
-                    value, slope = values[5, w], slopes[4, w]
-                    for power in range(4, 0, -1):
+                    value = values[5, w]
+                    for power in range(4, -1, -1):
                         value = value * t + values[power, w]
-                        slope = slope * t + slopes[power - 1, w]
-                    edges.weights[e, 0, w] = kind.type(value * t + values[0, w])
-                    edges.weights[e, 1, w] = kind.type(slope)
-                edges.adjoints[e, :] = 0
+                    edges.weights[e, 0, w] = kind.type(value)
+                if c < upper:
+                    for w in range(6):
+                        slope = slopes[4, w]
+                        for power in range(3, -1, -1):
+                            slope = slope * t + slopes[power, w]
+                        edges.weights[e, 1, w] = kind.type(slope)
+                    edges.adjoints[e, :] = 0
                 e += 1
+        if upper == edges.starts[i + 1]:
+            edges.middles[i] = e
         edges.ends[i] = e
 
 
 @compiled(error_model="numpy")
 def add_forces(vectors, edges, owner, spacing, forces, strain):  # type: ignore[no-untyped-def]
-    """Add the forces `(n, 3)` in eV/Å of the adjoints of all edges, and ∂E/∂ε of each structure.
+    """Add the forces `(n, 3)` in eV/Å of the adjoints of all upper edges, and ∂E/∂ε of each structure.
 
     Adjoints `(e, 4)`: ∂E/∂d per spacing, and ∂E/∂u of the unit vectors. strain
     `(structures, 3, 3)` in eV.
     """
     for i in range(len(forces)):
         total = strain[owner[i]]
-        for e in range(edges.starts[i], edges.ends[i]):
+        for e in range(edges.starts[i], edges.middles[i]):
             d = vectors[e, 3]
             x, y, z = vectors[e, 0] / d, vectors[e, 1] / d, vectors[e, 2] / d
             a, b, c = edges.adjoints[e, 1], edges.adjoints[e, 2], edges.adjoints[e, 3]
