@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,11 +54,11 @@ class RandomEdges:
         i, j = rng.integers(0, N - 1, (2, pairs))  # an atom may see its own image, and any twice
         distances, unit = rng.uniform(0, KNOTS - N_WEIGHTS + 1, pairs), rng.normal(size=(pairs, 3))
         unit /= np.linalg.norm(unit, axis=1)[:, None]
-        order = np.argsort(np.concatenate([i, j]), kind="stable")
-        self.centre = np.concatenate([i, j])[order]
-        self.neighbour = np.concatenate([j, i])[order]
-        self.distances = torch.from_numpy(np.tile(distances, 2)[order]).requires_grad_()
-        self.unit = torch.from_numpy(np.concatenate([unit, -unit])[order]).requires_grad_()
+        self.centre, self.neighbour = np.concatenate([i, j]), np.concatenate([j, i])
+        # of pairs, from i to j: variables of the energy
+        self.of_pairs = [torch.from_numpy(x).requires_grad_() for x in (distances, unit)]
+        self.distances = torch.cat([self.of_pairs[0]] * 2)
+        self.unit = torch.cat([self.of_pairs[1], -self.of_pairs[1]])
 
     def filters(self, coefficients: np.ndarray) -> Tensor:
         """Splines `(e, …)` with coefficients `(KNOTS, …)` at the distances."""
@@ -73,45 +73,70 @@ class RandomEdges:
         out = messages.new_zeros((N, *messages.shape[1:]))
         return out.index_add(0, torch.from_numpy(self.centre), messages)
 
-    def compiled(self, numbers: np.ndarray, dtype: Any) -> Edges:
+    def compiled(self, numbers: np.ndarray, dtype: Any) -> PlacedEdges:
         """The same as programs take them."""
         distances, unit = self.distances.detach().numpy(), self.unit.detach().numpy()
-        return compiled_edges(numbers, self.centre, self.neighbour, distances, unit, dtype)
+        return placed_edges(numbers, self.centre, self.neighbour, distances, unit, dtype)
 
 
-def compiled_edges(
+class PlacedEdges(NamedTuple):
+    """Edges of a program, and the places of those that they were made of."""
+
+    edges: Edges
+    place: np.ndarray  # (e,)
+
+    def adjoints(self, edges: Edges) -> np.ndarray:
+        """Adjoints `(e / 2, 4)` of the upper edges after a run; all others are untouched."""
+        upper = self.place[: len(self.place) // 2]
+        assert np.isnan(np.delete(edges.adjoints, upper, axis=0)).all()
+        return edges.adjoints[upper]
+
+
+def placed_edges(
     numbers: np.ndarray, centre: np.ndarray, neighbour: np.ndarray, distances: np.ndarray,
     unit: np.ndarray, dtype: Any,
-) -> Edges:  # fmt: skip
-    """Edges sorted by centre, distances in knots, with room for more that is full of NaN."""
-    counts = np.bincount(centre, minlength=len(numbers))
-    room = counts + 1 + np.arange(len(numbers)) % 3
-    starts = np.concatenate([[0], np.cumsum(room)])
-    place = np.concatenate([starts[:-1][i] + np.arange(c) for i, c in enumerate(counts)])
+) -> PlacedEdges:  # fmt: skip
+    """Edges of which the first half is upper, the second half in the same order their reverses.
+
+    Distances are in knots. What programs must not read is NaN: slopes of lower edges, and room
+    for more edges.
+    """
+    n, upper = len(numbers), np.arange(len(centre)) < len(centre) // 2
+    counts, uppers = np.bincount(centre, minlength=n), np.bincount(centre[upper], minlength=n)
+    starts = np.concatenate([[0], np.cumsum(counts + 1 + np.arange(n) % 3)])
+    order, place = np.argsort(2 * centre + ~upper, kind="stable"), np.empty(len(centre), np.int64)
+    place[order] = np.concatenate([starts[i] + np.arange(c) for i, c in enumerate(counts)])
     bin = distances.astype(np.int64)
     powers = (distances - bin)[:, None] ** np.arange(N_WEIGHTS)
     weights = np.stack([powers @ polynomials(), powers[:, :-1] @ slope_polynomials()], axis=1)
+    weights[~upper, 1] = np.nan
 
     def placed(values: np.ndarray, fill: float, kind: Any) -> np.ndarray:
         out = np.full((starts[-1], *values.shape[1:]), fill, kind)
-        out[place] = values
+        out[place[: len(values)]] = values
         return out
 
-    return Edges(
-        numbers, starts, starts[:-1] + counts, placed(neighbour, 0, np.int64),
-        placed(bin, 0, np.int64), placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
-        placed(np.zeros((len(centre), 4)), np.nan, np.float64), np.full(len(numbers), np.nan),
+    return PlacedEdges(
+        Edges(
+            numbers, starts, starts[:-1] + uppers, starts[:-1] + counts,
+            placed(neighbour, 0, np.int64), placed(bin, 0, np.int64),
+            placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
+            placed(np.zeros((upper.sum(), 4)), np.nan, np.float64), np.full(n, np.nan),
+        ),
+        place,
     )  # fmt: skip
 
 
-def no_edges(numbers: np.ndarray, dtype: Any) -> Edges:
+def no_edges(numbers: np.ndarray, dtype: Any) -> PlacedEdges:
     none = np.empty(0, np.int64)
-    return compiled_edges(numbers, none, none, np.empty(0), np.empty((0, 3)), dtype)
+    return placed_edges(numbers, none, none, np.empty(0), np.empty((0, 3)), dtype)
 
 
-def run(program: Compiled, edges: Edges, chunk: int, blocks: int) -> tuple[np.ndarray, Edges]:
+def run(
+    program: Compiled, placed: PlacedEdges, chunk: int, blocks: int
+) -> tuple[np.ndarray, Edges]:
     """Memory, NaN before, and edges with adjoints and energies after a run."""
-    program = replace(program, chunk=chunk)
+    program, edges = replace(program, chunk=chunk), placed.edges
     edges = edges._replace(adjoints=edges.adjoints.copy(), energies=edges.energies.copy())
     needed = numbers_needed(program, len(edges.numbers), blocks)
     memory = np.full(needed, np.nan, program.weights.dtype)
@@ -122,12 +147,6 @@ def run(program: Compiled, edges: Edges, chunk: int, blocks: int) -> tuple[np.nd
                 program.local, memory, program.weights, edges,
             )  # fmt: skip
     return memory, edges
-
-
-def used(edges: Edges) -> np.ndarray:
-    """Adjoints of the edges that there are, in their order."""
-    pairs = zip(edges.starts[:-1], edges.ends, strict=True)
-    return np.concatenate([edges.adjoints[a:b] for a, b in pairs])
 
 
 class GivenAdjoint:
@@ -214,7 +233,7 @@ def assert_agrees(
     for variable, tensor, adjoint in pairs:
         GivenAdjoint(p, variable, packed(adjoint))
         learnt = learnt + (tensor * torch.from_numpy(adjoint)).sum()
-    leaves = [*tensors] if edges is None else [*tensors, edges.distances, edges.unit]
+    leaves = [*tensors, *([] if edges is None else edges.of_pairs)]
     gradients = torch.autograd.grad(learnt, leaves, allow_unused=True, materialize_grads=True)
 
     program, numbers = p.finish().as_type(dtype), np.arange(N)
@@ -241,5 +260,6 @@ def assert_agrees(
             ours = 0 * inputs[k] if copy is None else at(copy, inputs[k].shape)
             assert_equal(ours, gradient)
     if edges is not None:
-        assert_equal(used(after)[:, 0], gradients[-2])
-        assert_equal(used(after)[:, 1:], gradients[-1])
+        adjoints = places.adjoints(after)
+        assert_equal(adjoints[:, 0], gradients[-2])
+        assert_equal(adjoints[:, 1:], gradients[-1])
