@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
     from ase_biasgrad.training.run import TrainingResult, resume, train
     from ase_biasgrad.training.stages.bias import fit_bias
+    from ase_biasgrad.training.stages.calculator_bias import CalculatorFit, fit_calculator_bias
 
 __all__ = [
+    "CalculatorFit",
     "ConfigError",
     "DeviceFrames",
     "Report",
@@ -25,6 +27,7 @@ __all__ = [
     "config_from",
     "evaluate",
     "fit_bias",
+    "fit_calculator_bias",
     "fit_energies",
     "load_config",
     "predict",
@@ -37,6 +40,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "CalculatorFit": "ase_biasgrad.training.stages.calculator_bias",
         "ConfigError": "ase_biasgrad.training.config",
         "Report": "ase_biasgrad.training.evaluation.evaluate",
         "DeviceFrames": "ase_biasgrad.training.frames.device_frames",
@@ -46,6 +50,7 @@ __getattr__ = lazy_names(
         "config_from": "ase_biasgrad.training.config",
         "evaluate": "ase_biasgrad.training.evaluation.evaluate",
         "fit_bias": "ase_biasgrad.training.stages.bias",
+        "fit_calculator_bias": "ase_biasgrad.training.stages.calculator_bias",
         "fit_energies": "ase_biasgrad.training.benchmarks.qm7.energy_stage",
         "load_config": "ase_biasgrad.training.config",
         "predict": "ase_biasgrad.training.evaluation.predict",

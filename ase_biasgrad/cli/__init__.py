@@ -9,7 +9,17 @@ from typing import Any
 
 import typer
 
-from ase_biasgrad.cli import benchmark, data, levels, potential, predict, simulate, train
+from ase_biasgrad.cli import (
+    benchmark,
+    bias,
+    data,
+    levels,
+    potential,
+    predict,
+    reaction,
+    simulate,
+    train,
+)
 
 app = typer.Typer(
     help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
@@ -20,8 +30,11 @@ app = typer.Typer(
 app.add_typer(data.app, name="data", help="Make, import and look at datasets.")
 app.add_typer(benchmark.app, name="benchmark", help="Measure on your own machine, in tables.")
 app.command("train")(train.train)
-app.command("fit-bias")(potential.fit_bias)
+app.command("fit-bias")(bias.fit_bias)
+app.command("rebias")(bias.rebias)
 app.command("compare-levels")(levels.compare_levels)
+app.command("convert-energies")(bias.convert_energies)
+app.command("reaction")(reaction.reaction)
 app.command("evaluate")(potential.evaluate)
 app.command("convert")(potential.convert)
 app.command("info")(potential.info)

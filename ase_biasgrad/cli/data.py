@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Overwrite
+from ase_biasgrad.cli.options import ARGUMENTS, CALCULATORS, Overwrite, made_calculator
 from ase_biasgrad.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -127,10 +127,8 @@ def qm7(
 def sample(
     structure: Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")],
     output: Output,
-    calculator: Annotated[
-        str, typer.Option(help="gfn2-xtb, gfn1-xtb, ipea1-xtb, emt, …, or module:Class")
-    ] = "gfn2-xtb",
-    arguments: Annotated[str, typer.Option(help="its keyword arguments, as JSON")] = "{}",
+    calculator: Annotated[str, typer.Option(help=CALCULATORS)] = "gfn2-xtb",
+    arguments: Annotated[list[str] | None, typer.Option(help=ARGUMENTS)] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="K; may be repeated")] = None,
     frames: Annotated[int, typer.Option(min=1, help="kept at each temperature")] = 1000,
     interval: Annotated[int, typer.Option(min=1, help="steps between kept frames")] = 10,
@@ -142,20 +140,11 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Make reference data by Langevin dynamics."""
-    import json
-    import sys
-
     from ase_biasgrad.data import sampling
 
     refuse_existing(output, overwrite, [structure])
-    try:
-        keywords = json.loads(arguments)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"--arguments is no JSON: {error}") from error
     atoms = sampling.starting_structure(structure)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # module:Class may be a file in the working folder
-    labeller = sampling.labelling_calculator(calculator, keywords)
+    labeller, keywords = made_calculator(calculator, arguments)
     if relax:
         atoms = sampling.relaxed(atoms, labeller)
     sampling.sample(

@@ -1,4 +1,4 @@
-"""Commands about a potential at hand: `fit-bias`, `evaluate`, `convert`, `info`."""
+"""Commands about a potential at hand: `evaluate`, `convert`, `info`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device, Overwrite
+from ase_biasgrad.cli.options import Device, Frames, Overwrite
 from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import Checkpoint
     from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -29,78 +28,6 @@ class Seen(StrEnum):
 
 
 CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
-DataPath = Annotated[Path, typer.Argument(help="dataset (HDF5) of `biasgrad data …`")]
-Frames = Annotated[
-    str | None,
-    typer.Option(help="frames to use, as a slice such as :1000 or ::10; all by default"),
-]
-
-
-def fit_bias(
-    checkpoint: CheckpointPath,
-    data: DataPath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="new checkpoint")],
-    method: Annotated[
-        str,
-        typer.Option(help="auto, mean, median, efwt, least-squares, least-absolute-deviation"),
-    ] = "auto",
-    frames: Frames = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Run the bias stage alone; forces and stress stay the same, bit for bit."""
-    from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
-    from ase_biasgrad.data.dataset import Dataset
-    from ase_biasgrad.data.seen import frame_digests, with_more
-    from ase_biasgrad.metrics import error_norms
-    from ase_biasgrad.training.stages import bias as bias_stage
-
-    refuse_existing(output, overwrite, [checkpoint, data])
-    loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
-    chosen = _chosen(dataset, frames)
-    resident = resident_frames(loaded, dataset, chosen, device)
-    left = bias_stage.fit_bias(loaded.potential, resident, method)
-    history = {
-        **loaded.training,
-        "bias_fitted_on": {"sha256": file_hash(data), "frames": len(resident)},
-    }
-    if "seen" in loaded.training:
-        history["seen"] = with_more(loaded.training["seen"], frame_digests(dataset, chosen))
-    save_checkpoint(output, loaded.potential.cpu(), history)
-    bias = loaded.potential.bias
-    fit = {key: value for key, value in bias.fit_report.items() if key != "reference"}
-    typer.echo(f"energy zero: {bias.zero}; fit: {fit}")
-    if fit["rank"] < fit["elements"]:
-        typer.echo(
-            "the data does not determine every element: the smallest values were taken, and only "
-            "compositions that combine those of the data have a known energy zero"
-        )
-    for line in _residuals_by_composition(bias):
-        typer.echo(line)
-    norms = error_norms(left)
-    typer.echo(
-        f"energy residuals left: MAE {1000 * norms.mae:.3f} meV, RMSE {1000 * norms.rmse:.3f} meV"
-    )
-    typer.echo(f"checkpoint: {output}")
-
-
-def _residuals_by_composition(bias: Bias) -> list[str]:
-    """Lines with the mean residual of each composition, the largest by atom first; 20 at most."""
-    from ase_biasgrad.bias import KNOWN_WITHIN
-    from ase_biasgrad.data.dataset import formula
-
-    rows = zip(bias.compositions.numpy(), bias.residuals.tolist(), bias.isolated, strict=True)
-    table = sorted(
-        ((abs(left) / counts.sum(), left, counts, isolated) for counts, left, isolated in rows),
-        key=lambda row: -row[0],
-    )
-    lines = [
-        f"  {formula(counts)}{' (isolated atom)' if isolated else ''}: {1000 * left:.3f} meV"
-        + (", too far off: its energy zero is not known" if by_atom > KNOWN_WITHIN else "")
-        for by_atom, left, counts, isolated in table[:20]
-    ]
-    more = [f"  and {len(table) - 20} more compositions, nearer"] if len(table) > 20 else []
-    return ["mean residual left at each composition:", *lines, *more]
 
 
 def evaluate(
@@ -147,7 +74,7 @@ def evaluate(
     loaded = load_checkpoint(checkpoint)
     if data is not None:
         dataset = Dataset(data)
-        chosen, known = _unseen(loaded, dataset, _chosen(dataset, frames), seen)
+        chosen, known = _unseen(loaded, dataset, chosen_frames(dataset, frames), seen)
     elif run is not None and frames is None:
         dataset, chosen = _test_part(run)
         chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)  # copies, if any
@@ -266,7 +193,7 @@ def info(checkpoint: CheckpointPath) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def _chosen(dataset: Dataset, frames: str | None) -> np.ndarray:
+def chosen_frames(dataset: Dataset, frames: str | None) -> np.ndarray:
     """Indices of the frames that a slice names."""
     import numpy as np
 
