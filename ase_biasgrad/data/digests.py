@@ -97,17 +97,16 @@ def damages(path: str | Path) -> list[str]:
                 f"{path} -o NEW.h5` makes a copy that has them"
             )
         try:
-            stored = [row.tobytes() for row in file[NAME][()]]
-            structure, parts = _structure(file), list(_parts(file))
+            structure, *stored = [row.tobytes() for row in file[NAME][()]]
+            if structure != _structure(file):
+                return ["its texts, or the names and shapes of its columns, were changed"]
+            return [
+                f"{part.said()} {problem}"
+                for part, digest in zip(_parts(file), stored, strict=True)
+                if (problem := _problem(part, digest))
+            ]
         except Exception as error:  # whatever h5py makes of a damaged file
             raise DataError(f"{path}: damaged dataset file: {error}") from error
-        if not stored or stored[0] != structure or len(stored) != len(parts) + 1:
-            return ["its texts, or the names and shapes of its columns, were changed"]
-        return [
-            f"{part.said()} {problem}"
-            for part, digest in zip(parts, stored[1:], strict=True)
-            if (problem := _problem(part, digest))
-        ]
 
 
 def _problem(part: _Part, digest: bytes) -> str:

@@ -82,8 +82,9 @@ def _blocks(path: Path, system: Path, options: ImportOptions) -> Iterator[Block]
 def _files(system: Path) -> list[str]:
     """Names of what a system holds, without endings; those of labels are in all of its sets."""
     sets = [folder for folder in system.glob("set.*") if folder.is_dir()]
+    beside = {file.stem for file in system.glob("*.raw")}
     if not sets:
-        return sorted(file.stem for file in system.glob("*.raw"))
+        return sorted(beside)
     counts = Counter(file.stem for folder in sets for file in folder.glob("*.npy"))
     for name, count in counts.items():
         if count < len(sets):
@@ -91,7 +92,7 @@ def _files(system: Path) -> list[str]:
                 f"{system}: {name}.npy is in {count} of {len(sets)} sets; dpdata cannot tell its "
                 "frames, so import the sets as systems of their own"
             )
-    return sorted(counts)
+    return sorted({*counts, *beside})
 
 
 def _block(

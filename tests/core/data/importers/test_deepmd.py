@@ -50,6 +50,7 @@ def write_system(folder, atoms, sets=(3, 2), elements=None, **more) -> dict[str,
 def test_frames_and_labels_of_a_system(tmp_path, dpdata):
     copper = bulk("Cu", cubic=True)
     columns = write_system(tmp_path / "cu", copper, atom_ener=RANDOM.normal(0, 1, (FRAMES, 4)))
+    (tmp_path / "cu" / "formal_charges.raw").write_text("0\n0\n0\n0\n")
     report = import_files([tmp_path / "cu"], tmp_path / "x.h5")
     (said,) = report.conversions
     assert (
@@ -59,7 +60,8 @@ def test_frames_and_labels_of_a_system(tmp_path, dpdata):
     assert "energy: in 5 of 5 frames, from energy" in said
     assert "forces: in 5 of 5 frames, from force" in said
     assert "stress: in 5 of 5 frames, from virial by −virial/volume" in said
-    assert "atom_ener" in said
+    assert "not used: atom_ener" in said
+    assert "left out: formal_charges (charge or spin) in 5 frames" in said
     data = Dataset(tmp_path / "x.h5")
     assert [frame.energy for frame in data] == columns["energy"].tolist()
     np.testing.assert_array_equal(data[4].forces, columns["force"][4])
