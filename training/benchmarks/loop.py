@@ -153,8 +153,8 @@ def train(
     every
         Epochs between reports and validations; the last one is validated in any case.
     state
-        File for states after epochs. A training that finds its own there goes on from it, to the
-        same weights as without the interruption.
+        File for states after epochs. A training that finds its own there goes on from it; on the
+        CPU it comes to the same weights, bit for bit, as without the interruption.
 
     Raises
     ------

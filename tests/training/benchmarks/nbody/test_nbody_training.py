@@ -131,3 +131,19 @@ def test_the_shipped_network_has_the_errors_that_its_page_states():
     found = errors(network, samples(simulate(System(), 100, seed=3), TASK))
     np.testing.assert_allclose(found, training["test"], rtol=0.25)
     np.testing.assert_allclose(training["test"], [0.0030, 0.0553], rtol=0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_cuda_trains_as_the_cpu_does(simulations):
+    training, held_out = part(simulations, slice(0, 250)), part(simulations, slice(250, None))
+    validation = samples(held_out, TASK, per_simulation=8)
+    options = TrainingOptions(epochs=2, batch_size=32, learning_rate=1e-2)
+    cpu, cuda = (
+        train_network(SMALL, options, TASK, training, validation, device=device)
+        for device in ("cpu", "cuda")
+    )
+    assert cuda.network.output_scale.device.type == "cuda"
+    assert cuda.validation == pytest.approx(cpu.validation, rel=1e-2)
+    of = validation.select(slice(0, 40)).to("cuda")
+    assert nbody_benchmark.equivariance_error(cuda.network, of) < 1e-4

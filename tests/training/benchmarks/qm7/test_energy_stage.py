@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from conftest import small_potential
 from helpers import NAMES
@@ -28,9 +29,9 @@ def dataset(tmp_path_factory) -> Dataset:
     return Dataset(path)
 
 
-def fitted(dataset, seed=0, **options):
-    potential = small_potential("painn", seed)
-    frames = DeviceFrames(dataset, range(len(dataset)), potential.cutoff)
+def fitted(dataset, seed=0, device="cpu", **options):
+    potential = small_potential("painn", seed).to(device)
+    frames = DeviceFrames(dataset, range(len(dataset)), potential.cutoff, device)
     defaults = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9}
     seen, how = [], TrainingOptions(**{**defaults, **options, "seed": seed})
     done = fit_energies(potential, frames, how, seen.append)
@@ -73,3 +74,10 @@ def test_frames_without_energies_are_refused(tmp_path):
     frames = DeviceFrames(Dataset(tmp_path / "x.h5"), [0], potential.cutoff)
     with pytest.raises(ValueError, match="has no energy"):
         fit_energies(potential, frames, TrainingOptions())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_cuda_fits_as_the_cpu_does(dataset):
+    cpu, cuda = (predict(*fitted(dataset, device=d)[:2]).energy for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda, cpu, atol=0.1)  # eV; the rounding differs at each step

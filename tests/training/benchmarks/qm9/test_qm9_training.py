@@ -21,6 +21,7 @@ from ase_biasgrad.training.benchmarks.qm9.training import (
     composition_regression,
     graph_sample,
     mean_absolute_error,
+    predict,
     read_samples,
     train_network,
 )
@@ -171,3 +172,16 @@ def test_cached_harmonics_give_the_same_training(tmp_path):
         found = mean_absolute_error(trained.network, part)
         assert found == pytest.approx(trained.validation[0], rel=1e-4)
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_cuda_trains_as_the_cpu_does(tmp_path):
+    samples = [sample(name, target=float(len(name))) for name in MOLECULES]
+    part = Part(samples, open_cache(tmp_path, [s.vectors for s in samples], 4))
+    options = TrainingOptions(epochs=2, batch_size=3, learning_rate=1e-3)
+    cpu, cuda = (train_network(SMALL, options, part, part, device=d) for d in ("cpu", "cuda"))
+    assert cuda.validation == pytest.approx(cpu.validation, rel=1e-2)
+    structures = [(molecule(n).numbers, molecule(n).positions) for n in MOLECULES]
+    found = predict(cuda.network, structures, None)
+    np.testing.assert_allclose(found, predict(cpu.network, structures, None), rtol=1e-2)
