@@ -149,7 +149,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _parsed(text: str) -> dict[str, Any]:
     """One JSON object, neither nested deeply nor with a key twice."""
-    brackets = re.findall(r"[\[\]{}]", re.sub(r'"(?:\\.|[^"\\])*"', "", text))
+    brackets = re.findall(r"[\[\]{}]", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", text))
     if max(accumulate(1 if b in "[{" else -1 for b in brackets), default=0) > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     value = json.loads(text, object_pairs_hook=_without_duplicates)

@@ -105,7 +105,9 @@ class RunFolder:
         dataset = Dataset(config.data.path)
         if _read_json(path / "data.json").get("sha256") != dataset.hash():
             raise ConfigError(f"{config.data.path}: has changed since the run in {path} began")
-        split = {k: np.array(v) for k, v in _read_json(path / "split.json").items()}
+        stored = _read_json(path / "split.json")
+        # an empty part, of no type of its own, is one
+        split = {k: np.array(v, np.int64 if v == [] else None) for k, v in stored.items()}
         frames = np.concatenate([np.zeros(0, np.int64), *map(np.ravel, split.values())])
         own = frames.dtype.kind == "i" and np.isin(frames, np.arange(len(dataset))).all()
         if not own or not {"train", "validation"} <= set(split):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Seen(StrEnum):
-    """Treatments of frames that a potential was trained on."""
+    """Treatments of frames that were seen in training or in a fit of the bias."""
 
     refuse = "refuse"
     skip = "skip"
@@ -46,8 +46,8 @@ def evaluate(
     seen: Annotated[
         Seen,
         typer.Option(
-            help="frames that the potential was trained on: refuse to go on, skip them, or keep "
-            "them (their errors are flattered)"
+            help="frames that were seen in training or in a fit of the bias: refuse to go on, skip "
+            "them, or keep them (their errors are flattered)"
         ),
     ] = Seen.refuse,
     device: Device = "auto",
@@ -113,14 +113,14 @@ def _test_part(folder: Path) -> tuple[Dataset, np.ndarray]:
 def _unseen(
     loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, seen: Seen
 ) -> tuple[np.ndarray, int | None]:
-    """Frames to evaluate on, and how many of them the potential was trained on, if known."""
+    """Frames to evaluate on, and how many of them were seen in training, if known."""
     import numpy as np
 
     from ase_biasgrad.data.seen import frame_digests, lists_all, recorded_digests
 
     record = loaded.training.get("seen")
     if record is None:
-        typer.echo(f"{loaded.path}: does not say which frames it was trained on", err=True)
+        typer.echo(f"{loaded.path}: does not say which frames its training saw", err=True)
         return chosen, None
     trained_on = np.isin(frame_digests(dataset, chosen), recorded_digests(record))
     number, sample = int(trained_on.sum()), not lists_all(record)
@@ -130,14 +130,14 @@ def _unseen(
     first = ", ".join(map(str, chosen[trained_on][:5])) + (", …" if number > 5 else "")
     if seen is Seen.refuse:
         raise ValueError(
-            f"{found} ({first}) have structures that the potential was trained on or its bias "
-            "fitted to, and their errors are flattered. `biasgrad evaluate RUN` takes the test "
-            "part of a run; --seen skip leaves these frames out; --seen keep goes on with them"
+            f"{found} ({first}) have structures that were seen in training or in a fit of the "
+            "bias, and their errors are flattered. `biasgrad evaluate RUN` takes the test part of "
+            "a run; --seen skip leaves these frames out; --seen keep goes on with them"
         )
     if sample or number == len(chosen):
         why = "the checkpoint lists a sample of them alone" if sample else "no other frame is left"
-        raise ValueError(f"{found} ({first}) are trained on and cannot be left out: {why}")
-    typer.echo(f"left out {number} frames that the potential was trained on")
+        raise ValueError(f"{found} ({first}) were seen in training and cannot be left out: {why}")
+    typer.echo(f"left out {number} frames that were seen in training or in a fit of the bias")
     return chosen[~trained_on], 0
 
 

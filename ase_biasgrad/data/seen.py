@@ -83,7 +83,7 @@ def recorded_digests(record: dict[str, Any]) -> np.ndarray:
         rows[:, :BYTES] = listed.reshape(-1, BYTES)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"the record of the frames that were trained on is damaged: {error}"
+            f"the record of the frames seen in training is damaged: {error}"
         ) from error
     return rows.view("<u8")[:, 0].astype(np.uint64)
 

@@ -88,7 +88,7 @@ def test_evaluate_refuses_skips_or_keeps_frames_of_the_training(run):
     assert re.search(r"long\.h5: 50 of these 80 frames \(\d+, \d+, \d+, \d+, \d+, …\)", said)
     assert "30 frames; " in biasgrad(folder, *evaluate, "--seen", "skip")
     said = biasgrad(folder, *evaluate, "--seen", "keep", "--json", "keep.json")
-    assert "trained on 50 of these frames" in said
+    assert "seen in training: 50 of these frames" in said
     assert json.loads((folder / "keep.json").read_text())["seen"] == 50
     assert "20 frames; " in biasgrad(folder, *evaluate, "--frames", "60:")
     split = json.loads((folder / "run" / "split.json").read_text())
@@ -123,7 +123,7 @@ def test_old_runs_and_checkpoints_go_on_without_a_test_part(run, tmp_path):
     history = {key: value for key, value in loaded.training.items() if key != "seen"}
     save_checkpoint(old / "potential.safetensors", loaded.potential, history)
     said = biasgrad(folder, "evaluate", old, "long.h5")
-    assert "does not say which frames it was trained on" in said
+    assert "does not say which frames its training saw" in said
     assert "80 frames; " in said
     (old / "potential.safetensors").unlink()
     assert "holds no finished potential" in biasgrad(folder, "evaluate", old, code=1)
@@ -148,7 +148,7 @@ def test_copies_among_test_frames_are_told(tmp_path):
         result = train(config_from(options(tmp_path / "twice.h5", epochs=1)), tmp_path / "run")
     assert 0 < result.test.seen <= 10
     said = biasgrad(tmp_path, "evaluate", "run")
-    assert f"trained on {result.test.seen} of these frames" in said
+    assert f"seen in training: {result.test.seen} of these frames" in said
 
 
 def test_test_frames_without_forces_are_refused_before_work_starts(tmp_path):

@@ -63,7 +63,7 @@ class Report:
     by_composition: dict[str, CompositionErrors] = field(default_factory=dict)
     stress: ErrorNorms | None = None
     energy_zero: str = "none"
-    seen: int | None = None  # frames that the potential was trained on, where this is known
+    seen: int | None = None  # frames seen in training, where this is known
     # what the pictures show: (reference, predicted)
     energy_pairs: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
     force_pairs: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
@@ -183,7 +183,9 @@ def table(report: Report) -> str:
     heading = f"{report.frames} frames{f' ({partly})' if partly else ''}"
     lines.insert(0, f"{heading}; energy zero: {report.energy_zero}")
     if report.seen:
-        lines.insert(1, f"trained on {report.seen} of these frames: the errors are flattered")
+        lines.insert(
+            1, f"seen in training: {report.seen} of these frames; the errors are flattered"
+        )
     if report.efwt is not None:
         lines.append(
             f"EFwT {report.efwt.both:.3f} (energy within 0.02 eV {report.efwt.energy:.3f}, "

@@ -9,7 +9,13 @@ from helpers import write_clusters
 from ase_biasgrad.data import seen
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.importers import ImportOptions, import_files
-from ase_biasgrad.data.seen import frame_digests, lists_all, recorded_digests, seen_record, with_more
+from ase_biasgrad.data.seen import (
+    frame_digests,
+    lists_all,
+    recorded_digests,
+    seen_record,
+    with_more,
+)
 from ase_biasgrad.data.writer import DatasetWriter
 
 
@@ -67,5 +73,5 @@ def test_records_are_compact_and_list_at_most_so_many(monkeypatch):
     assert recorded_digests(more)[0] == 3
     assert not lists_all(more)
     for damaged in ({}, {"digests": 3}, {"digests": "AAA"}, {"digests": "AAAA"}):
-        with pytest.raises(ValueError, match="trained on is damaged"):
+        with pytest.raises(ValueError, match="seen in training is damaged"):
             recorded_digests(damaged)
