@@ -1,47 +1,100 @@
-"""Activation functions and their slopes against float64, and NaN that must not be lost."""
+"""Functions of vectors against float64, and NaN that must not be lost."""
 
 import numpy as np
 import pytest
+from numba import njit
 
-from ase_biasgrad.numerics.simd_activations import shifted_softplus, silu
+from ase_biasgrad.numerics.simd import WIDTH, load, store
+from ase_biasgrad.numerics.simd_activations import (
+    exp_negative,
+    log1p,
+    logistic,
+    silu_jets,
+    softplus_jets,
+)
+
+NEGATIVE = -np.concatenate([[0.0], np.geomspace(1e-7, 87, 799)]).astype(np.float32)
+BOTH = np.concatenate([NEGATIVE, -NEGATIVE])
+UNIT = np.concatenate([[0.0], np.geomspace(1e-30, 1, 799)]).astype(np.float32)
 
 
-def logistic(x):
-    return np.where(x > 0, 1 / (1 + np.exp(-np.abs(x))), 1 - 1 / (1 + np.exp(-np.abs(x))))
+def applied(function, x: np.ndarray) -> np.ndarray:
+    """A function of vectors on each eight of the numbers x."""
+
+    @njit
+    def loop(x, y):
+        for k in range(0, x.size, WIDTH):
+            store(y, k, function(load(x, k)))
+
+    y = np.full_like(x, np.nan)
+    loop(x, y)
+    return y
 
 
-EXACT = {
-    shifted_softplus: (lambda x: np.logaddexp(0, x) - np.log(2), logistic),
-    silu: (
-        lambda x: x * logistic(x),
-        lambda x: logistic(x) * (1 + x * (1 - logistic(x))),
+def sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "x"),
+    [(exp_negative, np.exp, NEGATIVE), (log1p, np.log1p, UNIT)],
+)
+def test_functions_have_all_digits(function, exact, x):
+    np.testing.assert_allclose(applied(function, x), exact(x.astype(float)), rtol=3e-7)
+
+
+def test_logistic_is_exact_to_the_rounding_of_one():
+    exact = sigmoid(BOTH.astype(float))
+    np.testing.assert_allclose(applied(logistic, BOTH), exact, rtol=0, atol=1.2e-7)
+
+
+def test_beyond_the_smallest_numbers():
+    x = np.array([-88, -100, -1e4, -np.inf] * 2, np.float32)
+    np.testing.assert_array_equal(applied(exp_negative, x), np.full(8, np.exp(-87), np.float32))
+    x = np.array([100, 1e4, np.inf, 88, -100, -1e4, -np.inf, -88], np.float32)
+    np.testing.assert_allclose(applied(logistic, x), [1] * 4 + [0] * 4, atol=1e-37)
+
+
+@pytest.mark.parametrize("function", [exp_negative, logistic])
+def test_nan_stays_nan_where_it_is(function):
+    x = np.full(16, -1, np.float32)
+    x[3] = np.nan
+    np.testing.assert_array_equal(np.isnan(applied(function, x)), np.isnan(x))
+
+
+JETS = {
+    "softplus": (
+        softplus_jets,
+        lambda x: np.logaddexp(0, x) - np.log(2),
+        sigmoid,
+        lambda x: sigmoid(x) * sigmoid(-x),
+    ),
+    "silu": (
+        silu_jets,
+        lambda x: x * sigmoid(x),
+        lambda x: sigmoid(x) * (1 + x * sigmoid(-x)),
+        lambda x: sigmoid(x) * sigmoid(-x) * (2 + x * (1 - 2 * sigmoid(x))),
     ),
 }
 
 
-@pytest.mark.parametrize("function", EXACT)
-def test_values_and_slopes(function):
-    random = np.random.default_rng(0)
-    x = np.concatenate(
-        [random.normal(0, scale, 800) for scale in (1e-6, 1e-2, 1.0, 10.0, 100.0)] + [[0.0] * 8]
-    ).astype(np.float32)
-    rows, bias = x.reshape(-1, 8).copy(), random.normal(size=8).astype(np.float32)
-    slopes = np.empty_like(rows)
-    exact = (rows + bias).astype(float)
-    function(rows, bias, slopes, 0, len(rows))
-    value, slope = EXACT[function]
-    assert np.abs(rows - value(exact)).max() < 3e-7 * np.abs(exact).max()
-    np.testing.assert_allclose(rows, value(exact), rtol=1e-6, atol=3e-7)
-    np.testing.assert_allclose(slopes, slope(exact), atol=1e-6)
+@pytest.mark.parametrize("name", JETS)
+@pytest.mark.parametrize("size", [8, 13, 1600])
+def test_jets(name, size):
+    """Values, first and second derivatives; numbers that fill no vector are not left out."""
+    loop, *exact = JETS[name]
+    x = np.random.default_rng(0).permutation(BOTH)[:size]
+    found = [np.full_like(x, np.nan) for _ in range(3)]
+    loop(x, *found)
+    for ours, function in zip(found, exact, strict=True):
+        np.testing.assert_allclose(ours, function(x.astype(float)), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", EXACT)
-def test_nan_stays_nan_and_other_rows_stay(function):
-    rows = np.zeros((3, 8), np.float32)
-    rows[1, 2] = np.nan
-    slopes, bias = np.zeros_like(rows), np.zeros(8, np.float32)
-    function(rows, bias, slopes, 1, 2)
-    assert np.isnan(rows[1, 2])
-    assert np.isnan(slopes[1, 2])
-    assert np.isfinite(np.delete(rows[1], 2)).all()
-    assert (slopes[[0, 2]] == 0).all()
+@pytest.mark.parametrize("name", JETS)
+def test_jets_keep_nan_where_it_is(name):
+    x = np.ones(11, np.float32)
+    x[9] = np.nan
+    jets = [np.empty_like(x) for _ in range(3)]
+    JETS[name][0](x, *jets)
+    for part in jets:
+        np.testing.assert_array_equal(np.isnan(part), np.isnan(x))

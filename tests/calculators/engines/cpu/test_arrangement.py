@@ -1,22 +1,24 @@
-"""Atoms and pairs in memory order: the same pairs, and results in the order of the structure."""
+"""Atoms and edges in memory order: the same edges, and results in the order of the structure."""
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
-from conftest import small_potential
+from conftest import small_potential, structure_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.calculators.engines.cpu import arrangement
 from ase_biasgrad.calculators.engines.cpu.arrangement import (
     ARRANGED_FROM,
-    SortedPairs,
+    Candidates,
+    SortedEdges,
+    by_centre,
     put_back,
     z_order,
 )
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
-from ase_biasgrad.neighbours import half, neighbour_list
+from ase_biasgrad.neighbours import Edges, neighbour_list
 
 
 def fluid(n: int, seed: int, pbc=(True, True, True), sheared: bool = True) -> Structure:
@@ -48,29 +50,71 @@ def test_the_order_keeps_neighbours_together():
     assert np.median(apart) < 0.2 * np.median(np.abs(edges.centre - edges.neighbour))
 
 
+def as_set(i, j, shift) -> set[tuple[int, ...]]:
+    """Edges as tuples; none is there twice."""
+    rows = np.column_stack([i, j, shift])
+    found = {tuple(row) for row in rows.tolist()}
+    assert len(found) == len(rows)
+    return found
+
+
+def centres(candidates: Candidates) -> np.ndarray:
+    return np.repeat(np.arange(len(candidates.middles)), np.diff(candidates.starts))
+
+
+def assert_mirrored(candidates: Candidates) -> None:
+    """Upper edges come first; each lower edge is the reverse of one."""
+    i, j, s = centres(candidates), candidates.neighbour, candidates.shift
+    upper = np.arange(len(i)) < candidates.middles[i]
+    assert 2 * upper.sum() == len(upper)
+    reverses = as_set(j[~upper], i[~upper], -s[~upper])
+    assert as_set(i[upper], j[upper], s[upper]) == reverses
+
+
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)])
-def test_pairs_are_those_of_the_structure(pbc):
+def test_edges_are_those_of_the_structure(pbc):
     structure = fluid(ARRANGED_FROM + 40, 3, pbc)
-    arranged, pairs, order = SortedPairs(3.0, 0.5).search(structure)
+    arranged, edges, order = SortedEdges(3.0, 0.5).search(structure)
     np.testing.assert_array_equal(arranged.positions, structure.positions[order])
     np.testing.assert_array_equal(arranged.numbers, structure.numbers[order])
-    once = half(neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5))
-    expected = {
-        key
-        for i, j, s in zip(once.i.tolist(), once.j.tolist(), once.shift.tolist(), strict=True)
-        for key in ((i, j, *s), (j, i, *(-k for k in s)))
-    }
-    ours = list(zip(order[pairs.i].tolist(), order[pairs.j].tolist(), pairs.shift.tolist(),
-                    strict=True))  # fmt: skip
-    assert len(ours) == len(once.i)
-    mirrored = [(j, i, *(-k for k in s)) for i, j, s in ours]
-    assert {(i, j, *s) for i, j, s in ours} | set(mirrored) == expected
+    found = as_set(order[centres(edges)], order[edges.neighbour], edges.shift)
+    exact = neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5)
+    assert found == as_set(exact.centre, exact.neighbour, exact.shift)
+    assert_mirrored(edges)
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_edges_of_several_structures_as_those_of_one():
+    structures = [
+        structure_of(bulk("Cu")),
+        fluid(30, 1, (True, True, False)),
+        fluid(1, 0),
+        fluid(9, 2),
+    ]
+    lists = [neighbour_list(s.positions, s.cell, s.pbc, 4.0) for s in structures]
+    edges = by_centre(lists, [len(s.numbers) for s in structures])
+    assert_mirrored(edges)
+    assert len(edges.middles) == 41
+    found, expected = as_set(centres(edges), edges.neighbour, edges.shift), set()
+    for edges, first in zip(lists, (0, 1, 31, 32), strict=True):
+        expected |= as_set(edges.centre + first, edges.neighbour + first, edges.shift)
+    assert found == expected
+    assert sum(i == j for i, j, *_ in found) > 10  # atoms that see their own images
+
+
+def test_atoms_without_edges():
+    far = Structure(np.array([1, 8]), np.array([[0.0, 0, 0], [0, 0, 9]]), np.zeros((3, 3)),
+                    np.zeros(3, bool))  # fmt: skip
+    none = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 3), np.int64))
+    edges = by_centre([none], [2])
+    assert edges.starts.tolist() == [0, 0, 0]
+    assert edges.middles.tolist() == [0, 0]
+    assert len(SortedEdges(3.0, 0.5).search(far).structure.numbers) == 2
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_results_are_in_the_order_of_the_structure(name):
     """Shuffled atoms have shuffled results, and no list of the structure before is used."""
-    engine = CpuEngine([small_potential(name).backbone], 0.5)
+    engine = CpuEngine([small_potential(name).backbone], torch.float32, 0.5)
     crystal = bulk("Cu", cubic=True) * (4, 4, 4)
     crystal.rattle(0.1, seed=0)
     numbers = np.random.default_rng(0).choice([1, 6, 8], len(crystal))
@@ -89,34 +133,17 @@ def test_results_are_in_the_order_of_the_structure(name):
 
 
 def test_a_search_is_needed_only_when_atoms_have_moved_far():
-    arranged, s = SortedPairs(3.0, 0.6), fluid(300, 5)
+    arranged, s = SortedEdges(3.0, 0.6), fluid(300, 5)
     assert arranged.find(s) is None
     searched = arranged.search(s)
     near = Structure(s.numbers, s.positions + 0.1, s.cell, s.pbc)  # all of them together
-    assert arranged.find(near).pairs is searched.pairs
+    assert arranged.find(near).edges is searched.edges
     np.testing.assert_array_equal(arranged.find(near).structure.numbers, s.numbers[searched.order])
     far = Structure(s.numbers, s.positions + 0.4 * np.eye(300, 3), s.cell, s.pbc)  # three atoms
     assert arranged.find(far) is None
     assert arranged.find(Structure(s.numbers[1:], s.positions[1:], s.cell, s.pbc)) is None
     arranged.reset()
     assert arranged.find(s) is None
-
-
-def test_pairs_are_ordered_by_length_in_blocks(monkeypatch):
-    """Sorting in several goes loses no pair."""
-    monkeypatch.setattr(arrangement, "AT_ONCE", 3 * arrangement.TOGETHER)
-    s = fluid(300, 6)
-    edges = neighbour_list(s.positions, s.cell, s.pbc, 4.0)
-    pairs, before = half(edges), half(edges)
-    arrangement.by_length(pairs, s)
-    vectors = s.positions[pairs.j] - s.positions[pairs.i] + pairs.shift @ s.cell
-    lengths, block = np.linalg.norm(vectors, axis=1), pairs.i // arrangement.TOGETHER
-    assert (np.diff(block) >= 0).all()
-    within = np.diff(block) == 0
-    assert np.diff(lengths)[within].min() > -4.0 / (arrangement.LENGTHS - 1) - 1e-9
-    rows = [np.column_stack([p.i, p.j, p.shift]) for p in (pairs, before)]
-    np.testing.assert_array_equal(*(np.unique(r, axis=0) for r in rows))
-    assert len(rows[0]) == len(np.unique(rows[0], axis=0))
 
 
 def test_values_are_put_back():
