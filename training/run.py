@@ -172,11 +172,13 @@ def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
     stage, trainer = prepared.stage, prepared.trainer
     last = run.path / "states" / "last.ckpt"
     with warnings.catch_warnings(), _matmul_precision(run.config.trainer.matmul_precision):
-        # Lightning suggests worker processes; frames are resident, there is nothing to fetch
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
-        # and to log more often; the stage logs once an epoch
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        for advice in (
+            "does not have many workers",  # frames are resident, there is nothing to fetch
+            "Checkpoint directory .* exists",
+            "smaller than the logging interval",  # the stage logs once an epoch
+            "recommended to use `self.log",  # the stage's losses are those of all processes
+        ):
+            warnings.filterwarnings("ignore", message=f".*{advice}.*")
         try:
             trainer.fit(
                 stage,
