@@ -66,7 +66,7 @@ def fit_bias(
         )
     refuse_existing(output, overwrite, files)
     if calculator is None:
-        _fit_and_save(*files, output, None, method, anchors, frames, device)
+        _fit_and_save(files[0], files[1], output, None, method, anchors, frames, device)
     else:
         _fit_calculator(calculator, calculator_arguments, files[0], output, method, anchors, frames)
 
