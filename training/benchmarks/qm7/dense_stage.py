@@ -88,8 +88,6 @@ def train_dense(
         Changes the inputs of each batch, such as by rotations.
     average
         Give the running average of the weights instead of the last iterate.
-    warm_up
-        Steps and the shares of the learning rate from there on.
     report, state
         Those of the loop, whose errors it raises.
     """
