@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ase_biasgrad.fused.compiled.dense import (
     activate,
     add,
@@ -45,6 +47,7 @@ from ase_biasgrad.fused.compiled.vectors import (
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 
+CHUNKS, SMALLEST, LARGEST = 8, 54, 192
 EMBED = int(Operation.EMBED)
 LINEAR = int(Operation.LINEAR)
 ACTIVATE = int(Operation.ACTIVATE)
@@ -150,12 +153,13 @@ def _instruct(row, place, memory, weights, edges):  # type: ignore[no-untyped-de
 def execute(  # type: ignore[no-untyped-def]
     block, blocks, instructions, segments, chunk, kept, local, memory, weights, edges
 ):
-    """Run segments for one of several blocks of atoms.
+    """Run segments for one of several blocks of chunks of atoms.
 
     With more than one block, all must have run a segment before the next begins.
     """
     n = len(edges.numbers)
-    first, last = n * block // blocks, n * (block + 1) // blocks
+    chunks = (n + chunk - 1) // chunk
+    first, last = chunks * block // blocks * chunk, min(chunks * (block + 1) // blocks * chunk, n)
     mine = kept * n + local * chunk * block
     for s in range(len(segments)):
         for start in range(first, last, chunk):
@@ -164,6 +168,14 @@ def execute(  # type: ignore[no-untyped-def]
                 _instruct(instructions[k], place, memory, weights, edges)
 
 
+def atoms_at_once(n: int) -> int:
+    """Atoms of a chunk: a segment's share of the work, with most of their neighbours inside.
+
+    It does not depend on the number of threads, so neither do results.
+    """
+    return n if n < SMALLEST else int(np.clip(-(-n // CHUNKS), SMALLEST, LARGEST))
+
+
 def numbers_needed(program: Compiled, n: int, blocks: int) -> int:
     """Length of the memory for `n` atoms in so many blocks."""
-    return program.kept * n + program.local * program.chunk * blocks
+    return program.kept * n + program.local * atoms_at_once(n) * blocks

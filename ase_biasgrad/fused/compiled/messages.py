@@ -1,10 +1,13 @@
 """Messages along edges as instructions: each atom gathers from its neighbours.
 
 A filter W of the distance is a spline with coefficients `(blocks of eight features, knots, parts,
-8)`: the six rows that matter at a distance follow one another in memory. Every edge is taken from
-either end, so that no atom writes to another: results do not depend on the number of threads.
-For the same reason the adjoint of what is sent is a gathering, too. Only one of two edges that
-mirror each other, the upper one, gets the adjoints of distance and direction of both.
+8)`: the six rows that matter at a distance follow one another in memory.
+
+Of two edges that mirror each other, one is upper. Where both atoms are of one chunk (inner edges),
+the upper one does the work of both. Others are taken from either end, so that no chunk writes to
+the atoms of another: results do not depend on the number of threads. For the same reason the
+adjoint of what is sent is a gathering, too. Upper edges get the adjoints of distance and direction
+of both.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ import numpy as np
 
 from ase_biasgrad.fused.compiled.operations import Operation, locate
 from ase_biasgrad.fused.compiled.program import Program, Variable
-from ase_biasgrad.fused.compiled.tensors import store_components
+from ase_biasgrad.fused.compiled.tensors import (
+    by_part,
+    components,
+    dots,
+    plus,
+    store_components,
+    three,
+    times,
+)
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.numerics.splines import N_WEIGHTS
@@ -51,27 +62,46 @@ class TensorMessage:
 
 @compiled()
 def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    y, step, knots = locate(row, 1, place), row[2] // 9, row[6]
+    y, step, zero = locate(row, 1, place), row[2] // 9, splat(memory.dtype.type(0))
+    centres, neighbours = row[3], row[4]
     for f in range(0, step, WIDTH):
+        table = row[5] + f * 3 * row[6]
+        for a in range(place.count):
+            o = edges.numbers[place.first + a] * step + f
+            own = load(weights, row[7] + f) * (
+                load(weights, centres + o) + load(weights, neighbours + o)
+            )
+            to = y + a * row[2] + 9 * f
+            store_components(memory, to, (own, zero, zero, zero, zero, zero, zero, zero, zero))
         for a in range(place.count):
             i = place.first + a
-            table = row[5] + f * 3 * knots
-            centre = load(weights, row[3] + edges.numbers[i] * step + f)
-            own = centre + load(weights, row[4] + edges.numbers[i] * step + f)
-            zero = splat(memory.dtype.type(0))
-            y0, y1, y2, y3 = own * load(weights, row[7] + f), zero, zero, zero
-            y4, y5, y6, y7, y8 = zero, zero, zero, zero, zero
+            o, to = edges.numbers[i] * step + f, y + a * row[2] + 9 * f
+            centre, sender = load(weights, centres + o), load(weights, neighbours + o)
+            received = components(memory, to)
             for e in range(edges.starts[i], edges.ends[i]):
-                number = edges.numbers[edges.neighbour[e]]
-                sent = centre + load(weights, row[4] + number * step + f)
+                j = edges.neighbour[e]
+                o = edges.numbers[j] * step + f
                 w0, w1, w2 = _three_filters(weights, table, edges, e)
-                w0, w1, w2 = w0 * sent, w1 * sent, w2 * sent
-                t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
-                y0 = y0 + splat(t0) * w0
-                y1, y2, y3 = y1 + splat(t1) * w1, y2 + splat(t2) * w1, y3 + splat(t3) * w1
-                y4, y5, y6 = y4 + splat(t4) * w2, y5 + splat(t5) * w2, y6 + splat(t6) * w2
-                y7, y8 = y7 + splat(t7) * w2, y8 + splat(t8) * w2
-            store_components(memory, y + a * row[2] + 9 * f, (y0, y1, y2, y3, y4, y5, y6, y7, y8))
+                t = _splat_tensor(edges.unit, e, memory)
+                t0, t1, t2, t3, t4, t5, t6, t7, t8 = t
+                tensor = (
+                    t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2, t5 * w2, t6 * w2, t7 * w2, t8 * w2
+                )  # fmt: skip
+                sent = centre + load(weights, neighbours + o)
+                received = plus(received, times(sent, tensor))
+                if e < edges.inners[i]:
+                    back, r = (
+                        sender + load(weights, centres + o),
+                        y + (j - place.first) * row[2] + 9 * f,
+                    )
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = times(back, tensor)
+                    b0, b1, b2, b3, b4, b5, b6, b7, b8 = components(memory, r)
+                    store_components(
+                        memory, r,
+                        (b0 + t0, b1 - t1, b2 - t2, b3 - t3, b4 + t4, b5 + t5, b6 + t6, b7 + t7,
+                         b8 + t8),
+                    )  # fmt: skip
+            store_components(memory, to, received)
 
 
 @compiled()
@@ -130,6 +160,15 @@ def _tensor(unit, e, memory):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
+@compiled(forceinline=True)
+def _splat_tensor(unit, e, memory):  # type: ignore[no-untyped-def]
+    t = _tensor(unit, e, memory)
+    return (
+        splat(t[0]), splat(t[1]), splat(t[2]), splat(t[3]), splat(t[4]), splat(t[5]), splat(t[6]),
+        splat(t[7]), splat(t[8]),
+    )  # fmt: skip
+
+
 class TensorCFConv:
     """Σ_j W_ij x_j + W(0) x_i of tensors `(9, f)`; coefficients `(knots, 3, f)`, own `(3, f)`."""
 
@@ -146,32 +185,25 @@ class TensorCFConv:
 
 @compiled()
 def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    x, y, step, knots = row[1] * place.n, locate(row, 3, place), row[2] // 9, row[6]
+    x, y, step = row[1] * place.n, locate(row, 3, place), row[2] // 9
     for f in range(0, step, WIDTH):
+        table, own = row[5] + f * 3 * row[6], three(weights, row[7] + f, step)
         for a in range(place.count):
-            i = place.first + a
-            table, own = row[5] + f * 3 * knots, row[7] + f
-            w0, w1, w2 = (
-                load(weights, own), load(weights, own + step), load(weights, own + 2 * step)
-            )  # fmt: skip
-            o = x + i * row[2] + 9 * f
-            y0, y1 = w0 * load(memory, o), w1 * load(memory, o + 8)
-            y2, y3 = w1 * load(memory, o + 16), w1 * load(memory, o + 24)
-            y4, y5 = w2 * load(memory, o + 32), w2 * load(memory, o + 40)
-            y6, y7 = w2 * load(memory, o + 48), w2 * load(memory, o + 56)
-            y8 = w2 * load(memory, o + 64)
-            for e in range(edges.starts[i], edges.ends[i]):
-                w0, w1, w2 = _three_filters(weights, table, edges, e)
-                o = x + edges.neighbour[e] * row[2] + 9 * f
-                y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
-                y2 = y2 + w1 * load(memory, o + 16)
-                y3 = y3 + w1 * load(memory, o + 24)
-                y4 = y4 + w2 * load(memory, o + 32)
-                y5 = y5 + w2 * load(memory, o + 40)
-                y6 = y6 + w2 * load(memory, o + 48)
-                y7 = y7 + w2 * load(memory, o + 56)
-                y8 = y8 + w2 * load(memory, o + 64)
-            store_components(memory, y + a * row[2] + 9 * f, (y0, y1, y2, y3, y4, y5, y6, y7, y8))
+            mine = components(memory, x + (place.first + a) * row[2] + 9 * f)
+            store_components(memory, y + a * row[2] + 9 * f, by_part(own, mine))
+        for a in range(place.count):
+            i, to = place.first + a, y + a * row[2] + 9 * f
+            mine, received = components(memory, x + i * row[2] + 9 * f), components(memory, to)
+            for e in range(edges.starts[i], edges.inners[i]):
+                w, j = _three_filters(weights, table, edges, e), edges.neighbour[e]
+                sent, r = components(memory, x + j * row[2] + 9 * f), y + (j - place.first) * row[2]
+                received = plus(received, by_part(w, sent))
+                _add_components(memory, r + 9 * f, by_part(w, mine))
+            for e in range(edges.inners[i], edges.ends[i]):
+                w = _three_filters(weights, table, edges, e)
+                sent = components(memory, x + edges.neighbour[e] * row[2] + 9 * f)
+                received = plus(received, by_part(w, sent))
+            store_components(memory, to, received)
 
 
 @compiled()
@@ -181,58 +213,40 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * WIDTH, memory.dtype)
     for f in range(0, step, WIDTH):
-        table, own = row[7] + f * 3 * row[8], row[9] + f
+        table, own = row[7] + f * 3 * row[8], three(weights, row[9] + f, step)
         for a in range(place.count):
-            i = place.first + a
-            w0, w1, w2 = (
-                load(weights, own), load(weights, own + step), load(weights, own + 2 * step)
-            )  # fmt: skip
-            o, q = g + i * row[2] + 9 * f, x + i * row[2] + 9 * f
-            g0, g1, g2 = load(memory, o), load(memory, o + 8), load(memory, o + 16)
-            g3, g4, g5 = load(memory, o + 24), load(memory, o + 32), load(memory, o + 40)
-            g6, g7, g8 = load(memory, o + 48), load(memory, o + 56), load(memory, o + 64)
-            y0, y1, y2, y3, y4 = w0 * g0, w1 * g1, w1 * g2, w1 * g3, w2 * g4
-            y5, y6, y7, y8 = w2 * g5, w2 * g6, w2 * g7, w2 * g8
-            for e in range(edges.starts[i], edges.middles[i]):
-                (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                j = edges.neighbour[e] * row[2] + 9 * f
-                o, r, k = g + j, x + j, (e - first) * WIDTH
-                h = load(memory, o)
-                y0, v0 = y0 + w0 * h, g0 * load(memory, r) + h * load(memory, q)
-                h = load(memory, o + 8)
-                y1, v1 = y1 + w1 * h, g1 * load(memory, r + 8) + h * load(memory, q + 8)
-                h = load(memory, o + 16)
-                y2, v1 = y2 + w1 * h, v1 + g2 * load(memory, r + 16) + h * load(memory, q + 16)
-                h = load(memory, o + 24)
-                y3, v1 = y3 + w1 * h, v1 + g3 * load(memory, r + 24) + h * load(memory, q + 24)
-                h = load(memory, o + 32)
-                y4, v2 = y4 + w2 * h, g4 * load(memory, r + 32) + h * load(memory, q + 32)
-                h = load(memory, o + 40)
-                y5, v2 = y5 + w2 * h, v2 + g5 * load(memory, r + 40) + h * load(memory, q + 40)
-                h = load(memory, o + 48)
-                y6, v2 = y6 + w2 * h, v2 + g6 * load(memory, r + 48) + h * load(memory, q + 48)
-                h = load(memory, o + 56)
-                y7, v2 = y7 + w2 * h, v2 + g7 * load(memory, r + 56) + h * load(memory, q + 56)
-                h = load(memory, o + 64)
-                y8, v2 = y8 + w2 * h, v2 + g8 * load(memory, r + 64) + h * load(memory, q + 64)
-                store(sums, k, load(sums, k) + s0 * v0 + s1 * v1 + s2 * v2)
-            for e in range(edges.middles[i], edges.ends[i]):
-                w0, w1, w2 = _three_filters(weights, table, edges, e)
-                o = g + edges.neighbour[e] * row[2] + 9 * f
-                y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + 8)
-                y2, y3 = y2 + w1 * load(memory, o + 16), y3 + w1 * load(memory, o + 24)
-                y4, y5 = y4 + w2 * load(memory, o + 32), y5 + w2 * load(memory, o + 40)
-                y6, y7 = y6 + w2 * load(memory, o + 48), y7 + w2 * load(memory, o + 56)
-                y8 = y8 + w2 * load(memory, o + 64)
-            o = out + a * row[2] + 9 * f
+            mine = by_part(own, components(memory, g + (place.first + a) * row[2] + 9 * f))
+            to = out + a * row[2] + 9 * f
             if row[10]:
-                y0, y1 = y0 + load(memory, o), y1 + load(memory, o + 8)
-                y2, y3 = y2 + load(memory, o + 16), y3 + load(memory, o + 24)
-                y4, y5 = y4 + load(memory, o + 32), y5 + load(memory, o + 40)
-                y6, y7 = y6 + load(memory, o + 48), y7 + load(memory, o + 56)
-                y8 = y8 + load(memory, o + 64)
-            store_components(memory, o, (y0, y1, y2, y3, y4, y5, y6, y7, y8))
+                mine = plus(mine, components(memory, to))
+            store_components(memory, to, mine)
+        for a in range(place.count):
+            i, to = place.first + a, out + a * row[2] + 9 * f
+            gi, received = components(memory, g + i * row[2] + 9 * f), components(memory, to)
+            xi = x + i * row[2] + 9 * f
+            for e in range(edges.starts[i], edges.middles[i]):
+                w, (s0, s1, s2) = _three_jets(weights, table, edges, e)
+                j, k = edges.neighbour[e], (e - first) * WIDTH
+                gj = components(memory, g + j * row[2] + 9 * f)
+                received = plus(received, by_part(w, gj))
+                d0, d1, d2 = dots(gi, components(memory, x + j * row[2] + 9 * f))
+                b0, b1, b2 = dots(gj, components(memory, xi))
+                slope = s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
+                store(sums, k, load(sums, k) + slope)
+                if e < edges.inners[i]:
+                    r = out + (j - place.first) * row[2] + 9 * f
+                    _add_components(memory, r, by_part(w, gi))
+            for e in range(edges.middles[i], edges.ends[i]):
+                w = _three_filters(weights, table, edges, e)
+                gj = components(memory, g + edges.neighbour[e] * row[2] + 9 * f)
+                received = plus(received, by_part(w, gj))
+            store_components(memory, to, received)
     _add_sums(sums, 1, place, edges)
+
+
+@compiled(forceinline=True)
+def _add_components(memory, o, c):  # type: ignore[no-untyped-def]
+    store_components(memory, o, plus(components(memory, o), c))
 
 
 @compiled()
@@ -293,18 +307,23 @@ class CFConv:
 
 @compiled()
 def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    x, y, width, knots = row[1] * place.n, locate(row, 3, place), row[2], row[6]
+    x, y, width, zero = row[1] * place.n, locate(row, 3, place), row[2], splat(memory.dtype.type(0))
     for f in range(0, width, 2 * WIDTH):
-        table = row[5] + f * knots
+        table = row[5] + f * row[6]
         for a in range(place.count):
-            i = place.first + a
-            y0, y1 = splat(memory.dtype.type(0)), splat(memory.dtype.type(0))
-            for e in range(edges.starts[i], edges.ends[i]):
-                w0, w1 = _two_filters(weights, table, edges, e)
-                o = x + edges.neighbour[e] * width + f
-                y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + WIDTH)
-            store(memory, y + a * width + f, y0)
-            store(memory, y + a * width + f + WIDTH, y1)
+            store_two(memory, y + a * width + f, (zero, zero))
+        for a in range(place.count):
+            i, to = place.first + a, y + a * width + f
+            mine, received = two(memory, x + i * width + f), two(memory, to)
+            for e in range(edges.starts[i], edges.inners[i]):
+                w, j = _two_filters(weights, table, edges, e), edges.neighbour[e]
+                received = _plus_products(received, w, two(memory, x + j * width + f))
+                r = y + (j - place.first) * width + f
+                store_two(memory, r, _plus_products(two(memory, r), w, mine))
+            for e in range(edges.inners[i], edges.ends[i]):
+                w, o = _two_filters(weights, table, edges, e), x + edges.neighbour[e] * width + f
+                received = _plus_products(received, w, two(memory, o))
+            store_two(memory, to, received)
 
 
 @compiled()
@@ -312,33 +331,52 @@ def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
     """Adjoint of x: Σ_j W_ij g_j; of distances: Σ_f W′ (g_i x_j + g_j x_i)."""
     g, x, out, width = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2]
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
-    sums = np.zeros((last - first) * WIDTH, memory.dtype)
+    sums, zero = np.zeros((last - first) * WIDTH, memory.dtype), splat(memory.dtype.type(0))
+    wanted = row[9] < 2  # atoms have an adjoint
     for f in range(0, width, 2 * WIDTH):
         table = row[7] + f * row[8]
+        if row[9] == 0:
+            for a in range(place.count):
+                store_two(memory, out + a * width + f, (zero, zero))
         for a in range(place.count):
-            i, o = place.first + a, (place.first + a) * width + f
-            g0, g1 = load(memory, g + o), load(memory, g + o + WIDTH)
-            x0, x1 = load(memory, x + o), load(memory, x + o + WIDTH)
-            y0, y1 = splat(memory.dtype.type(0)), splat(memory.dtype.type(0))
+            i, o, to = place.first + a, (place.first + a) * width + f, out + a * width + f
+            gi, (x0, x1), received = two(memory, g + o), two(memory, x + o), (zero, zero)
+            if wanted:
+                received = two(memory, to)
             for e in range(edges.starts[i], edges.middles[i]):
-                (w0, w1), (s0, s1) = _two_jets(weights, table, edges, e)
-                o, k = edges.neighbour[e] * width + f, (e - first) * WIDTH
-                h0, h1 = load(memory, g + o), load(memory, g + o + WIDTH)
-                y0, y1 = y0 + w0 * h0, y1 + w1 * h1
-                slope = s0 * (g0 * load(memory, x + o) + h0 * x0)
-                slope = slope + s1 * (g1 * load(memory, x + o + WIDTH) + h1 * x1)
+                w, (s0, s1) = _two_jets(weights, table, edges, e)
+                j, k = edges.neighbour[e], (e - first) * WIDTH
+                h, y = two(memory, g + j * width + f), two(memory, x + j * width + f)
+                slope = s0 * (gi[0] * y[0] + h[0] * x0) + s1 * (gi[1] * y[1] + h[1] * x1)
                 store(sums, k, load(sums, k) + slope)
-            if row[9] < 2:  # atoms have an adjoint
+                if wanted:
+                    received = _plus_products(received, w, h)
+                    if e < edges.inners[i]:
+                        r = out + (j - place.first) * width + f
+                        store_two(memory, r, _plus_products(two(memory, r), w, gi))
+            if wanted:
                 for e in range(edges.middles[i], edges.ends[i]):
-                    w0, w1 = _two_filters(weights, table, edges, e)
+                    w = _two_filters(weights, table, edges, e)
                     o = g + edges.neighbour[e] * width + f
-                    y0, y1 = y0 + w0 * load(memory, o), y1 + w1 * load(memory, o + WIDTH)
-                o = out + a * width + f
-                if row[9]:
-                    y0, y1 = y0 + load(memory, o), y1 + load(memory, o + WIDTH)
-                store(memory, o, y0)
-                store(memory, o + WIDTH, y1)
+                    received = _plus_products(received, w, two(memory, o))
+                store_two(memory, to, received)
     _add_sums(sums, 1, place, edges)
+
+
+@compiled(forceinline=True)
+def two(memory, o):  # type: ignore[no-untyped-def]
+    return load(memory, o), load(memory, o + WIDTH)
+
+
+@compiled(forceinline=True)
+def store_two(memory, o, values):  # type: ignore[no-untyped-def]
+    store(memory, o, values[0])
+    store(memory, o + WIDTH, values[1])
+
+
+@compiled(forceinline=True)
+def _plus_products(sums, w, x):  # type: ignore[no-untyped-def]
+    return sums[0] + w[0] * x[0], sums[1] + w[1] * x[1]
 
 
 @compiled(forceinline=True)
@@ -409,35 +447,40 @@ class VectorMessage:
 @compiled()
 def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, q, mu = row[1] * place.n, locate(row, 3, place), row[5] * place.n
-    out_q, out_mu, knots, kind = locate(row, 7, place), locate(row, 9, place), row[12], memory.dtype
-    width, zero = row[8], splat(kind.type(0))
+    out_q, out_mu = locate(row, 7, place), locate(row, 9, place)
+    width, step, zero = row[8], 3 * row[8], splat(memory.dtype.type(0))
     for f in range(0, width, WIDTH):
-        table, block = row[11] + f * 3 * knots, 3 * f
+        table = row[11] + f * 3 * row[12]
         for a in range(place.count):
-            i = place.first + a
-            s, m = load(memory, q + a * width + f), mu + i * 3 * width + block
+            store(memory, out_q + a * width + f, load(memory, q + a * width + f))
+            start = zero, zero, zero
             if row[13]:
-                v0, v1, v2 = load(memory, m), load(memory, m + 8), load(memory, m + 16)
-            else:
-                v0, v1, v2 = zero, zero, zero
+                start = three(memory, mu + (place.first + a) * step + 3 * f, WIDTH)
+            _store_three(memory, out_mu + a * step + 3 * f, start)
+        for a in range(place.count):
+            i, to_q, to_mu = place.first + a, out_q + a * width + f, out_mu + a * step + 3 * f
+            o, s = i * step + 3 * f, load(memory, to_q)
+            xi, mi, v = three(memory, x + o, WIDTH), (zero, zero, zero), three(memory, to_mu, WIDTH)
+            if row[13]:
+                mi = three(memory, mu + o, WIDTH)
             for e in range(edges.starts[i], edges.ends[i]):
                 w0, w1, w2 = _three_filters(weights, table, edges, e)
-                o = edges.neighbour[e] * 3 * width + block
-                s = s + w0 * load(memory, x + o)
-                along = w1 * load(memory, x + o + 8)
-                v0 = v0 + splat(edges.unit[e, 0]) * along
-                v1 = v1 + splat(edges.unit[e, 1]) * along
-                v2 = v2 + splat(edges.unit[e, 2]) * along
+                j, u = edges.neighbour[e], _direction(edges, e)
+                o = j * step + 3 * f
+                xj = three(memory, x + o, WIDTH)
+                s, v = s + w0 * xj[0], _plus_scaled(v, w1 * xj[1], u)
                 if row[13]:
-                    passed = w2 * load(memory, x + o + 16)
-                    m = mu + o
-                    v0 = v0 + passed * load(memory, m)
-                    v1, v2 = v1 + passed * load(memory, m + 8), v2 + passed * load(memory, m + 16)
-            store(memory, out_q + a * width + f, s)
-            m = out_mu + a * 3 * width + block
-            store(memory, m, v0)
-            store(memory, m + 8, v1)
-            store(memory, m + 16, v2)
+                    v = _plus_scaled(v, w2 * xj[2], three(memory, mu + o, WIDTH))
+                if e < edges.inners[i]:
+                    r = out_q + (j - place.first) * width + f
+                    store(memory, r, load(memory, r) + w0 * xi[0])
+                    r = out_mu + (j - place.first) * step + 3 * f
+                    back = _plus_scaled(three(memory, r, WIDTH), zero - w1 * xi[1], u)
+                    if row[13]:
+                        back = _plus_scaled(back, w2 * xi[2], mi)
+                    _store_three(memory, r, back)
+            store(memory, to_q, s)
+            _store_three(memory, to_mu, v)
 
 
 @compiled()
@@ -448,77 +491,90 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     (Σ_j W¹ ∂E/∂q_j, −Σ_j W² u · ∂E/∂μ_j, μ_i · h).
     """
     gq, gmu, mu, x = row[1] * place.n, row[3] * place.n, row[5] * place.n, row[7] * place.n
-    width, block, zero = row[2], 3 * row[2], splat(memory.dtype.type(0))
+    out_mu, out_x = locate(row, 9, place), locate(row, 11, place)
+    width, step, zero = row[2], 3 * row[2], splat(memory.dtype.type(0))
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * 4 * WIDTH, memory.dtype)
     for f in range(0, width, WIDTH):
         table = row[13] + f * 3 * row[14]
+        if row[15]:
+            for a in range(place.count):  # h and the adjoints of x¹, x², until all edges are done
+                _store_three(memory, out_mu + a * step + 3 * f, (zero, zero, zero))
+                _store_three(memory, out_x + a * step + 3 * f, (zero, zero, zero))
         for a in range(place.count):
             i = place.first + a
-            o = i * block + 3 * f
-            gi, xi0, xi1 = (
-                load(memory, gq + i * width + f),
-                load(memory, x + o),
-                load(memory, x + o + 8),
-            )
-            g0, g1, g2 = (
-                load(memory, gmu + o),
-                load(memory, gmu + o + 8),
-                load(memory, gmu + o + 16),
-            )
-            x0, x1, h0, h1, h2, m0, m1, m2 = zero, zero, zero, zero, zero, zero, zero, zero
+            o, here = i * step + 3 * f, a * step + 3 * f
+            gi, xi, bi = (
+                load(memory, gq + i * width + f), three(memory, x + o, WIDTH),
+                three(memory, gmu + o, WIDTH),
+            )  # fmt: skip
+            mi, h, (a1, a2, _) = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
             if row[15]:
-                m0, m1, m2 = (
-                    load(memory, mu + o),
-                    load(memory, mu + o + 8),
-                    load(memory, mu + o + 16),
-                )
-            xi2 = load(memory, x + o + 16)
+                mi, h = three(memory, mu + o, WIDTH), three(memory, out_mu + here, WIDTH)
+                a1, a2, _ = three(memory, out_x + here, WIDTH)
             for e in range(edges.starts[i], edges.middles[i]):
                 (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                u0, u1, u2 = (
-                    splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
+                j, k, u = edges.neighbour[e], (e - first) * 4 * WIDTH, _direction(edges, e)
+                o = j * step + 3 * f
+                gj, xj, bj = (
+                    load(memory, gq + j * width + f), three(memory, x + o, WIDTH),
+                    three(memory, gmu + o, WIDTH),
                 )  # fmt: skip
-                j, k = edges.neighbour[e], (e - first) * 4 * WIDTH
-                o = j * block + 3 * f
-                gj, xj = load(memory, gq + j * width + f), load(memory, x + o + 8)
-                b0, b1, b2 = (
-                    load(memory, gmu + o),
-                    load(memory, gmu + o + 8),
-                    load(memory, gmu + o + 16),
-                )
-                slope = s0 * (gi * load(memory, x + o) + gj * xi0)
-                d0, d1, d2 = xj * g0 - xi1 * b0, xj * g1 - xi1 * b1, xj * g2 - xi1 * b2
-                slope = slope + s1 * (u0 * d0 + u1 * d1 + u2 * d2)
-                store(sums, k + 8, load(sums, k + 8) + w1 * d0)
-                store(sums, k + 16, load(sums, k + 16) + w1 * d1)
-                store(sums, k + 24, load(sums, k + 24) + w1 * d2)
+                d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
+                slope = s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
+                along = _plus_scaled(three(sums, k + WIDTH, WIDTH), w1, d)
+                _store_three(sums, k + WIDTH, along)
                 if row[15]:
-                    x0, x1 = x0 + w0 * gj, x1 - w1 * (u0 * b0 + u1 * b1 + u2 * b2)
-                    h0, h1, h2 = h0 + w2 * b0, h1 + w2 * b1, h2 + w2 * b2
-                    dot = g0 * load(memory, mu + o) + g1 * load(memory, mu + o + 8)
-                    dot = dot + g2 * load(memory, mu + o + 16)
-                    back = b0 * m0 + b1 * m1 + b2 * m2
-                    slope = slope + s2 * (load(memory, x + o + 16) * dot + xi2 * back)
+                    a1, a2 = a1 + w0 * gj, a2 - w1 * _product(u, bj)
+                    h, mj = _plus_scaled(h, w2, bj), three(memory, mu + o, WIDTH)
+                    slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
+                    if e < edges.inners[i]:
+                        r = (j - place.first) * step + 3 * f
+                        there = _plus_scaled(three(memory, out_mu + r, WIDTH), w2, bi)
+                        _store_three(memory, out_mu + r, there)
+                        r = out_x + r
+                        store(memory, r, load(memory, r) + w0 * gi)
+                        r = r + WIDTH
+                        store(memory, r, load(memory, r) + w1 * _product(u, bi))
                 store(sums, k, load(sums, k) + slope)
             if row[15]:
                 for e in range(edges.middles[i], edges.ends[i]):
                     w0, w1, w2 = _three_filters(weights, table, edges, e)
-                    u0, u1, u2 = (
-                        splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
-                    )  # fmt: skip
                     j = edges.neighbour[e]
-                    o = gmu + j * block + 3 * f
-                    b0, b1, b2 = load(memory, o), load(memory, o + 8), load(memory, o + 16)
-                    x0 = x0 + w0 * load(memory, gq + j * width + f)
-                    x1 = x1 - w1 * (u0 * b0 + u1 * b1 + u2 * b2)
-                    h0, h1, h2 = h0 + w2 * b0, h1 + w2 * b1, h2 + w2 * b2
-                o = locate(row, 11, place) + a * block + 3 * f
-                store(memory, o, x0)
-                store(memory, o + 8, x1)
-                store(memory, o + 16, h0 * m0 + h1 * m1 + h2 * m2)
-                o = locate(row, 9, place) + a * block + 3 * f
-                store(memory, o, g0 + xi2 * h0)
-                store(memory, o + 8, g1 + xi2 * h1)
-                store(memory, o + 16, g2 + xi2 * h2)
+                    bj = three(memory, gmu + j * step + 3 * f, WIDTH)
+                    a1 = a1 + w0 * load(memory, gq + j * width + f)
+                    a2 = a2 - w1 * _product(_direction(edges, e), bj)
+                    h = _plus_scaled(h, w2, bj)
+                _store_three(memory, out_mu + here, h)
+                _store_three(memory, out_x + here, (a1, a2, zero))
+        if row[15]:
+            for a in range(place.count):
+                o, here = (place.first + a) * step + 3 * f, a * step + 3 * f
+                h, carried = three(memory, out_mu + here, WIDTH), load(memory, x + o + 2 * WIDTH)
+                of_x = _product(h, three(memory, mu + o, WIDTH))
+                store(memory, out_x + here + 2 * WIDTH, of_x)
+                moved = _plus_scaled(three(memory, gmu + o, WIDTH), carried, h)
+                _store_three(memory, out_mu + here, moved)
     _add_sums(sums, 4, place, edges)
+
+
+@compiled(forceinline=True)
+def _store_three(memory, o, v):  # type: ignore[no-untyped-def]
+    store(memory, o, v[0])
+    store(memory, o + WIDTH, v[1])
+    store(memory, o + 2 * WIDTH, v[2])
+
+
+@compiled(forceinline=True)
+def _direction(edges, e):  # type: ignore[no-untyped-def]
+    return splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
+
+
+@compiled(forceinline=True)
+def _plus_scaled(v, s, u):  # type: ignore[no-untyped-def]
+    return v[0] + s * u[0], v[1] + s * u[1], v[2] + s * u[2]
+
+
+@compiled(forceinline=True)
+def _product(u, v):  # type: ignore[no-untyped-def]
+    return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]

@@ -57,14 +57,18 @@ class Place(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Atoms, their directed edges by centre, upper ones first, and what the program adds to.
+    """Atoms, their edges by centre, and what the program adds to.
+
+    Of two edges that mirror each other one is upper. Upper edges come first, and among these the
+    inner ones, between two atoms of one chunk, whose mirrors are left out.
 
     Floats are the network's unless said otherwise.
     """
 
     numbers: np.ndarray  # (n,) int64
     starts: np.ndarray  # (n + 1,) int64, room for the edges of each centre
-    middles: np.ndarray  # (n,) int64, the end of its upper edges, one of two that are mirrored
+    inners: np.ndarray  # (n,) int64, the end of its inner edges
+    middles: np.ndarray  # (n,) int64, of its upper edges
     ends: np.ndarray  # (n,) int64, of all of its edges
     neighbour: np.ndarray  # (e,) int64
     bin: np.ndarray  # (e,) int64, of the splines

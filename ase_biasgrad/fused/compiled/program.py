@@ -21,9 +21,6 @@ import numpy as np
 
 from ase_biasgrad.numerics.matrix_product import COLUMNS, packed, padded
 
-CHUNK_NUMBERS = 2**16  # local numbers of a chunk: they stay in the second-level cache
-SMALLEST_CHUNK, LARGEST_CHUNK = 8, 192  # atoms
-
 
 @dataclass(eq=False)
 class Variable:
@@ -61,7 +58,6 @@ class Compiled:
     weights: np.ndarray  # (w,) float32 or float64
     kept: int  # numbers for each atom
     local: int  # numbers for each atom of a chunk
-    chunk: int  # atoms
 
     def as_type(self, dtype: np.dtype) -> Compiled:
         return Compiled(**{**vars(self), "weights": self.weights.astype(dtype)})
@@ -133,10 +129,9 @@ class Program:
         local = _place(local_variables, "steps")
         for variable in local_variables:
             variable.start = -1 - variable.start
-        chunk = int(np.clip(CHUNK_NUMBERS // max(local, 1), SMALLEST_CHUNK, LARGEST_CHUNK))
         return Compiled(
             self._encoded(), np.array(ranges, np.int64), forward,
-            np.concatenate(self._weights), kept, local, chunk,
+            np.concatenate(self._weights), kept, local,
         )  # fmt: skip
 
     def _encoded(self) -> np.ndarray:

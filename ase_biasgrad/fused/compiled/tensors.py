@@ -59,8 +59,8 @@ def normalise(row, place, memory, weights, edges):  # type: ignore[no-untyped-de
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            c = _components(memory, x + o)
-            store_components(memory, y + o, _times(one / (one + _dot(c, c)), c))
+            c = components(memory, x + o)
+            store_components(memory, y + o, times(one / (one + _dot(c, c)), c))
 
 
 @compiled()
@@ -70,10 +70,10 @@ def normalise_vjp(row, place, memory, weights, edges):  # type: ignore[no-untype
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            c, d = _components(memory, x + o), _components(memory, g + o)
+            c, d = components(memory, x + o), components(memory, g + o)
             factor = one / (one + _dot(c, c))
             along = (factor + factor) * factor * _dot(d, c)
-            _put(memory, out + o, _minus(_times(factor, d), _times(along, c)), row[7])
+            _put(memory, out + o, _minus(times(factor, d), times(along, c)), row[7])
 
 
 class SymmetricProduct:
@@ -96,8 +96,8 @@ def symmetric_product(row, place, memory, weights, edges):  # type: ignore[no-un
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            one = _matrix(_components(memory, x + o), norms)
-            two = _matrix(_components(memory, y + o), norms)
+            one = _matrix(components(memory, x + o), norms)
+            two = _matrix(components(memory, y + o), norms)
             store_components(memory, z + o, _of_matrix(_both_ways(one, two), norms))
 
 
@@ -109,9 +109,9 @@ def symmetric_product_vjp(row, place, memory, weights, edges):  # type: ignore[n
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            c = _matrix(_components(memory, g + o), norms)
-            one = _transposed(_matrix(_components(memory, x + o), norms))
-            two = _transposed(_matrix(_components(memory, y + o), norms))
+            c = _matrix(components(memory, g + o), norms)
+            one = _transposed(_matrix(components(memory, x + o), norms))
+            two = _transposed(_matrix(components(memory, y + o), norms))
             _put(memory, adj_x + o, _of_matrix(_both_ways(c, two), norms), row[11])
             _put(memory, adj_y + o, _of_matrix(_both_ways(c, one), norms), row[12])
 
@@ -137,10 +137,10 @@ def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            change = _components(memory, d + o)
+            change = components(memory, d + o)
             matrix = _matrix(change, norms)
             square = _of_matrix(_product(matrix, matrix), norms)
-            total = _plus(_components(memory, x + o), _plus(change, square))
+            total = plus(components(memory, x + o), plus(change, square))
             store_components(memory, y + o, total)
 
 
@@ -151,10 +151,10 @@ def add_square_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyp
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            of_y = _components(memory, g + o)
-            turned = _transposed(_matrix(_components(memory, d + o), norms))
+            of_y = components(memory, g + o)
+            turned = _transposed(_matrix(components(memory, d + o), norms))
             bent = _of_matrix(_both_ways(_matrix(of_y, norms), turned), norms)
-            _put(memory, out + o, _plus(of_y, bent), row[7])
+            _put(memory, out + o, plus(of_y, bent), row[7])
 
 
 class ScaleIrreps:
@@ -177,8 +177,8 @@ def scale_irreps(row, place, memory, weights, edges):  # type: ignore[no-untyped
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            factors = _three(memory, s + a * row[4] + f, step)
-            store_components(memory, y + o, _by_part(factors, _components(memory, x + o)))
+            factors = three(memory, s + a * row[4] + f, step)
+            store_components(memory, y + o, by_part(factors, components(memory, x + o)))
 
 
 @compiled()
@@ -188,10 +188,10 @@ def scale_irreps_vjp(row, place, memory, weights, edges):  # type: ignore[no-unt
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o, p = a * row[2] + 9 * f, a * row[6] + f
-            of_y = _components(memory, g + o)
-            dots = _dots(of_y, _components(memory, x + o))
-            _put(memory, adj_x + o, _by_part(_three(memory, s + p, step), of_y), row[11])
-            for k, dot in enumerate(dots):
+            of_y = components(memory, g + o)
+            by_parts = dots(of_y, components(memory, x + o))
+            _put(memory, adj_x + o, by_part(three(memory, s + p, step), of_y), row[11])
+            for k, dot in enumerate(by_parts):
                 to = adj_s + p + k * step
                 store(memory, to, load(memory, to) + dot if row[12] else dot)
 
@@ -213,15 +213,15 @@ def squared_norms(row, place, memory, weights, edges):  # type: ignore[no-untype
     x, y, step = locate(row, 1, place), locate(row, 3, place), row[2] // 9
     for a in range(place.count):
         for f in range(0, step, WIDTH):
-            c = _components(memory, x + a * row[2] + 9 * f)
-            one, two, three = _dots(c, c)
+            c = components(memory, x + a * row[2] + 9 * f)
+            a1, a2, a3 = dots(c, c)
             o = y + a * row[4] + f
             if row[4] == step:
-                store(memory, o, one + two + three)
+                store(memory, o, a1 + a2 + a3)
             else:
-                store(memory, o, one)
-                store(memory, o + step, two)
-                store(memory, o + 2 * step, three)
+                store(memory, o, a1)
+                store(memory, o + step, a2)
+                store(memory, o + 2 * step, a3)
 
 
 @compiled()
@@ -231,16 +231,16 @@ def squared_norms_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
     for a in range(place.count):
         for f in range(0, step, WIDTH):
             o = a * row[4] + 9 * f
-            one, two, three = _three(memory, g + a * row[2] + f, next_part)
-            twice = (one + one, two + two, three + three)
-            _put(memory, out + o, _by_part(twice, _components(memory, x + o)), row[7])
+            s = three(memory, g + a * row[2] + f, next_part)
+            twice = (s[0] + s[0], s[1] + s[1], s[2] + s[2])
+            _put(memory, out + o, by_part(twice, components(memory, x + o)), row[7])
 
 
 _inline = compiled(forceinline=True)
 
 
 @_inline
-def _components(memory, o):  # type: ignore[no-untyped-def]
+def components(memory, o):  # type: ignore[no-untyped-def]
     """The nine components of eight features, from `o` on."""
     return (
         load(memory, o), load(memory, o + 8), load(memory, o + 16), load(memory, o + 24),
@@ -265,16 +265,16 @@ def store_components(memory, o, c):  # type: ignore[no-untyped-def]
 @_inline
 def _put(memory, o, c, more):  # type: ignore[no-untyped-def]
     """Store components, or add them to what is there."""
-    store_components(memory, o, _plus(c, _components(memory, o)) if more else c)
+    store_components(memory, o, plus(c, components(memory, o)) if more else c)
 
 
 @_inline
-def _three(memory, o, step):  # type: ignore[no-untyped-def]
+def three(memory, o, step):  # type: ignore[no-untyped-def]
     return load(memory, o), load(memory, o + step), load(memory, o + 2 * step)
 
 
 @_inline
-def _by_part(s, c):  # type: ignore[no-untyped-def]
+def by_part(s, c):  # type: ignore[no-untyped-def]
     return (
         s[0] * c[0], s[1] * c[1], s[1] * c[2], s[1] * c[3],
         s[2] * c[4], s[2] * c[5], s[2] * c[6], s[2] * c[7], s[2] * c[8],
@@ -282,7 +282,7 @@ def _by_part(s, c):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _dots(a, b):  # type: ignore[no-untyped-def]
+def dots(a, b):  # type: ignore[no-untyped-def]
     """Σ ab over the components of each part."""
     two = a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
     three = a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7] + a[8] * b[8]
@@ -291,12 +291,12 @@ def _dots(a, b):  # type: ignore[no-untyped-def]
 
 @_inline
 def _dot(a, b):  # type: ignore[no-untyped-def]
-    one, two, three = _dots(a, b)
+    one, two, three = dots(a, b)
     return one + two + three
 
 
 @_inline
-def _times(s, c):  # type: ignore[no-untyped-def]
+def times(s, c):  # type: ignore[no-untyped-def]
     return (
         s * c[0],
         s * c[1],
@@ -311,7 +311,7 @@ def _times(s, c):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _plus(a, b):  # type: ignore[no-untyped-def]
+def plus(a, b):  # type: ignore[no-untyped-def]
     return (
         a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4],
         a[5] + b[5], a[6] + b[6], a[7] + b[7], a[8] + b[8],
@@ -380,4 +380,4 @@ def _product(a, b):  # type: ignore[no-untyped-def]
 @_inline
 def _both_ways(a, b):  # type: ignore[no-untyped-def]
     """ab + ba."""
-    return _plus(_product(a, b), _product(b, a))
+    return plus(_product(a, b), _product(b, a))

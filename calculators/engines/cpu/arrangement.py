@@ -13,6 +13,7 @@ import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
+from ase_biasgrad.fused.compiled.execute import atoms_at_once
 from ase_biasgrad.neighbours import Edges, complete_cell
 
 # the rows of fewer atoms are in the cache in any order
@@ -22,13 +23,14 @@ BITS = 20  # of each coordinate, in bins
 
 
 class Candidates(NamedTuple):
-    """Directed edges that may be within the cutoff, by centre, the upper ones first.
+    """Directed edges that may be within the cutoff, by centre, as in `Edges` of programs.
 
     Of two edges that mirror each other one is upper: that to the later atom or, of an atom's own
     images, that to the one with the positive shift.
     """
 
     starts: np.ndarray  # (n + 1,) int64, of each centre
+    inners: np.ndarray  # (n,) int64, the end of its inner edges
     middles: np.ndarray  # (n,) int64, the end of its upper edges
     neighbour: np.ndarray  # (e,) int64
     shift: np.ndarray  # (e, 3) cells
@@ -36,23 +38,23 @@ class Candidates(NamedTuple):
 
 def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
     """Edges of structures with `sizes` atoms as those of one."""
-    firsts = np.cumsum([0, *sizes[:-1]])
+    firsts, n = np.cumsum([0, *sizes[:-1]]), sum(sizes)
     i, j = (
-        np.concatenate(
-            [getattr(edges, name) + first for edges, first in zip(lists, firsts, strict=True)]
-        )
+        np.concatenate([getattr(edges, name) + k for edges, k in zip(lists, firsts, strict=True)])
         for name in ("centre", "neighbour")
     )
     s = np.concatenate([edges.shift for edges in lists]).astype(np.int32)
     # lexicographic sign: of S1, or of S2 where S1 = 0, or of S3
     sign = np.where(s[:, 0] != 0, s[:, 0], np.where(s[:, 1] != 0, s[:, 1], s[:, 2]))
-    upper = (i < j) | ((i == j) & (sign > 0))
-    order, n = np.argsort(2 * i + ~upper, kind="stable"), sum(sizes)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])
-    middles = starts[:-1] + np.bincount(i[upper], minlength=n)
-    return Candidates(
-        starts.astype(np.int64), middles.astype(np.int64), j[order].astype(np.int64), s[order]
-    )
+    upper, chunk = (i < j) | ((i == j) & (sign > 0)), atoms_at_once(n)
+    inner = (i // chunk == j // chunk) & (i != j)
+    kept = np.flatnonzero(upper | ~inner)
+    kind = np.where(inner, 0, np.where(upper, 1, 2))[kept]
+    order = kept[np.argsort(3 * i[kept] + kind, kind="stable")]
+    counts = np.bincount(3 * i[kept] + kind, minlength=3 * n).reshape(n, 3)
+    starts = np.concatenate([[0], np.cumsum(counts.sum(axis=1))]).astype(np.int64)
+    inners = starts[:-1] + counts[:, 0]
+    return Candidates(starts, inners, inners + counts[:, 1], j[order].astype(np.int64), s[order])
 
 
 def z_order(structure: Structure) -> np.ndarray:

@@ -18,7 +18,7 @@ from ase_biasgrad.calculators.engines.cpu.arrangement import (
 )
 from ase_biasgrad.calculators.engines.cpu.geometry import add_forces, edges_within
 from ase_biasgrad.calculators.engines.cpu.threads import blocks_for, in_blocks
-from ase_biasgrad.fused.compiled.execute import execute, numbers_needed
+from ase_biasgrad.fused.compiled.execute import atoms_at_once, execute, numbers_needed
 from ase_biasgrad.fused.compiled.networks import NETWORKS, CompiledNetwork, compiled_network
 from ase_biasgrad.fused.compiled.operations import Edges
 from ase_biasgrad.neighbours import neighbour_list
@@ -110,7 +110,7 @@ class CpuEngine:
             segments = program.segments if derivatives else program.segments[: program.forward]
             for stage in [segments] if blocks == 1 else np.split(segments, len(segments)):
                 in_blocks(
-                    execute, blocks, program.instructions, stage, program.chunk, program.kept,
+                    execute, blocks, program.instructions, stage, atoms_at_once(n), program.kept,
                     program.local, memory, program.weights, edges,
                 )  # fmt: skip
             if derivatives:
@@ -128,23 +128,13 @@ class CpuEngine:
             self._memory[key] = (
                 np.empty(numbers_needed(network.program, n, blocks), self.dtype),
                 np.empty((count, 4)),
-                *np.empty((2, n), np.int64), *np.empty((2, count), np.int64),
+                *np.empty((3, n), np.int64), *np.empty((2, count), np.int64),
                 np.empty((count, 2, N_WEIGHTS), self.dtype), np.empty((count, 3), self.dtype),
                 np.empty((count, 4)),
             )  # fmt: skip
-        memory, vectors, middles, ends, neighbour, bin, weights, unit, adjoints = self._memory[key]
-        edges = Edges(
-            numbers,
-            candidates.starts,
-            middles,
-            ends,
-            neighbour,
-            bin,
-            weights,
-            unit,
-            adjoints,
-            np.empty(0),
-        )
+        memory, vectors, inners, middles, ends, *of_edges = self._memory[key]
+        energies = np.empty(0)  # another one for each evaluation
+        edges = Edges(numbers, candidates.starts, inners, middles, ends, *of_edges, energies)
         return memory, vectors, edges
 
 

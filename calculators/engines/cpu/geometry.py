@@ -21,8 +21,12 @@ def edges_within(  # type: ignore[no-untyped-def]
     """
     n, kind = len(positions), edges.unit.dtype
     for i in range(n * block // blocks, n * (block + 1) // blocks):
-        e, cell, upper = edges.starts[i], cells[owner[i]], candidates.middles[i]
+        e, cell, inner, upper = (
+            edges.starts[i], cells[owner[i]], candidates.inners[i], candidates.middles[i],
+        )  # fmt: skip
         for c in range(edges.starts[i], edges.starts[i + 1]):
+            if c == inner:
+                edges.inners[i] = e
             if c == upper:
                 edges.middles[i] = e
             j = candidates.neighbour[c]
@@ -56,6 +60,8 @@ def edges_within(  # type: ignore[no-untyped-def]
                         edges.weights[e, 1, w] = kind.type(slope)
                     edges.adjoints[e, :] = 0
                 e += 1
+        if inner == edges.starts[i + 1]:
+            edges.inners[i] = e
         if upper == edges.starts[i + 1]:
             edges.middles[i] = e
         edges.ends[i] = e
@@ -63,7 +69,7 @@ def edges_within(  # type: ignore[no-untyped-def]
 
 @compiled(error_model="numpy")
 def add_forces(vectors, edges, owner, spacing, forces, strain):  # type: ignore[no-untyped-def]
-    """Add the forces `(n, 3)` in eV/Å of the adjoints of all upper edges, and ∂E/∂ε of each structure.
+    """Add forces `(n, 3)` in eV/Å, and ∂E/∂ε of each structure, from the adjoints of upper edges.
 
     Adjoints `(e, 4)`: ∂E/∂d per spacing, and ∂E/∂u of the unit vectors. strain
     `(structures, 3, 3)` in eV.
