@@ -71,6 +71,15 @@ class Potential(nn.Module):
             raise ValueError(f"reference={name!r} is unknown; there are {', '.join(biases)}")
         return biases[name]
 
+    def of_reference(self, reference: str | None = None) -> Potential:
+        """Potential with the bias of a reference, by default `bias`; it shares the backbone.
+
+        Errors are those of `bias_of`.
+        """
+        name = reference or self.reference
+        other = Potential(self.backbone, self.bias_of(name), self.elements, name)
+        return other.train(self.training)
+
     def add_reference(self, name: str, bias: Bias) -> None:
         """Add a bias to other reference energies, in place of one of the same name.
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ase_biasgrad.bias import Bias
     from ase_biasgrad.composition_fit import Anchors
-    from ase_biasgrad.potential import Potential
 
 METHODS = "auto, mean, median, efwt, least-squares, least-absolute-deviation, huber, ridge"
 Method = Annotated[str, typer.Option(help=METHODS)]
@@ -64,6 +63,8 @@ def fit_bias(
         raise typer.BadParameter(
             "name a checkpoint and a dataset, or a dataset alone with --calculator"
         )
+    if calculator and device != "auto":
+        raise typer.BadParameter("a calculator's device is one of its --calculator-arguments")
     refuse_existing(output, overwrite, files)
     if calculator is None:
         _fit_and_save(files[0], files[1], output, None, method, anchors, frames, device)
@@ -147,6 +148,7 @@ def _fit_and_save(
     device: str,
 ) -> None:
     """Fit the bias of one reference of a checkpoint, its own by default; write all to `output`."""
+    from ase_biasgrad.bias import Bias
     from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
     from ase_biasgrad.cli.potential import chosen_frames, resident_frames
     from ase_biasgrad.data.dataset import Dataset
@@ -158,7 +160,9 @@ def _fit_and_save(
     loaded, dataset = load_checkpoint(checkpoint), Dataset(data)
     chosen = chosen_frames(dataset, frames)
     freeze_energy_shifts(loaded.potential)  # into every bias
-    potential = _by_reference(loaded.potential, reference or loaded.potential.reference)
+    if reference not in (None, loaded.potential.reference):
+        loaded.potential.add_reference(reference, Bias())
+    potential = loaded.potential.of_reference(reference)
     resident = resident_frames(loaded, dataset, chosen, device)
     left = fitted(potential, resident, method, _anchors(anchors))
     potential.bias.fit_report["data"] = data_record(dataset, len(left))
@@ -197,18 +201,6 @@ def _anchors(path: Path | None) -> Anchors | None:
         raise ValueError(
             f'{path}: {error}; write anchors as {{"H": -13.6, "Si2": [-9.1, 0.2]}}'
         ) from error
-
-
-def _by_reference(potential: Potential, reference: str) -> Potential:
-    """The potential with the bias of a reference, which it gets if it has none."""
-    from ase_biasgrad.bias import Bias
-    from ase_biasgrad.potential import Potential
-
-    if reference == potential.reference:
-        return potential
-    potential.add_reference(reference, Bias())
-    bias = potential.bias_of(reference)
-    return Potential(potential.backbone, bias, potential.elements, reference)
 
 
 def _say(bias: Bias, left: np.ndarray) -> None:

@@ -50,6 +50,9 @@ def evaluate(
             "them, or keep them (their errors are flattered)"
         ),
     ] = Seen.refuse,
+    reference: Annotated[
+        str | None, typer.Option(help="reference that the energies are of, by name")
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -72,6 +75,7 @@ def evaluate(
     if report is not None and not overwrite and any(report.glob("*")):
         refuse_existing(report, overwrite)
     loaded = load_checkpoint(checkpoint)
+    potential = loaded.potential.of_reference(reference)
     if data is not None:
         dataset = Dataset(data)
         chosen, known = _unseen(loaded, dataset, chosen_frames(dataset, frames), seen)
@@ -83,7 +87,7 @@ def evaluate(
     if json is not None:
         refuse_own_input(json, [dataset.path])
     resident = resident_frames(loaded, dataset, chosen, device)
-    result = replace(measured(loaded.potential, resident, progress=True), seen=known)
+    result = replace(measured(potential, resident, progress=True), seen=known)
     typer.echo(table(result))
     if json is not None:
         save_json(result, json)
@@ -190,6 +194,9 @@ def info(checkpoint: CheckpointPath) -> None:
     content = {"sha256": loaded.sha256, **loaded.metadata}
     if seen := loaded.training.get("seen"):
         content["training"] = {**loaded.training, "seen": {**seen, "digests": "…"}}
+    if "data" in loaded.training:
+        own = loaded.metadata["references"][loaded.potential.reference]
+        own["fit"].setdefault("data", "the data of the training")
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 

@@ -28,7 +28,8 @@ def labelled(path, calculator, level: str, names=NAMES, noise: float = 0.0):
             atoms.positions += random.normal(0, 0.02, atoms.positions.shape)
             energy = calculator.get_property("energy", atoms) + random.normal(0, noise)
             energy += sum(LEVELS[level][z] for z in atoms.numbers)
-            writer.append(atoms.numbers, atoms.positions, energy=float(energy))
+            forces = calculator.get_property("forces", atoms)
+            writer.append(atoms.numbers, atoms.positions, energy=float(energy), forces=forces)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,7 @@ def test_what_fit_bias_cannot_do_is_said(folder):
     line = ("fit-bias", "--calculator", "magic", "pbe.h5", "-o", "x.json")
     assert "no calculator 'magic'" in biasgrad(folder, *line, code=1)
     line = ("fit-bias", "--calculator", "emt", "pbe.h5", "-o", "x.json")
+    assert "--calculator-arguments" in biasgrad(folder, *line, "--device", "cpu", code=2)
     given = ("--calculator-arguments", "[1]")
     assert "neither JSON" in biasgrad(folder, *line, "--calculator-arguments", "{", code=2)
     assert "must be a JSON object" in biasgrad(folder, *line, *given, code=2)
@@ -138,6 +140,13 @@ def test_references_are_added_listed_and_chosen(folder, tmp_path):
     assert load_checkpoint(tmp_path / "q.safetensors").potential.bias_of("r2scan").fit_report[
         "frames"
     ] == 24  # fmt: skip
+    errors = {}
+    for name in ("default", "r2scan"):
+        line = ("evaluate", "p.safetensors", data, "--reference", name, "--json", f"{name}.json")
+        biasgrad(tmp_path, *line)
+        errors[name] = json.loads((tmp_path / f"{name}.json").read_text())["energy"]["mae"]
+    assert errors["r2scan"] < 0.05
+    assert errors["default"] > 1.0
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.05, seed=0)
     calcs = [
