@@ -1,12 +1,16 @@
 """`biasgrad data qm7` and `biasgrad benchmark qm7` as a user types them."""
 
+import json
+
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from ase_biasgrad.cli import app
 from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.metrics import EV_TO_KCAL_MOL
 
 
 def biasgrad(*arguments, code: int = 0) -> str:
@@ -56,6 +60,24 @@ def test_runs_add_up_to_one_table(data, tmp_path):
     assert maes[1] < 2 < 100 < maes[0]
     assert "<svg" in (out / "learning_curves.svg").read_text()
     assert len(list(out.glob("*.json"))) == 5 + 4 + 4
+
+
+@pytest.mark.parametrize("row", ["dense-standardised", "dense-sorted", "bias+schnet"])
+def test_the_network_that_is_kept_has_the_errors_of_its_row(data, tmp_path, row):
+    biasgrad(
+        "benchmark", "qm7", data, "-o", tmp_path, "--row", row, "--fold", 0, "--minutes", 0.02,
+        "--device", "cpu",
+    )  # fmt: skip
+    frames = [frame for frame in Dataset(data) if frame.labels["fold"] == 0]
+    write(tmp_path / "test.extxyz", [frame.atoms() for frame in frames])
+    (network,) = tmp_path.glob("*.safetensors")
+    predict = (network, tmp_path / "test.extxyz", "-o", tmp_path / "p.extxyz", "--device", "cpu")
+    biasgrad("predict", *predict)
+    found = [atoms.info["predicted_energy"] for atoms in read(tmp_path / "p.extxyz", ":")]
+    mae = np.abs(np.array(found) - [frame.energy for frame in frames]).mean() * EV_TO_KCAL_MOL
+    (result,) = tmp_path.glob("*.json")
+    assert mae == pytest.approx(json.loads(result.read_text())["figures"]["mae"], rel=1e-3)
+    assert not list(tmp_path.glob("*.state"))
 
 
 def test_more_folds_than_there_are(data, tmp_path):

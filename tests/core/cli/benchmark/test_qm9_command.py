@@ -2,6 +2,7 @@
 
 import numpy as np
 from ase.build import molecule
+from ase.io import read, write
 from helpers import biasgrad
 
 NAMES = ("CH4", "H2O", "NH3", "CH3OH", "CH3CH2OH", "C6H6", "HCN", "H2CO", "C2H2", "C2H4", "CH3CN")
@@ -26,6 +27,11 @@ def test_from_an_extract_to_the_table(tmp_path):
     said = biasgrad(tmp_path, "benchmark", "qm9", "q.h5", "--property", "mu", *training)
     row = next(line for line in said.splitlines() if line.startswith("| mu (D)"))
     assert "| 0.051 | 6 | 2 |" in row
+    (network,) = (tmp_path / "qm9").glob("*.safetensors")
+    write(tmp_path / "a.extxyz", molecules)
+    said = biasgrad(tmp_path, "predict", network, "a.extxyz", "-o", "p.extxyz")
+    assert "11 frames with predicted_mu" in said
+    assert np.ptp([atoms.info["predicted_mu"] for atoms in read(tmp_path / "p.extxyz", ":")]) > 0
     caches = {path: path.stat().st_mtime_ns for path in (tmp_path / "qm9").glob("*.h5")}
     assert len(caches) == 3
     again = biasgrad(tmp_path, "benchmark", "qm9", "q.h5", "--property", "mu", *training)
