@@ -11,6 +11,7 @@ means around every sum of energies per element. Frames and compositions count as
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy as np
 from ase_biasgrad import bias_fits
 
 PRIOR_FRAMES = 4  # weight of the pooled noise beside a composition's own k − 1 degrees of freedom
+CALIBRATED_FROM = 60  # compositions; of fewer, a quantile of 95 % is one of the last or none
+OUTLIER = 5.0  # robust scales from which on a residual of a robust fit counts as wrong
 UNDETERMINED = 1e-6  # 1 − leverage of a composition that alone determines a direction
 
 
@@ -110,8 +113,8 @@ def element_errors(
     G = (XᵀWX)⁻¹XᵀW and leverages h = diag(XG), the covariance is G V Gᵀ with
     V = misfit² + noise²/frames. A composition that is left out of the fit is e/(1 − h) off it.
     misfit² is the mean over compositions (each counts once, those of h = 1 not at all) of
-    e²/(1 − h) − noise²/frames, zero if negative. Composition k of the fit has the variance
-    (G V Gᵀ)_kk + (1 − 2h) misfit², as the fit has seen its misfit.
+    e²/(1 − h) − noise²/frames, zero if negative, and then as in `calibrated_misfit2`. Composition k
+    of the fit has the variance (G V Gᵀ)_kk + (1 − 2h) misfit², as the fit has seen its misfit.
 
     Parameters
     ----------
@@ -131,21 +134,24 @@ def element_errors(
     gain = np.linalg.solve(x.T @ (x * rows.frames[:, None]), (x * rows.frames[:, None]).T)
     leverage = np.clip(np.einsum("kr,rk->k", x, gain), 0.0, 1.0)
     judged = 1 - leverage > UNDETERMINED  # the others determine it
-    misfit2 = _misfit2(rows, rows.means - counts @ values, leverage, judged)
+    misfit2 = moment_misfit2(rows, rows.means - counts @ values, leverage, judged)
     spread2 = (
-        misfit2 if effective is None else _misfit2(effective, effective.means, leverage, judged)
+        misfit2
+        if effective is None
+        else moment_misfit2(effective, effective.means, leverage, judged)
     )
     noise2 = rows.of_means if effective is None else effective.of_means
     variances = np.nan_to_num(noise2) + np.nan_to_num(spread2)
     inner = (gain * variances) @ gain.T
     carried = np.einsum("kr,rs,ks->k", x, inner, x)
+    left_out = np.full(len(counts), np.nan)
+    left_out[judged] = (rows.means - counts @ values)[judged] / (1 - leverage[judged])
+    misfit2 = calibrated_misfit2(misfit2, left_out, carried + np.nan_to_num(rows.of_means))
     if np.isfinite(rows.noise):
         own2 = np.maximum(carried + np.nan_to_num(misfit2) * (1 - 2 * leverage), 0.0)
     else:  # frames and compositions cannot be told apart: as if the fit had not seen them
         own2 = carried + misfit2
         inner = inner if np.isfinite(misfit2) else np.full_like(inner, np.nan)
-    left_out = np.full(len(counts), np.nan)
-    left_out[judged] = (rows.means - counts @ values)[judged] / (1 - leverage[judged])
     return FitErrors(
         axes.T @ inner @ axes,
         rows.noise,
@@ -156,12 +162,29 @@ def element_errors(
     )
 
 
-def _misfit2(rows: RowMeans, left: np.ndarray, leverage: np.ndarray, judged: np.ndarray) -> float:
+def moment_misfit2(
+    rows: RowMeans, left: np.ndarray, leverage: np.ndarray, judged: np.ndarray
+) -> float:
     """Variance of the misfit by the method of moments, NaN without compositions to spare."""
     if not judged.any():
         return float("nan")
     parts = left**2 / np.where(judged, 1 - leverage, 1.0) - np.nan_to_num(rows.of_means)
     return max(0.0, float(np.average(parts[judged], weights=1 - leverage[judged])))
+
+
+def calibrated_misfit2(misfit2: float, left_out: np.ndarray, others2: np.ndarray) -> float:
+    """Variance of the misfit, made larger where its intervals miss too many left-out compositions.
+
+    With `CALIBRATED_FROM` compositions or more that the others determine, 95 % of them must lie
+    within 1.96 √(misfit² + others²) of the fit without them (split conformal quantile, Vovk et al.
+    2005), whatever the tails of their distribution. `others2 (k,)` is the rest of the variance.
+    """
+    judged = np.isfinite(left_out)
+    k = int(judged.sum())
+    if k < CALIBRATED_FROM:
+        return misfit2
+    needed = np.sort((left_out[judged] / 1.96) ** 2 - others2[judged])
+    return max(misfit2, float(needed[min(k, math.ceil(0.95 * (k + 1))) - 1]))
 
 
 def composition_errors(
@@ -193,9 +216,23 @@ def median_influence(left: np.ndarray) -> np.ndarray:
     return np.sign(left) / (2 * density)
 
 
-def winsorised(left: np.ndarray, scale: float) -> np.ndarray:
-    """Residuals `(m,)` brought within three scales; all of them where the scale is zero."""
-    return np.clip(left, -3 * scale, 3 * scale) if scale else left
+def without_outliers(left: np.ndarray, row_of: np.ndarray) -> np.ndarray:
+    """Residuals `(m,)` with wrong frames and wrong compositions brought nearer.
+
+    Frames within `OUTLIER` robust scales of the median of their row, and then means of rows
+    within as many of zero. Scales are those of rows of three frames or more, and of all rows.
+    """
+    order = np.lexsort((left, row_of))
+    frames = np.bincount(row_of)
+    first = np.cumsum(frames) - frames
+    pair = left[order][first + (frames - 1) // 2], left[order][first + frames // 2]
+    centre = (0.5 * (pair[0] + pair[1]))[row_of]
+    inner = (left - centre)[frames[row_of] >= 3]
+    reach = OUTLIER * bias_fits.robust_scale(inner) if len(inner) else np.inf
+    near = centre + np.clip(left - centre, -reach, reach)
+    means = np.bincount(row_of, weights=near) / frames
+    reach = OUTLIER * bias_fits.robust_scale(means) or np.inf
+    return near + (np.clip(means, -reach, reach) - means)[row_of]
 
 
 def unit_energy(

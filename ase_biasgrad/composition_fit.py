@@ -209,11 +209,10 @@ def _by_element(
         choices = {"scale": scale}
     else:
         values = bias_fits.least_absolute_deviation(residuals, rows[row_of]).values
-        scale, choices = bias_fits.robust_scale(residuals - (rows @ values)[row_of]), {}
+        scale, choices = 0.0, {}
     predicted = (rows @ values)[row_of]
     left = residuals - predicted
-    # outliers, which the fit does not follow, count as far as its typical frames go
-    typical = bias_errors.row_means(predicted + bias_errors.winsorised(left, scale), row_of)
+    typical = bias_errors.row_means(predicted + bias_errors.without_outliers(left, row_of), row_of)
     influence = (
         bias_fits.huber_influence(left, scale)
         if method == "huber"
@@ -235,29 +234,48 @@ def _ridge(
     Compositions weigh by the variances that ordinary least squares shows. Where it shows none, the
     data stands as it is.
     """
-    variances = np.nan_to_num(means.of_means) + np.nan_to_num(errors.misfit) ** 2
-    variances = np.maximum(variances, 1e-12 + 1e-6 * variances.max())
-    if prior is not None:
-        counts, energies, deviations = prior
-        fit = bias_fits.ridge(means.means, rows, variances, counts, energies, deviations)
-        choices = {}
-    else:
-        axes, judged = bias_fits.row_space(rows), np.isfinite(errors.left_out)
-        none, one = np.zeros(len(axes)), np.ones(len(axes))
-        trials = [
-            (bias_fits.ridge(means.means, rows, variances, axes, none, width * one), float(width))
-            for width in np.geomspace(1e6, 1e-3, 55)
-        ]
-        scores = [float(np.sum(trial.left_out[judged] ** 2)) for trial, _ in trials]
-        # the widest as good as any: without compositions to spare, as least squares
-        best = next(k for k, score in enumerate(scores) if score <= min(scores) * (1 + 1e-6))
-        fit, width = trials[best]
-        choices = {"width": width}
-    misfit2 = np.nan_to_num(errors.misfit) ** 2
+    judged = np.isfinite(errors.left_out)
+    misfit2, noise2 = np.nan_to_num(errors.misfit) ** 2, np.nan_to_num(means.of_means)
+    choices: dict[str, float] = {}
+    for _ in range(3):  # the misfit weighs compositions, and these weights show another misfit
+        variances = noise2 + misfit2
+        variances = np.maximum(variances, 1e-12 + 1e-6 * variances.max())
+        if prior is None:
+            fit, choices["width"] = _shrunk(rows, means.means, variances, judged)
+        else:
+            fit = bias_fits.ridge(means.means, rows, variances, *prior)
+        if judged.any():
+            left, leverage = means.means - rows @ fit.values, np.minimum(fit.leverage, 1.0)
+            misfit2 = bias_errors.moment_misfit2(means, left, leverage, judged)
     carried = np.einsum("ke,ef,kf->k", rows, fit.covariance, rows)
+    told = np.where(judged, fit.left_out, np.nan)
+    misfit2 = bias_errors.calibrated_misfit2(misfit2, told, carried + noise2)
     own = np.sqrt(np.maximum(carried + misfit2 * (1 - 2 * fit.leverage), 0.0))
-    found = FitErrors(fit.covariance, errors.noise, errors.misfit, errors.spare, own, fit.left_out)
+    found = FitErrors(
+        fit.covariance,
+        errors.noise,
+        float(np.sqrt(misfit2)) if judged.any() else np.nan,
+        errors.spare,
+        own,
+        fit.left_out,
+    )
     return _Method(fit.values, np.zeros(len(rows)), found, choices)
+
+
+def _shrunk(
+    rows: np.ndarray, means: np.ndarray, variances: np.ndarray, judged: np.ndarray
+) -> tuple[bias_fits.RidgeFit, float]:
+    """Ridge toward zero, and its width in eV: the widest as good as any for left-out rows.
+
+    Only those that others determine are `judged`; without them it is least squares.
+    """
+    axes = bias_fits.row_space(rows)
+    none, one = np.zeros(len(axes)), np.ones(len(axes))
+    widths = np.geomspace(1e6, 1e-3, 55)
+    trials = [bias_fits.ridge(means, rows, variances, axes, none, w * one) for w in widths]
+    scores = [float(np.sum(trial.left_out[judged] ** 2)) for trial in trials]
+    best = next(k for k, score in enumerate(scores) if score <= min(scores) * (1 + 1e-6))
+    return trials[best], float(widths[best])
 
 
 def _by_composition(

@@ -7,7 +7,9 @@ import ase.io
 import numpy as np
 import pytest
 from ase import units
+from ase.build import molecule
 from ase.calculators.emt import EMT
+from ase.collections import g2
 from conftest import ethanol, run_script, small_potential
 
 from ase_biasgrad.checkpoint import save_checkpoint
@@ -17,6 +19,7 @@ KCAL = units.kcal / units.mol
 LEARNS = ("--features", "8", "--epochs", "1")
 ARGUMENTS = {
     "accuracy_per_second.py": ("train.npz", "test.npz", "painn:features=8", "--seconds", "2"),
+    "bias_intervals.py": ("--qm7", "qm7.npz", "--every", "3", "--frames", "2000"),
     "graph_forces.py": (
         "train.extxyz", "test.extxyz", *LEARNS, "--models", "schnet:forces", "atomgraph:energies",
     ),
@@ -30,6 +33,7 @@ ARGUMENTS = {
 }  # fmt: skip
 SAYS = {
     "accuracy_per_second.py": r"\| painn:features=8 \| \d+ \| 2 \| \d+( \| \d+\.\d\d){2} \|",
+    "bias_intervals.py": r"\| GFN2-xTB \| huber( \| [\d.]+){5} \|",
     "graph_forces.py": r"\| atomgraph \| energies \(\d+ s of CPU time\) \| \d+\.\d \|",
     "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
     "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
@@ -57,6 +61,16 @@ def folder(tmp_path_factory) -> Path:
             F=np.array([atoms.get_forces() for atoms in chosen]) / KCAL,
         )
         ase.io.write(folder / f"{name}.extxyz", chosen[:60])
+    molecules = [m for m in map(molecule, g2.names) if set(m.numbers) <= {1, 6, 7, 8}]
+    places = np.arange(max(map(len, molecules)))
+    np.savez(
+        folder / "qm7.npz",
+        Z=np.array(
+            [np.where(places < len(m), np.resize(m.numbers, len(places)), 0) for m in molecules]
+        ),
+        R=np.array([np.resize(m.positions, (len(places), 3)) for m in molecules]),
+        T=np.array([-80.0 * len(m) + 10 * (k % 7) for k, m in enumerate(molecules)]),
+    )
     save_checkpoint(folder / "small.safetensors", small_potential("painn"))
     return folder
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.training.run import TrainingResult, resume, train
     from ase_biasgrad.training.stages.bias import fit_bias
     from ase_biasgrad.training.stages.calculator_bias import CalculatorFit, fit_calculator_bias
+    from ase_biasgrad.training.stages.levels import fit_bias_by_level
 
 __all__ = [
     "CalculatorFit",
@@ -27,6 +28,7 @@ __all__ = [
     "config_from",
     "evaluate",
     "fit_bias",
+    "fit_bias_by_level",
     "fit_calculator_bias",
     "fit_energies",
     "load_config",
@@ -50,6 +52,7 @@ __getattr__ = lazy_names(
         "config_from": "ase_biasgrad.training.config",
         "evaluate": "ase_biasgrad.training.evaluation.evaluate",
         "fit_bias": "ase_biasgrad.training.stages.bias",
+        "fit_bias_by_level": "ase_biasgrad.training.stages.levels",
         "fit_calculator_bias": "ase_biasgrad.training.stages.calculator_bias",
         "fit_energies": "ase_biasgrad.training.benchmarks.qm7.energy_stage",
         "load_config": "ase_biasgrad.training.config",
