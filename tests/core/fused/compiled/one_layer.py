@@ -7,7 +7,6 @@ Variables are given and read as arrays `(n, parts, components, features)`; in pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.fused.compiled.dense import Embedding
-from ase_biasgrad.fused.compiled.execute import execute, numbers_needed
+from ase_biasgrad.fused.compiled.execute import execute
 from ase_biasgrad.fused.compiled.operations import Edges, Operation
 from ase_biasgrad.fused.compiled.program import Compiled, Program, Variable
 from ase_biasgrad.numerics.matrix_product import padded
@@ -23,7 +22,8 @@ from ase_biasgrad.numerics.simd import WIDTH
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
 
 N, KNOTS = 7, 15  # atoms, coefficients of a spline
-RUNS = ((64, 1), (3, 1), (2, 3))  # atoms of a chunk, blocks
+CHUNKS = (N, 3, 1)  # atoms
+BLOCKS = (1, 2, 3)
 TOLERANCES = {np.float64: 1e-12, np.float32: 1e-5}  # of the largest number
 
 
@@ -73,28 +73,28 @@ class RandomEdges:
         out = messages.new_zeros((N, *messages.shape[1:]))
         return out.index_add(0, torch.from_numpy(self.centre), messages)
 
-    def compiled(self, numbers: np.ndarray, dtype: Any) -> PlacedEdges:
+    def placed(self, numbers: np.ndarray, dtype: Any, chunk: int) -> PlacedEdges:
         """The same as programs take them."""
         distances, unit = self.distances.detach().numpy(), self.unit.detach().numpy()
-        return placed_edges(numbers, self.centre, self.neighbour, distances, unit, dtype)
+        return placed_edges(numbers, self.centre, self.neighbour, distances, unit, dtype, chunk)
 
 
 class PlacedEdges(NamedTuple):
-    """Edges of a program, and the places of those that they were made of."""
+    """Edges of a program, and the places of the upper ones among them."""
 
     edges: Edges
-    place: np.ndarray  # (e,)
+    upper: np.ndarray  # (e / 2,)
+    chunk: int
 
     def adjoints(self, edges: Edges) -> np.ndarray:
         """Adjoints `(e / 2, 4)` of the upper edges after a run; all others are untouched."""
-        upper = self.place[: len(self.place) // 2]
-        assert np.isnan(np.delete(edges.adjoints, upper, axis=0)).all()
-        return edges.adjoints[upper]
+        assert np.isnan(np.delete(edges.adjoints, self.upper, axis=0)).all()
+        return edges.adjoints[self.upper]
 
 
 def placed_edges(
     numbers: np.ndarray, centre: np.ndarray, neighbour: np.ndarray, distances: np.ndarray,
-    unit: np.ndarray, dtype: Any,
+    unit: np.ndarray, dtype: Any, chunk: int,
 ) -> PlacedEdges:  # fmt: skip
     """Edges of which the first half is upper, the second half in the same order their reverses.
 
@@ -102,10 +102,16 @@ def placed_edges(
     for more edges.
     """
     n, upper = len(numbers), np.arange(len(centre)) < len(centre) // 2
-    counts, uppers = np.bincount(centre, minlength=n), np.bincount(centre[upper], minlength=n)
-    starts = np.concatenate([[0], np.cumsum(counts + 1 + np.arange(n) % 3)])
-    order, place = np.argsort(2 * centre + ~upper, kind="stable"), np.empty(len(centre), np.int64)
-    place[order] = np.concatenate([starts[i] + np.arange(c) for i, c in enumerate(counts)])
+    inner = (centre // chunk == neighbour // chunk) & (centre != neighbour)
+    kept = np.flatnonzero(upper | ~inner)
+    kinds = np.where(inner, 0, np.where(upper, 1, 2))[kept]
+    counts = np.bincount(3 * centre[kept] + kinds, minlength=3 * n).reshape(n, 3)
+    starts = np.cumsum([0, *(counts.sum(axis=1) + 1 + np.arange(n) % 3)])
+    order, place = np.argsort(3 * centre[kept] + kinds, kind="stable"), np.empty(len(kept), int)
+    ends = starts[:-1, None] + np.cumsum(counts, axis=1)
+    place[order] = np.concatenate(
+        [np.empty(0, int), *(np.arange(*pair) for pair in zip(starts, ends[:, 2], strict=False))]
+    )
     bin = distances.astype(np.int64)
     powers = (distances - bin)[:, None] ** np.arange(N_WEIGHTS)
     weights = np.stack([powers @ polynomials(), powers[:, :-1] @ slope_polynomials()], axis=1)
@@ -113,38 +119,34 @@ def placed_edges(
 
     def placed(values: np.ndarray, fill: float, kind: Any) -> np.ndarray:
         out = np.full((starts[-1], *values.shape[1:]), fill, kind)
-        out[place[: len(values)]] = values
+        out[place] = values[kept]
         return out
 
-    return PlacedEdges(
-        Edges(
-            numbers, starts, starts[:-1] + uppers, starts[:-1] + counts,
-            placed(neighbour, 0, np.int64), placed(bin, 0, np.int64),
-            placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
-            placed(np.zeros((upper.sum(), 4)), np.nan, np.float64), np.full(n, np.nan),
-        ),
-        place,
+    adjoints = np.where(upper[:, None], np.zeros((len(upper), 4)), np.nan)
+    edges = Edges(
+        numbers, starts, *ends.T.copy(), placed(neighbour, 0, np.int64), placed(bin, 0, np.int64),
+        placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
+        placed(adjoints, np.nan, np.float64), np.full(n, np.nan),
     )  # fmt: skip
+    return PlacedEdges(edges, place[upper[kept]], chunk)
 
 
-def no_edges(numbers: np.ndarray, dtype: Any) -> PlacedEdges:
+def no_edges(numbers: np.ndarray, dtype: Any, chunk: int) -> PlacedEdges:
     none = np.empty(0, np.int64)
-    return placed_edges(numbers, none, none, np.empty(0), np.empty((0, 3)), dtype)
+    return placed_edges(numbers, none, none, np.empty(0), np.empty((0, 3)), dtype, chunk)
 
 
-def run(
-    program: Compiled, placed: PlacedEdges, chunk: int, blocks: int
-) -> tuple[np.ndarray, Edges]:
+def run(program: Compiled, placed: PlacedEdges, blocks: int) -> tuple[np.ndarray, Edges]:
     """Memory, NaN before, and edges with adjoints and energies after a run."""
-    program, edges = replace(program, chunk=chunk), placed.edges
+    edges, chunk = placed.edges, placed.chunk
     edges = edges._replace(adjoints=edges.adjoints.copy(), energies=edges.energies.copy())
-    needed = numbers_needed(program, len(edges.numbers), blocks)
+    needed = program.kept * len(edges.numbers) + program.local * chunk * blocks
     memory = np.full(needed, np.nan, program.weights.dtype)
     for stage in np.split(program.segments, len(program.segments)):
         for block in range(blocks):
             execute(
-                block, blocks, program.instructions, stage, program.chunk, program.kept,
-                program.local, memory, program.weights, edges,
+                block, blocks, program.instructions, stage, chunk, program.kept, program.local,
+                memory, program.weights, edges,
             )  # fmt: skip
     return memory, edges
 
@@ -199,7 +201,7 @@ def assert_agrees(
     dtype: Any, edges: RandomEdges | None = None, inactive: Sequence[int] = (),
     shared: Sequence[int] = (), idle: Sequence[int] = (),
 ) -> None:  # fmt: skip
-    """Results and all adjoints are those of autograd, and the same bits in every run.
+    """Results and all adjoints are those of autograd, the same bits in any number of blocks.
 
     Parameters
     ----------
@@ -237,29 +239,30 @@ def assert_agrees(
     gradients = torch.autograd.grad(learnt, leaves, allow_unused=True, materialize_grads=True)
 
     program, numbers = p.finish().as_type(dtype), np.arange(N)
-    places = no_edges(numbers, dtype) if edges is None else edges.compiled(numbers, dtype)
-    memory, after = run(program, places, *RUNS[0])
-    for chunk, blocks in RUNS[1:]:
-        other, again = run(program, places, chunk, blocks)
-        np.testing.assert_array_equal(other[: program.kept * N], memory[: program.kept * N])
-        np.testing.assert_array_equal(again.adjoints, after.adjoints)
 
     def assert_equal(ours: np.ndarray, theirs: Tensor) -> None:
         theirs = theirs.detach().numpy()
         limit = TOLERANCES[dtype] * max(1.0, np.nanmax(np.abs(theirs)))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit)
 
-    def at(variable: Variable, shape: Sequence[int]) -> np.ndarray:
+    def at(memory: np.ndarray, variable: Variable, shape: Sequence[int]) -> np.ndarray:
         flat = memory[variable.start * N :][: variable.width * N]
         return unpacked(flat.reshape(N, -1), shape)
 
-    for copy, result in zip(copies.results, expected, strict=True):
-        assert_equal(at(copy, result.shape), result)
-    for k, (copy, gradient) in enumerate(zip(copies.adjoints, gradients, strict=False)):
-        if k not in inactive:
-            ours = 0 * inputs[k] if copy is None else at(copy, inputs[k].shape)
-            assert_equal(ours, gradient)
-    if edges is not None:
-        adjoints = places.adjoints(after)
-        assert_equal(adjoints[:, 0], gradients[-2])
-        assert_equal(adjoints[:, 1:], gradients[-1])
+    for chunk in CHUNKS:
+        placed = (edges.placed if edges else no_edges)(numbers, dtype, chunk)
+        memory, after = run(program, placed, BLOCKS[0])
+        for blocks in BLOCKS[1:]:
+            other, again = run(program, placed, blocks)
+            np.testing.assert_array_equal(other[: program.kept * N], memory[: program.kept * N])
+            np.testing.assert_array_equal(again.adjoints, after.adjoints)
+        for copy, result in zip(copies.results, expected, strict=True):
+            assert_equal(at(memory, copy, result.shape), result)
+        for k, (copy, gradient) in enumerate(zip(copies.adjoints, gradients, strict=False)):
+            if k not in inactive:
+                ours = at(memory, copy, inputs[k].shape) if copy else np.zeros(inputs[k].shape)
+                assert_equal(ours, gradient)
+        if edges is not None:
+            adjoints = placed.adjoints(after)
+            assert_equal(adjoints[:, 0], gradients[-2])
+            assert_equal(adjoints[:, 1:], gradients[-1])

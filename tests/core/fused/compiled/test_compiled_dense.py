@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from one_layer import RUNS, TOLERANCES, Copies, N, assert_agrees, copied, no_edges, random, run
+from one_layer import CHUNKS, TOLERANCES, Copies, N, assert_agrees, copied, no_edges, random, run
 from torch.nn import functional as F
 
 from ase_biasgrad.fused.compiled.dense import (
@@ -30,8 +30,8 @@ def test_embedding(dtype, width):
     assert not y.active
     copies.results = [copied(p, y)]
     program = p.finish().as_type(dtype)
-    for chunk, blocks in RUNS:
-        memory, _ = run(program, no_edges(numbers, dtype), chunk, blocks)
+    for chunk in CHUNKS:
+        memory, _ = run(program, no_edges(numbers, dtype, chunk), 2)
         rows = memory[copies.results[0].start * N :][: N * y.width].reshape(N, -1)
         np.testing.assert_array_equal(rows[:, :width], table[numbers].astype(dtype))
         assert (rows[:, width:] == 0).all()
@@ -138,8 +138,8 @@ def test_energies(dtype, width):
     variable = copies.input(p, widened(x, (1, width)), True)
     Energies(p, variable, widened(weight, (1, width)), 0.25)
     program = p.finish().as_type(dtype)
-    for chunk, blocks in RUNS:
-        memory, edges = run(program, no_edges(np.arange(N), dtype), chunk, blocks)
+    for chunk in CHUNKS:
+        memory, edges = run(program, no_edges(np.arange(N), dtype, chunk), 2)
         np.testing.assert_allclose(edges.energies, x @ weight + 0.25, atol=20 * TOLERANCES[dtype])
         adjoint = memory[copies.adjoints[0].start * N :][: N * variable.width].reshape(N, -1)
         expected = np.tile(widened(weight, (1, width)), (N, 1)).astype(dtype)

@@ -4,16 +4,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_biasgrad.fused.compiled.execute import numbers_needed
-from ase_biasgrad.fused.compiled.operations import Place, locate
-from ase_biasgrad.fused.compiled.program import (
-    CHUNK_NUMBERS,
-    LARGEST_CHUNK,
-    SMALLEST_CHUNK,
-    Compiled,
-    Program,
-    widened,
+from ase_biasgrad.fused.compiled.execute import (
+    CHUNKS,
+    LARGEST,
+    SMALLEST,
+    atoms_at_once,
+    numbers_needed,
 )
+from ase_biasgrad.fused.compiled.operations import Place, locate
+from ase_biasgrad.fused.compiled.program import Compiled, Program, widened
 from ase_biasgrad.numerics.matrix_product import packed
 
 WIDTHS = (8, 16, 32, 80)
@@ -41,11 +40,11 @@ def executed(compiled: Compiled, n: int, chunk: int, blocks: int):
     """Steps in the order in which they run, each with its atoms."""
     for first, last in compiled.segments:
         for block in range(blocks):
-            start, end = n * block // blocks, n * (block + 1) // blocks
             local = compiled.kept * n + compiled.local * chunk * block
-            for atom in range(start, end, chunk):
+            starts = range(0, n, chunk)
+            for atom in starts[block * len(starts) // blocks : (block + 1) * len(starts) // blocks]:
                 for step in range(first, last):
-                    yield step, Place(n, atom, min(chunk, end - atom), local, chunk)
+                    yield step, Place(n, atom, min(chunk, n - atom), local, chunk)
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,7 +56,7 @@ def test_no_variable_is_overwritten_while_it_is_used(program, n, chunk, blocks):
     """
     widths, steps = program
     compiled = built(widths, steps)
-    memory = np.full(numbers_needed(compiled, n, blocks), -1)
+    memory = np.full(compiled.kept * n + compiled.local * chunk * blocks, -1)
     segment = np.cumsum([begins for begins, _ in steps])
     users = [[s for s, (_, used) in enumerate(steps) if k in used] for k in range(len(widths))]
     for s, place in executed(compiled, n, chunk, blocks):
@@ -86,9 +85,13 @@ def test_variables_share_room_when_they_live_at_different_times():
     assert (compiled.kept, compiled.local) == (32, 16)
 
 
-def test_chunks_fit_into_the_cache():
-    chunks = [built([width], [(False, [0])]).chunk for width in (16, CHUNK_NUMBERS // 64, 10**6)]
-    assert chunks == [LARGEST_CHUNK, 64, SMALLEST_CHUNK]
+def test_chunks_hold_all_atoms_of_a_molecule_and_a_share_of_many():
+    assert [atoms_at_once(n) for n in (1, 21, SMALLEST - 1)] == [1, 21, SMALLEST - 1]
+    assert atoms_at_once(SMALLEST) == atoms_at_once(CHUNKS * SMALLEST) == SMALLEST
+    assert atoms_at_once(1000) == 125
+    assert atoms_at_once(10**6) == LARGEST
+    compiled = built([16, 32], [(False, [0, 1]), (True, [1])])
+    assert numbers_needed(compiled, 1000, 3) == 32 * 1000 + 16 * 125 * 3
 
 
 def test_widened_arrays_have_whole_panels():
