@@ -18,6 +18,7 @@ from ase_biasgrad.calculators.engines.cpu.arrangement import (
     z_order,
 )
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
+from ase_biasgrad.fused.compiled.execute import atoms_at_once
 from ase_biasgrad.neighbours import Edges, neighbour_list
 
 
@@ -62,13 +63,23 @@ def centres(candidates: Candidates) -> np.ndarray:
     return np.repeat(np.arange(len(candidates.middles)), np.diff(candidates.starts))
 
 
-def assert_mirrored(candidates: Candidates) -> None:
-    """Upper edges come first; each lower edge is the reverse of one."""
-    i, j, s = centres(candidates), candidates.neighbour, candidates.shift
-    upper = np.arange(len(i)) < candidates.middles[i]
-    assert 2 * upper.sum() == len(upper)
-    reverses = as_set(j[~upper], i[~upper], -s[~upper])
-    assert as_set(i[upper], j[upper], s[upper]) == reverses
+def with_mirrors(candidates: Candidates) -> set[tuple[int, ...]]:
+    """All directed edges, of which those within a chunk are there once.
+
+    Inner edges come first, then other upper ones, then the lower ones.
+    """
+    n, i, j, s = len(candidates.middles), centres(candidates), *candidates[3:]
+    place = np.arange(len(i))
+    inner, upper = place < candidates.inners[i], place < candidates.middles[i]
+    chunk = atoms_at_once(n)
+    np.testing.assert_array_equal(inner, (i // chunk == j // chunk) & (i != j))
+    lower = as_set(i[~upper], j[~upper], s[~upper])
+    outer = upper & ~inner
+    assert lower == as_set(j[outer], i[outer], -s[outer])
+    mirrors = as_set(j[upper], i[upper], -s[upper])
+    directed = as_set(i[upper], j[upper], s[upper])
+    assert not directed & mirrors
+    return directed | mirrors
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)])
@@ -77,10 +88,11 @@ def test_edges_are_those_of_the_structure(pbc):
     arranged, edges, order = SortedEdges(3.0, 0.5).search(structure)
     np.testing.assert_array_equal(arranged.positions, structure.positions[order])
     np.testing.assert_array_equal(arranged.numbers, structure.numbers[order])
-    found = as_set(order[centres(edges)], order[edges.neighbour], edges.shift)
+    found = {(order[i], order[j], *s) for i, j, *s in with_mirrors(edges)}
     exact = neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5)
     assert found == as_set(exact.centre, exact.neighbour, exact.shift)
-    assert_mirrored(edges)
+    assert (edges.inners > edges.starts[:-1]).sum() > 20
+    assert (edges.middles > edges.inners).sum() > 20
 
 
 def test_edges_of_several_structures_as_those_of_one():
@@ -92,9 +104,8 @@ def test_edges_of_several_structures_as_those_of_one():
     ]
     lists = [neighbour_list(s.positions, s.cell, s.pbc, 4.0) for s in structures]
     edges = by_centre(lists, [len(s.numbers) for s in structures])
-    assert_mirrored(edges)
     assert len(edges.middles) == 41
-    found, expected = as_set(centres(edges), edges.neighbour, edges.shift), set()
+    found, expected = with_mirrors(edges), set()
     for edges, first in zip(lists, (0, 1, 31, 32), strict=True):
         expected |= as_set(edges.centre + first, edges.neighbour + first, edges.shift)
     assert found == expected
@@ -107,7 +118,7 @@ def test_atoms_without_edges():
     none = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 3), np.int64))
     edges = by_centre([none], [2])
     assert edges.starts.tolist() == [0, 0, 0]
-    assert edges.middles.tolist() == [0, 0]
+    assert edges.inners.tolist() == edges.middles.tolist() == [0, 0]
     assert len(SortedEdges(3.0, 0.5).search(far).structure.numbers) == 2
 
 
