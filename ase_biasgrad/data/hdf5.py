@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 
 # HDF5 has checksums for chunks alone; Fletcher's takes 0x0000 and 0xFFFF for the same, zlib's not
 CHECKED = {"fletcher32": True, "compression": "gzip", "compression_opts": 0}
+
+HEAP = b"GCOL\x01\0\0\0"  # a collection of texts begins so
 
 
 def new_file(path: Path, **options: Any) -> h5py.File:
@@ -33,3 +37,41 @@ def get_text(file: h5py.File, name: str) -> str:
     """A text attribute of either kind; `KeyError` if there is none."""
     text = file.attrs[name]
     return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def check_heaps(path: Path) -> None:
+    """Refuse a file of others whose texts would make HDF5 go on for ever.
+
+    Texts of variable length lie in collections of objects, each a header of 16 bytes (index,
+    references, size) and its content; a free object of size 0 has no end.
+
+    Raises
+    ------
+    ValueError
+        Saying where the collection is.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(HEAP)
+            while start >= 0:
+                if not _is_sound(content, start):
+                    raise ValueError(f"the collection of texts at byte {start} is damaged")
+                start = content.find(HEAP, start + len(HEAP))
+
+
+def _is_sound(content: mmap.mmap, start: int) -> bool:
+    if start + 16 > len(content):
+        return False
+    (size,) = struct.unpack_from("<Q", content, start + 8)
+    place, end = start + 16, start + size
+    if end > len(content):
+        return False
+    while place + 16 <= end:
+        index, length = struct.unpack_from("<H6xQ", content, place)
+        step = length if index == 0 else 16 + -(-length // 8) * 8
+        if step == 0 or place + step > end:
+            return False
+        place += step
+    return True

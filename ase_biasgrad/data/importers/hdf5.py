@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError, atomic_numbers
+from ase_biasgrad.data.hdf5 import check_heaps
 from ase_biasgrad.data.importers.blocks import Block, import_blocks
 from ase_biasgrad.data.importers.labels import charge_state, choose
 from ase_biasgrad.data.importers.options import ImportOptions, units_of
@@ -59,6 +60,7 @@ def import_hdf5(
         On a file of none of the known layouts, a damaged one, or values that cannot be used.
     """
     with _named(path):
+        check_heaps(path)
         file = h5py.File(path, "r")
     with file:
         with _named(path):

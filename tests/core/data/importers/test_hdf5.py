@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.units import Bohr, Hartree
+from mutations import mutants, outcomes
 
 from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.hdf5 import HEAP
 from ase_biasgrad.data.importers import ImportOptions, import_files
 
 RANDOM = np.random.default_rng(0)
@@ -309,3 +311,42 @@ def test_our_own_files_and_what_is_no_hdf5_go_their_ways(tmp_path):
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(DataError, match=r"text\.h5: no HDF5 file of ANI-1x"):
         import_files([tmp_path / "text.h5"], tmp_path / "z.h5")
+
+
+WRITERS = {
+    "ani.hdf5": lambda path: write_ani(path, 3),
+    "spice.hdf5": write_spice,
+    "mace.hdf5": lambda path: write_mace(path, [copper_configuration() for _ in range(4)]),
+}
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", WRITERS)
+def test_mutated_files_are_refused_or_give_a_dataset(tmp_path, name, count):
+    WRITERS[name](tmp_path / name)
+
+    def judge(path: Path) -> str:
+        output = path.with_suffix(".h5")
+        output.unlink(missing_ok=True)
+        import_files([path], output, ImportOptions(accept=True), progress=False)
+        return "a dataset"
+
+    content = (tmp_path / name).read_bytes()
+    said = outcomes(mutants(content, count, 1), tmp_path / name, judge)
+    assert said["refused"] > 0.3 * count
+
+
+@pytest.mark.parametrize("length", [0, 2**40, 2**63])
+def test_texts_that_would_make_hdf5_go_on_for_ever_are_refused(tmp_path, length):
+    write_spice(tmp_path / "x.hdf5")
+    content = bytearray((tmp_path / "x.hdf5").read_bytes())
+    first = content.index(HEAP) + 16
+    content[first : first + 16] = bytes(8) + length.to_bytes(8, "little")  # a free object
+
+    def judge(path: Path) -> str:
+        with pytest.raises(DataError, match=r"the collection of texts at byte .* is damaged") as no:
+            import_files([path], tmp_path / "y.h5")
+        raise no.value
+
+    cases = [("free", bytes(content))]
+    assert outcomes(cases, tmp_path / "x.hdf5", judge) == {"refused": 1}
