@@ -47,7 +47,7 @@ from ase_biasgrad.fused.compiled.vectors import (
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 
-CHUNKS, SMALLEST, LARGEST = 8, 54, 192
+CHUNKS, SMALLEST, LARGEST = 4, 54, 256
 EMBED = int(Operation.EMBED)
 LINEAR = int(Operation.LINEAR)
 ACTIVATE = int(Operation.ACTIVATE)

@@ -31,6 +31,8 @@ from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 from ase_biasgrad.numerics.splines import N_WEIGHTS
 
+TILE = 32  # atoms whose edges stay in the cache for all features
+
 
 def blocked(coefficients: np.ndarray, block: int = WIDTH) -> np.ndarray:
     """Coefficients `(knots, parts, features)` as `(features / block, knots, parts, block)`."""
@@ -65,7 +67,6 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
     y, step, zero = locate(row, 1, place), row[2] // 9, splat(memory.dtype.type(0))
     centres, neighbours = row[3], row[4]
     for f in range(0, step, WIDTH):
-        table = row[5] + f * 3 * row[6]
         for a in range(place.count):
             o = edges.numbers[place.first + a] * step + f
             own = load(weights, row[7] + f) * (
@@ -73,35 +74,38 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
             )
             to = y + a * row[2] + 9 * f
             store_components(memory, to, (own, zero, zero, zero, zero, zero, zero, zero, zero))
-        for a in range(place.count):
-            i = place.first + a
-            o, to = edges.numbers[i] * step + f, y + a * row[2] + 9 * f
-            centre, sender = load(weights, centres + o), load(weights, neighbours + o)
-            received = components(memory, to)
-            for e in range(edges.starts[i], edges.ends[i]):
-                j = edges.neighbour[e]
-                o = edges.numbers[j] * step + f
-                w0, w1, w2 = _three_filters(weights, table, edges, e)
-                t = _splat_tensor(edges.unit, e, memory)
-                t0, t1, t2, t3, t4, t5, t6, t7, t8 = t
-                tensor = (
-                    t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2, t5 * w2, t6 * w2, t7 * w2, t8 * w2
-                )  # fmt: skip
-                sent = centre + load(weights, neighbours + o)
-                received = plus(received, times(sent, tensor))
-                if e < edges.inners[i]:
-                    back, r = (
-                        sender + load(weights, centres + o),
-                        y + (j - place.first) * row[2] + 9 * f,
-                    )
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = times(back, tensor)
-                    b0, b1, b2, b3, b4, b5, b6, b7, b8 = components(memory, r)
-                    store_components(
-                        memory, r,
-                        (b0 + t0, b1 - t1, b2 - t2, b3 - t3, b4 + t4, b5 + t5, b6 + t6, b7 + t7,
-                         b8 + t8),
+    for begin in range(0, place.count, TILE):
+        for f in range(0, step, WIDTH):
+            table = row[5] + f * 3 * row[6]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i = place.first + a
+                o, to = edges.numbers[i] * step + f, y + a * row[2] + 9 * f
+                centre, sender = load(weights, centres + o), load(weights, neighbours + o)
+                received = components(memory, to)
+                for e in range(edges.starts[i], edges.ends[i]):
+                    j = edges.neighbour[e]
+                    o = edges.numbers[j] * step + f
+                    w0, w1, w2 = _three_filters(weights, table, edges, e)
+                    t = _splat_tensor(edges.unit, e, memory)
+                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = t
+                    tensor = (
+                        t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2, t5 * w2, t6 * w2, t7 * w2, t8 * w2
                     )  # fmt: skip
-            store_components(memory, to, received)
+                    sent = centre + load(weights, neighbours + o)
+                    received = plus(received, times(sent, tensor))
+                    if e < edges.inners[i]:
+                        back, r = (
+                            sender + load(weights, centres + o),
+                            y + (j - place.first) * row[2] + 9 * f,
+                        )
+                        t0, t1, t2, t3, t4, t5, t6, t7, t8 = times(back, tensor)
+                        b0, b1, b2, b3, b4, b5, b6, b7, b8 = components(memory, r)
+                        store_components(
+                            memory, r,
+                            (b0 + t0, b1 - t1, b2 - t2, b3 - t3, b4 + t4, b5 + t5, b6 + t6, b7 + t7,
+                             b8 + t8),
+                        )  # fmt: skip
+                store_components(memory, to, received)
 
 
 @compiled()
@@ -187,23 +191,29 @@ class TensorCFConv:
 def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, step = row[1] * place.n, locate(row, 3, place), row[2] // 9
     for f in range(0, step, WIDTH):
-        table, own = row[5] + f * 3 * row[6], three(weights, row[7] + f, step)
+        own = three(weights, row[7] + f, step)
         for a in range(place.count):
             mine = components(memory, x + (place.first + a) * row[2] + 9 * f)
             store_components(memory, y + a * row[2] + 9 * f, by_part(own, mine))
-        for a in range(place.count):
-            i, to = place.first + a, y + a * row[2] + 9 * f
-            mine, received = components(memory, x + i * row[2] + 9 * f), components(memory, to)
-            for e in range(edges.starts[i], edges.inners[i]):
-                w, j = _three_filters(weights, table, edges, e), edges.neighbour[e]
-                sent, r = components(memory, x + j * row[2] + 9 * f), y + (j - place.first) * row[2]
-                received = plus(received, by_part(w, sent))
-                _add_components(memory, r + 9 * f, by_part(w, mine))
-            for e in range(edges.inners[i], edges.ends[i]):
-                w = _three_filters(weights, table, edges, e)
-                sent = components(memory, x + edges.neighbour[e] * row[2] + 9 * f)
-                received = plus(received, by_part(w, sent))
-            store_components(memory, to, received)
+    for begin in range(0, place.count, TILE):
+        for f in range(0, step, WIDTH):
+            table = row[5] + f * 3 * row[6]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i, to = place.first + a, y + a * row[2] + 9 * f
+                mine, received = components(memory, x + i * row[2] + 9 * f), components(memory, to)
+                for e in range(edges.starts[i], edges.inners[i]):
+                    w, j = _three_filters(weights, table, edges, e), edges.neighbour[e]
+                    sent, r = (
+                        components(memory, x + j * row[2] + 9 * f),
+                        y + (j - place.first) * row[2],
+                    )
+                    received = plus(received, by_part(w, sent))
+                    _add_components(memory, r + 9 * f, by_part(w, mine))
+                for e in range(edges.inners[i], edges.ends[i]):
+                    w = _three_filters(weights, table, edges, e)
+                    sent = components(memory, x + edges.neighbour[e] * row[2] + 9 * f)
+                    received = plus(received, by_part(w, sent))
+                store_components(memory, to, received)
 
 
 @compiled()
@@ -213,34 +223,37 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * WIDTH, memory.dtype)
     for f in range(0, step, WIDTH):
-        table, own = row[7] + f * 3 * row[8], three(weights, row[9] + f, step)
+        own = three(weights, row[9] + f, step)
         for a in range(place.count):
             mine = by_part(own, components(memory, g + (place.first + a) * row[2] + 9 * f))
             to = out + a * row[2] + 9 * f
             if row[10]:
                 mine = plus(mine, components(memory, to))
             store_components(memory, to, mine)
-        for a in range(place.count):
-            i, to = place.first + a, out + a * row[2] + 9 * f
-            gi, received = components(memory, g + i * row[2] + 9 * f), components(memory, to)
-            xi = x + i * row[2] + 9 * f
-            for e in range(edges.starts[i], edges.middles[i]):
-                w, (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                j, k = edges.neighbour[e], (e - first) * WIDTH
-                gj = components(memory, g + j * row[2] + 9 * f)
-                received = plus(received, by_part(w, gj))
-                d0, d1, d2 = dots(gi, components(memory, x + j * row[2] + 9 * f))
-                b0, b1, b2 = dots(gj, components(memory, xi))
-                slope = s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
-                store(sums, k, load(sums, k) + slope)
-                if e < edges.inners[i]:
-                    r = out + (j - place.first) * row[2] + 9 * f
-                    _add_components(memory, r, by_part(w, gi))
-            for e in range(edges.middles[i], edges.ends[i]):
-                w = _three_filters(weights, table, edges, e)
-                gj = components(memory, g + edges.neighbour[e] * row[2] + 9 * f)
-                received = plus(received, by_part(w, gj))
-            store_components(memory, to, received)
+    for begin in range(0, place.count, TILE):
+        for f in range(0, step, WIDTH):
+            table = row[7] + f * 3 * row[8]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i, to = place.first + a, out + a * row[2] + 9 * f
+                gi, received = components(memory, g + i * row[2] + 9 * f), components(memory, to)
+                xi = x + i * row[2] + 9 * f
+                for e in range(edges.starts[i], edges.middles[i]):
+                    w, (s0, s1, s2) = _three_jets(weights, table, edges, e)
+                    j, k = edges.neighbour[e], (e - first) * WIDTH
+                    gj = components(memory, g + j * row[2] + 9 * f)
+                    received = plus(received, by_part(w, gj))
+                    d0, d1, d2 = dots(gi, components(memory, x + j * row[2] + 9 * f))
+                    b0, b1, b2 = dots(gj, components(memory, xi))
+                    slope = s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
+                    store(sums, k, load(sums, k) + slope)
+                    if e < edges.inners[i]:
+                        r = out + (j - place.first) * row[2] + 9 * f
+                        _add_components(memory, r, by_part(w, gi))
+                for e in range(edges.middles[i], edges.ends[i]):
+                    w = _three_filters(weights, table, edges, e)
+                    gj = components(memory, g + edges.neighbour[e] * row[2] + 9 * f)
+                    received = plus(received, by_part(w, gj))
+                store_components(memory, to, received)
     _add_sums(sums, 1, place, edges)
 
 
@@ -309,21 +322,26 @@ class CFConv:
 def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, width, zero = row[1] * place.n, locate(row, 3, place), row[2], splat(memory.dtype.type(0))
     for f in range(0, width, 2 * WIDTH):
-        table = row[5] + f * row[6]
         for a in range(place.count):
             store_two(memory, y + a * width + f, (zero, zero))
-        for a in range(place.count):
-            i, to = place.first + a, y + a * width + f
-            mine, received = two(memory, x + i * width + f), two(memory, to)
-            for e in range(edges.starts[i], edges.inners[i]):
-                w, j = _two_filters(weights, table, edges, e), edges.neighbour[e]
-                received = _plus_products(received, w, two(memory, x + j * width + f))
-                r = y + (j - place.first) * width + f
-                store_two(memory, r, _plus_products(two(memory, r), w, mine))
-            for e in range(edges.inners[i], edges.ends[i]):
-                w, o = _two_filters(weights, table, edges, e), x + edges.neighbour[e] * width + f
-                received = _plus_products(received, w, two(memory, o))
-            store_two(memory, to, received)
+    for begin in range(0, place.count, TILE):
+        for f in range(0, width, 2 * WIDTH):
+            table = row[5] + f * row[6]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i, to = place.first + a, y + a * width + f
+                mine, received = two(memory, x + i * width + f), two(memory, to)
+                for e in range(edges.starts[i], edges.inners[i]):
+                    w, j = _two_filters(weights, table, edges, e), edges.neighbour[e]
+                    received = _plus_products(received, w, two(memory, x + j * width + f))
+                    r = y + (j - place.first) * width + f
+                    store_two(memory, r, _plus_products(two(memory, r), w, mine))
+                for e in range(edges.inners[i], edges.ends[i]):
+                    w, o = (
+                        _two_filters(weights, table, edges, e),
+                        x + edges.neighbour[e] * width + f,
+                    )
+                    received = _plus_products(received, w, two(memory, o))
+                store_two(memory, to, received)
 
 
 @compiled()
@@ -334,32 +352,34 @@ def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
     sums, zero = np.zeros((last - first) * WIDTH, memory.dtype), splat(memory.dtype.type(0))
     wanted = row[9] < 2  # atoms have an adjoint
     for f in range(0, width, 2 * WIDTH):
-        table = row[7] + f * row[8]
         if row[9] == 0:
             for a in range(place.count):
                 store_two(memory, out + a * width + f, (zero, zero))
-        for a in range(place.count):
-            i, o, to = place.first + a, (place.first + a) * width + f, out + a * width + f
-            gi, (x0, x1), received = two(memory, g + o), two(memory, x + o), (zero, zero)
-            if wanted:
-                received = two(memory, to)
-            for e in range(edges.starts[i], edges.middles[i]):
-                w, (s0, s1) = _two_jets(weights, table, edges, e)
-                j, k = edges.neighbour[e], (e - first) * WIDTH
-                h, y = two(memory, g + j * width + f), two(memory, x + j * width + f)
-                slope = s0 * (gi[0] * y[0] + h[0] * x0) + s1 * (gi[1] * y[1] + h[1] * x1)
-                store(sums, k, load(sums, k) + slope)
+    for begin in range(0, place.count, TILE):
+        for f in range(0, width, 2 * WIDTH):
+            table = row[7] + f * row[8]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i, o, to = place.first + a, (place.first + a) * width + f, out + a * width + f
+                gi, (x0, x1), received = two(memory, g + o), two(memory, x + o), (zero, zero)
                 if wanted:
-                    received = _plus_products(received, w, h)
-                    if e < edges.inners[i]:
-                        r = out + (j - place.first) * width + f
-                        store_two(memory, r, _plus_products(two(memory, r), w, gi))
-            if wanted:
-                for e in range(edges.middles[i], edges.ends[i]):
-                    w = _two_filters(weights, table, edges, e)
-                    o = g + edges.neighbour[e] * width + f
-                    received = _plus_products(received, w, two(memory, o))
-                store_two(memory, to, received)
+                    received = two(memory, to)
+                for e in range(edges.starts[i], edges.middles[i]):
+                    w, (s0, s1) = _two_jets(weights, table, edges, e)
+                    j, k = edges.neighbour[e], (e - first) * WIDTH
+                    h, y = two(memory, g + j * width + f), two(memory, x + j * width + f)
+                    slope = s0 * (gi[0] * y[0] + h[0] * x0) + s1 * (gi[1] * y[1] + h[1] * x1)
+                    store(sums, k, load(sums, k) + slope)
+                    if wanted:
+                        received = _plus_products(received, w, h)
+                        if e < edges.inners[i]:
+                            r = out + (j - place.first) * width + f
+                            store_two(memory, r, _plus_products(two(memory, r), w, gi))
+                if wanted:
+                    for e in range(edges.middles[i], edges.ends[i]):
+                        w = _two_filters(weights, table, edges, e)
+                        o = g + edges.neighbour[e] * width + f
+                        received = _plus_products(received, w, two(memory, o))
+                    store_two(memory, to, received)
     _add_sums(sums, 1, place, edges)
 
 
@@ -450,37 +470,43 @@ def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
     out_q, out_mu = locate(row, 7, place), locate(row, 9, place)
     width, step, zero = row[8], 3 * row[8], splat(memory.dtype.type(0))
     for f in range(0, width, WIDTH):
-        table = row[11] + f * 3 * row[12]
         for a in range(place.count):
             store(memory, out_q + a * width + f, load(memory, q + a * width + f))
             start = zero, zero, zero
             if row[13]:
                 start = three(memory, mu + (place.first + a) * step + 3 * f, WIDTH)
             _store_three(memory, out_mu + a * step + 3 * f, start)
-        for a in range(place.count):
-            i, to_q, to_mu = place.first + a, out_q + a * width + f, out_mu + a * step + 3 * f
-            o, s = i * step + 3 * f, load(memory, to_q)
-            xi, mi, v = three(memory, x + o, WIDTH), (zero, zero, zero), three(memory, to_mu, WIDTH)
-            if row[13]:
-                mi = three(memory, mu + o, WIDTH)
-            for e in range(edges.starts[i], edges.ends[i]):
-                w0, w1, w2 = _three_filters(weights, table, edges, e)
-                j, u = edges.neighbour[e], _direction(edges, e)
-                o = j * step + 3 * f
-                xj = three(memory, x + o, WIDTH)
-                s, v = s + w0 * xj[0], _plus_scaled(v, w1 * xj[1], u)
+    for begin in range(0, place.count, TILE):
+        for f in range(0, width, WIDTH):
+            table = row[11] + f * 3 * row[12]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i, to_q, to_mu = place.first + a, out_q + a * width + f, out_mu + a * step + 3 * f
+                o, s = i * step + 3 * f, load(memory, to_q)
+                xi, mi, v = (
+                    three(memory, x + o, WIDTH),
+                    (zero, zero, zero),
+                    three(memory, to_mu, WIDTH),
+                )
                 if row[13]:
-                    v = _plus_scaled(v, w2 * xj[2], three(memory, mu + o, WIDTH))
-                if e < edges.inners[i]:
-                    r = out_q + (j - place.first) * width + f
-                    store(memory, r, load(memory, r) + w0 * xi[0])
-                    r = out_mu + (j - place.first) * step + 3 * f
-                    back = _plus_scaled(three(memory, r, WIDTH), zero - w1 * xi[1], u)
+                    mi = three(memory, mu + o, WIDTH)
+                for e in range(edges.starts[i], edges.ends[i]):
+                    w0, w1, w2 = _three_filters(weights, table, edges, e)
+                    j, u = edges.neighbour[e], _direction(edges, e)
+                    o = j * step + 3 * f
+                    xj = three(memory, x + o, WIDTH)
+                    s, v = s + w0 * xj[0], _plus_scaled(v, w1 * xj[1], u)
                     if row[13]:
-                        back = _plus_scaled(back, w2 * xi[2], mi)
-                    _store_three(memory, r, back)
-            store(memory, to_q, s)
-            _store_three(memory, to_mu, v)
+                        v = _plus_scaled(v, w2 * xj[2], three(memory, mu + o, WIDTH))
+                    if e < edges.inners[i]:
+                        r = out_q + (j - place.first) * width + f
+                        store(memory, r, load(memory, r) + w0 * xi[0])
+                        r = out_mu + (j - place.first) * step + 3 * f
+                        back = _plus_scaled(three(memory, r, WIDTH), zero - w1 * xi[1], u)
+                        if row[13]:
+                            back = _plus_scaled(back, w2 * xi[2], mi)
+                        _store_three(memory, r, back)
+                store(memory, to_q, s)
+                _store_three(memory, to_mu, v)
 
 
 @compiled()
@@ -496,57 +522,60 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     first, last = edges.starts[place.first], edges.starts[place.first + place.count]
     sums = np.zeros((last - first) * 4 * WIDTH, memory.dtype)
     for f in range(0, width, WIDTH):
-        table = row[13] + f * 3 * row[14]
         if row[15]:
             for a in range(place.count):  # h and the adjoints of x¹, x², until all edges are done
                 _store_three(memory, out_mu + a * step + 3 * f, (zero, zero, zero))
                 _store_three(memory, out_x + a * step + 3 * f, (zero, zero, zero))
-        for a in range(place.count):
-            i = place.first + a
-            o, here = i * step + 3 * f, a * step + 3 * f
-            gi, xi, bi = (
-                load(memory, gq + i * width + f), three(memory, x + o, WIDTH),
-                three(memory, gmu + o, WIDTH),
-            )  # fmt: skip
-            mi, h, (a1, a2, _) = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
-            if row[15]:
-                mi, h = three(memory, mu + o, WIDTH), three(memory, out_mu + here, WIDTH)
-                a1, a2, _ = three(memory, out_x + here, WIDTH)
-            for e in range(edges.starts[i], edges.middles[i]):
-                (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                j, k, u = edges.neighbour[e], (e - first) * 4 * WIDTH, _direction(edges, e)
-                o = j * step + 3 * f
-                gj, xj, bj = (
-                    load(memory, gq + j * width + f), three(memory, x + o, WIDTH),
+    for begin in range(0, place.count, TILE):
+        for f in range(0, width, WIDTH):
+            table = row[13] + f * 3 * row[14]
+            for a in range(begin, min(begin + TILE, place.count)):
+                i = place.first + a
+                o, here = i * step + 3 * f, a * step + 3 * f
+                gi, xi, bi = (
+                    load(memory, gq + i * width + f), three(memory, x + o, WIDTH),
                     three(memory, gmu + o, WIDTH),
                 )  # fmt: skip
-                d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
-                slope = s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
-                along = _plus_scaled(three(sums, k + WIDTH, WIDTH), w1, d)
-                _store_three(sums, k + WIDTH, along)
+                mi, h, (a1, a2, _) = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
                 if row[15]:
-                    a1, a2 = a1 + w0 * gj, a2 - w1 * _product(u, bj)
-                    h, mj = _plus_scaled(h, w2, bj), three(memory, mu + o, WIDTH)
-                    slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
-                    if e < edges.inners[i]:
-                        r = (j - place.first) * step + 3 * f
-                        there = _plus_scaled(three(memory, out_mu + r, WIDTH), w2, bi)
-                        _store_three(memory, out_mu + r, there)
-                        r = out_x + r
-                        store(memory, r, load(memory, r) + w0 * gi)
-                        r = r + WIDTH
-                        store(memory, r, load(memory, r) + w1 * _product(u, bi))
-                store(sums, k, load(sums, k) + slope)
-            if row[15]:
-                for e in range(edges.middles[i], edges.ends[i]):
-                    w0, w1, w2 = _three_filters(weights, table, edges, e)
-                    j = edges.neighbour[e]
-                    bj = three(memory, gmu + j * step + 3 * f, WIDTH)
-                    a1 = a1 + w0 * load(memory, gq + j * width + f)
-                    a2 = a2 - w1 * _product(_direction(edges, e), bj)
-                    h = _plus_scaled(h, w2, bj)
-                _store_three(memory, out_mu + here, h)
-                _store_three(memory, out_x + here, (a1, a2, zero))
+                    mi, h = three(memory, mu + o, WIDTH), three(memory, out_mu + here, WIDTH)
+                    a1, a2, _ = three(memory, out_x + here, WIDTH)
+                for e in range(edges.starts[i], edges.middles[i]):
+                    (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
+                    j, k, u = edges.neighbour[e], (e - first) * 4 * WIDTH, _direction(edges, e)
+                    o = j * step + 3 * f
+                    gj, xj, bj = (
+                        load(memory, gq + j * width + f), three(memory, x + o, WIDTH),
+                        three(memory, gmu + o, WIDTH),
+                    )  # fmt: skip
+                    d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
+                    slope = s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
+                    along = _plus_scaled(three(sums, k + WIDTH, WIDTH), w1, d)
+                    _store_three(sums, k + WIDTH, along)
+                    if row[15]:
+                        a1, a2 = a1 + w0 * gj, a2 - w1 * _product(u, bj)
+                        h, mj = _plus_scaled(h, w2, bj), three(memory, mu + o, WIDTH)
+                        slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
+                        if e < edges.inners[i]:
+                            r = (j - place.first) * step + 3 * f
+                            there = _plus_scaled(three(memory, out_mu + r, WIDTH), w2, bi)
+                            _store_three(memory, out_mu + r, there)
+                            r = out_x + r
+                            store(memory, r, load(memory, r) + w0 * gi)
+                            r = r + WIDTH
+                            store(memory, r, load(memory, r) + w1 * _product(u, bi))
+                    store(sums, k, load(sums, k) + slope)
+                if row[15]:
+                    for e in range(edges.middles[i], edges.ends[i]):
+                        w0, w1, w2 = _three_filters(weights, table, edges, e)
+                        j = edges.neighbour[e]
+                        bj = three(memory, gmu + j * step + 3 * f, WIDTH)
+                        a1 = a1 + w0 * load(memory, gq + j * width + f)
+                        a2 = a2 - w1 * _product(_direction(edges, e), bj)
+                        h = _plus_scaled(h, w2, bj)
+                    _store_three(memory, out_mu + here, h)
+                    _store_three(memory, out_x + here, (a1, a2, zero))
+    for f in range(0, width, WIDTH):
         if row[15]:
             for a in range(place.count):
                 o, here = (place.first + a) * step + 3 * f, a * step + 3 * f

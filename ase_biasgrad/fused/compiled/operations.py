@@ -70,8 +70,8 @@ class Edges(NamedTuple):
     inners: np.ndarray  # (n,) int64, the end of its inner edges
     middles: np.ndarray  # (n,) int64, of its upper edges
     ends: np.ndarray  # (n,) int64, of all of its edges
-    neighbour: np.ndarray  # (e,) int64
-    bin: np.ndarray  # (e,) int64, of the splines
+    neighbour: np.ndarray  # (e,) int32
+    bin: np.ndarray  # (e,) int32, of the splines
     weights: np.ndarray  # (e, 2, 6) of the six coefficients: for values, for slopes
     unit: np.ndarray  # (e, 3) from centre to neighbour
     adjoints: np.ndarray  # (e, 4) float64, of upper edges: ∂E/∂d per spacing of the knots, ∂E/∂u

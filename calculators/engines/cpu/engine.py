@@ -128,7 +128,7 @@ class CpuEngine:
             self._memory[key] = (
                 np.empty(numbers_needed(network.program, n, blocks), self.dtype),
                 np.empty((count, 4)),
-                *np.empty((3, n), np.int64), *np.empty((2, count), np.int64),
+                *np.empty((3, n), np.int64), *np.empty((2, count), np.int32),
                 np.empty((count, 2, N_WEIGHTS), self.dtype), np.empty((count, 3), self.dtype),
                 np.empty((count, 4)),
             )  # fmt: skip
