@@ -21,8 +21,8 @@ from ase_biasgrad.numerics.matrix_product import padded
 from ase_biasgrad.numerics.simd import WIDTH
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
 
-N, KNOTS = 7, 15  # atoms, coefficients of a spline
-CHUNKS = (N, 3, 1)  # atoms
+N, KNOTS = 37, 15  # atoms, coefficients of a spline
+CHUNKS = (N, 17, 4)  # atoms; the first holds more than one tile of messages
 BLOCKS = (1, 2, 3)
 TOLERANCES = {np.float64: 1e-12, np.float32: 1e-5}  # of the largest number
 
@@ -49,7 +49,7 @@ def unpacked(flat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 class RandomEdges:
     """Directed edges, each with its reverse, at random distances in knots; one atom has none."""
 
-    def __init__(self, pairs: int = 12) -> None:
+    def __init__(self, pairs: int = 90) -> None:
         rng = np.random.default_rng(3)
         i, j = rng.integers(0, N - 1, (2, pairs))  # an atom may see its own image, and any twice
         distances, unit = rng.uniform(0, KNOTS - N_WEIGHTS + 1, pairs), rng.normal(size=(pairs, 3))

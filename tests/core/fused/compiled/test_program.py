@@ -88,10 +88,10 @@ def test_variables_share_room_when_they_live_at_different_times():
 def test_chunks_hold_all_atoms_of_a_molecule_and_a_share_of_many():
     assert [atoms_at_once(n) for n in (1, 21, SMALLEST - 1)] == [1, 21, SMALLEST - 1]
     assert atoms_at_once(SMALLEST) == atoms_at_once(CHUNKS * SMALLEST) == SMALLEST
-    assert atoms_at_once(1000) == 125
+    assert atoms_at_once(CHUNKS * 100 - 1) == 100
     assert atoms_at_once(10**6) == LARGEST
     compiled = built([16, 32], [(False, [0, 1]), (True, [1])])
-    assert numbers_needed(compiled, 1000, 3) == 32 * 1000 + 16 * 125 * 3
+    assert numbers_needed(compiled, 1000, 3) == 32 * 1000 + 16 * atoms_at_once(1000) * 3
 
 
 def test_widened_arrays_have_whole_panels():
