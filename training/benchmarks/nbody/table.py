@@ -50,6 +50,7 @@ PUBLISHED = {
     "egnn": {
         "SE(3)-Transformer (Satorras et al. 2021)": Errors(0.0244, np.nan),
         "EGNN (Satorras et al. 2021)": Errors(0.0071, np.nan),
+        "SEGNN (Brandstetter et al. 2022)": Errors(0.0043, np.nan),
     },
 }
 
