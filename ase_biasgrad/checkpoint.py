@@ -312,6 +312,10 @@ def _fill(potential: Potential, metadata: dict[str, Any], tensors: dict[str, Ten
             raise ValueError(f"{name}: beyond {MAX_BIAS:g} eV")
         if name.endswith(".compositions") and bool((tensor < 0).any()):
             raise ValueError(f"{name}: negative numbers of atoms")
+        if name.endswith((".misfit", ".errors")) and may_be_nan and bool((tensor < 0).any()):
+            raise ValueError(f"{name}: negative standard errors")
+        if name.endswith(".isolated") and bool(((tensor < 0) | (tensor > 2)).any()):
+            raise ValueError(f"{name}: kinds of rows are 0, 1 and 2")
         if name.endswith(".cutoff") and not math.isclose(tensor, potential.cutoff, rel_tol=1e-6):
             raise ValueError(f"{name}: {float(tensor)}, and the cutoff is {potential.cutoff}")
     for (name, bias), prefix in zip(

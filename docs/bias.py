@@ -47,7 +47,9 @@ def held_out(residuals: np.ndarray, counts: np.ndarray) -> np.ndarray:
         bias = Bias()
         bias.fit(residuals[~mine], counts[~mine], "least-squares")
         error = float(bias.standard_error(row[None])[0])
-        error = np.hypot(error, bias.fit_report["noise"] / np.sqrt(mine.sum()))
+        frames = int(mine.sum())
+        spread = residuals[mine].std(ddof=1) if frames >= 5 else bias.fit_report["noise"]
+        error = np.hypot(error, spread / np.sqrt(frames))
         b = float(bias.per_element.numpy() @ row)
         table.append((row.sum(), residuals[mine].mean() - b, error))
     return np.array(table)

@@ -98,6 +98,8 @@ def test_every_reference_is_checked(tmp_path):
         ({"references.scan.per_element": torch.zeros(119).double()}, "no tensor of this name"),
         ({"references.pbe.compositions": -torch.ones(1, 119).long()}, "negative numbers"),
         ({"references.pbe.offsets": torch.full((1,), math.nan).double()}, "holds NaN"),
+        ({"references.pbe.errors": -torch.ones(1).double()}, "errors: negative standard errors"),
+        ({"references.pbe.isolated": torch.full((1,), 3)}, "isolated: kinds of rows"),
     ):
         path.write_bytes(good)
         rewritten(path, tensors=tensors, digest=True)

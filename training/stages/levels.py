@@ -47,10 +47,10 @@ def fit_bias_by_level(
         columns["g"].append(np.column_stack([own, pair_sums(some, elements)])[labelled])
         columns["isolated"].append(isolated_atoms(some)[labelled])
         columns["level"].append(np.full(int(labelled.sum()), level))
-    r, x, g, isolated, level = (np.concatenate(parts) for parts in columns.values())
+    r, x, g, isolated, levels = (np.concatenate(parts) for parts in columns.values())
     used = np.flatnonzero(g.any(axis=0))
     names = ["energy of the model", *pair_names(elements)]
-    return compare_levels(r, x, level, g[:, used], [names[k] for k in used], method, isolated)
+    return compare_levels(r, x, levels, g[:, used], [names[k] for k in used], method, isolated)
 
 
 def pair_sums(frames: DeviceFrames, elements: torch.Tensor) -> np.ndarray:
