@@ -19,7 +19,9 @@ KCAL = units.kcal / units.mol
 LEARNS = ("--features", "8", "--epochs", "1")
 ARGUMENTS = {
     "accuracy_per_second.py": ("train.npz", "test.npz", "painn:features=8", "--seconds", "2"),
-    "bias_intervals.py": ("--qm7", "qm7.npz", "--every", "3", "--frames", "2000"),
+    "bias_intervals.py": (
+        "--qm7", "qm7.npz", "--every", "3", "--frames", "2000", "--methods", "huber",
+    ),
     "graph_forces.py": (
         "train.extxyz", "test.extxyz", *LEARNS, "--models", "schnet:forces", "atomgraph:energies",
     ),

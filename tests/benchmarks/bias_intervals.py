@@ -11,6 +11,7 @@ Prints Markdown tables, and the time of fits to 100 000 made-up frames.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,18 @@ def main() -> None:
     parser.add_argument("--qm7", type=Path)
     parser.add_argument("--multi", type=Path, nargs="*")
     parser.add_argument("--every", type=int, default=1, help="take each so many-th molecule of QM7")
+    parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--draws", type=int, default=400, help="of frames of --multi")
     parser.add_argument("--frames", type=int, default=100_000, help="of the timed fits")
     options = parser.parse_args()
     if options.qm7:
-        qm7(options.qm7, options.every)
+        qm7(options.qm7, options.every, options.methods)
     if options.multi:
         multi([atoms for path in options.multi for atoms in read(path, ":")], options.draws)
     timed(options.frames)
 
 
-def qm7(path: Path, every: int) -> None:
+def qm7(path: Path, every: int, methods: Sequence[str]) -> None:
     stored = np.load(path)
     numbers, positions = stored["Z"][::every].astype(int), stored["R"][::every]
     energies = stored["T"][::every] * KCAL
@@ -52,7 +54,7 @@ def qm7(path: Path, every: int) -> None:
     print("|---|---|---|---|---|---|---|")
     for model, known in models.items():
         before = atomization(known, counts) if known.any() else known
-        for method in METHODS:
+        for method in methods:
             residuals, bias = energies - known, Bias()
             bias.fit(residuals, counts, method)
             mae = np.abs(residuals - counts @ bias.per_element.numpy()).mean() / KCAL

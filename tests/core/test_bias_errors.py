@@ -1,9 +1,11 @@
 """Standard errors of the bias against repeated draws, brute force and closed forms."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 from test_bias import METHANE, PEROXIDE, WATER, counts_of, value
 
 from ase_biasgrad import bias_errors
@@ -290,3 +292,61 @@ def test_anchors_need_numbers_that_can_be():
         Anchors(np.zeros((1, 3)), np.zeros(1), np.zeros(1))
     with pytest.raises(ValueError, match="composition"):
         Anchors(np.zeros((1, N_ELEMENTS), int), np.zeros(1), np.zeros(1))
+
+
+def test_long_tails_widen_the_misfit_until_left_out_compositions_are_held():
+    random = np.random.default_rng(0)
+    covered = {}
+    for name, tails in (("normal", random.normal(size=150)), ("long", random.standard_t(2, 150))):
+        rows = rows_of(150)
+        residuals = np.repeat(rows[:, CHO] @ TRUE + 0.3 * tails, 4) + random.normal(0, 0.05, 600)
+        bias = fitted(residuals, np.repeat(rows, 4, axis=0), "huber")
+        new = rows_of(400, seed=9)
+        drawn_new = random.normal(size=400) if name == "normal" else random.standard_t(2, 400)
+        off = new[:, CHO] @ TRUE + 0.3 * drawn_new - new @ bias.per_element.numpy()
+        seen = (new[:, None] == rows[None]).all(axis=2).any(axis=1)
+        errors = bias.standard_error(new).numpy()
+        covered[name] = np.mean(np.abs(off[~seen]) < 1.96 * errors[~seen])
+    assert covered["normal"] == pytest.approx(0.95, abs=0.04)
+    assert covered["long"] == pytest.approx(0.95, abs=0.04)
+
+
+def test_the_conformal_quantile_raises_the_misfit_alone():
+    left_out, rest = np.linspace(-2.0, 2.0, 101), np.full(101, 0.01)
+    raised = bias_errors.calibrated_misfit2(0.0, left_out, rest)
+    held = np.abs(left_out) <= 1.96 * np.sqrt(raised + rest) + 1e-9
+    assert held.sum() == 97  # the smallest number of them from 0.95 · 102 on
+    assert bias_errors.calibrated_misfit2(9.0, left_out, rest) == 9.0
+    assert bias_errors.calibrated_misfit2(0.0, left_out[:59], rest[:59]) == 0.0
+
+
+def test_wrong_frames_and_compositions_are_brought_near_and_others_left():
+    random = np.random.default_rng(0)
+    row_of = np.repeat(np.arange(20), 5)
+    left = random.normal(0, 0.1, 100) + np.repeat(random.normal(0, 0.2, 20), 5)
+    assert bias_errors.without_outliers(left, row_of) == pytest.approx(left)
+    wrong = left.copy()
+    wrong[7] += 100.0
+    wrong[50:55] -= 300.0
+    found = bias_errors.without_outliers(wrong, row_of)
+    others = ~np.isin(np.arange(100), [7, *range(50, 55)])
+    assert found[others] == pytest.approx(left[others])
+    assert abs(found[7]) < 1.5
+    assert np.abs(found[50:55]).max() < 3.0
+
+
+@pytest.mark.slow
+def test_intervals_hold_left_out_compositions_of_qm7(shared_data, tmp_path):
+    # in a process of its own: on Python 3.11 tblite does not load after torch
+    script = Path(__file__).parents[1] / "benchmarks" / "bias_intervals.py"
+    data = shared_data / "qm7" / "qm7_7101.npz"
+    options = ("--methods", "least-squares", "--frames", "1000")
+    said = run_script(tmp_path, script, "--qm7", str(data), *options)
+    lines = [line.split("|") for line in said.splitlines() if "| least-squares |" in line]
+    found = {line[1].strip(): [float(x) for x in line[3:8]] for line in lines[:2]}
+    for model, most in (("composition alone", 16.0), ("GFN2-xTB", 8.0)):
+        _, mae, held_out, one, groups = found[model]
+        assert mae < most  # kcal/mol
+        assert held_out == 176
+        assert 0.93 <= one <= 0.97
+        assert 0.93 <= groups <= 0.97
