@@ -133,10 +133,11 @@ def md(
     )
     if not restart:
         atoms.get_forces()  # frames hold what is known, and nothing is before the first evaluation
-        Trajectory(str(output), "w", atoms).write()
+        with whole_file(output) as part, Trajectory(str(part), "w", atoms) as first:
+            first.write()  # a trajectory of no frame could not be gone on from
     dynamics.attach(Trajectory(str(output), "a", atoms).write, interval=interval)
     if log is not None:
-        logger = MDLogger(dynamics, atoms, str(log), header=not restart, mode="a")
+        logger = MDLogger(dynamics, atoms, str(log), header=not log.exists(), mode="a")
         dynamics.attach(logger, interval=interval)
     # both observers would fire again at step 0, which the file holds already
     # shown on a terminal alone
