@@ -21,7 +21,7 @@ def predict(
     network: Annotated[
         Path, typer.Argument(help="checkpoint, or a network of `benchmark qm7`, `qm9` or `nbody`")
     ],
-    structures: Annotated[list[Path], typer.Argument(help="files that ASE reads")],
+    structures: Annotated[list[Path], typer.Argument(help="files that ASE reads, datasets too")],
     output: Annotated[Path, typer.Option("--output", "-o", help="new file (extxyz)")],
     steps: Annotated[
         int, typer.Option(min=1, help="of particles: each goes on from the one before")
