@@ -34,6 +34,7 @@ MAX_HEADER = 2**24  # bytes
 MAX_DEPTH = 64  # of nested JSON
 INTEGERS = ("compositions", "isolated")  # tensors of a bias
 ERRORS = ("covariance", "misfit", "errors")  # of a bias; NaN is not known, as before version 3
+MAX_REFERENCES = 1000  # each takes 0.1 MB, before its tensors are looked at
 MAX_BIAS = 1e12  # eV; no sum of atomic energies comes near
 
 
@@ -205,6 +206,8 @@ def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
 
 
 def _check_references(reference: str, references: dict[str, Any]) -> None:
+    if len(references) > MAX_REFERENCES:
+        raise ValueError(f"references: {len(references)}, more than {MAX_REFERENCES}")
     _check_kinds("references.", references, {reference: dict, **dict.fromkeys(references, dict)})
     for name, stored in references.items():
         _check_kinds(f"references.{name}.", stored, {"zero": str, "fit": dict})

@@ -61,6 +61,8 @@ class BiasedCalculator(Calculator):
     def __init__(self, calc: BaseCalculator, zero: str | Path | Bias, strict: bool = False) -> None:
         if not callable(getattr(calc, "get_property", None)):
             raise CalculatorSetupError(f"{calc!r} is no calculator of ASE: it has no get_property")
+        if not isinstance(zero, (str, Path, Bias)):
+            raise CalculatorSetupError(f"{zero!r} is neither the path of a bias nor a Bias")
         self.calc = calc
         self.zero = copy.deepcopy(zero).cpu() if isinstance(zero, Bias) else load_bias(zero)
         self.strict = strict

@@ -57,7 +57,7 @@ def reaction(
             "be repeated; molecules of ase.build are taken for the others"
         ),
     ] = None,
-    relax: Annotated[bool, typer.Option(help="relax the structures first")] = True,
+    relax: Annotated[bool, typer.Option(help="relax the structures first, but no cell")] = True,
     fmax: Annotated[float, typer.Option(help="largest force left, eV/Å")] = 0.01,
     reference: Annotated[
         str | None, typer.Option(help="reference energies of the checkpoint, by name")
@@ -206,11 +206,13 @@ def _copies(atoms: Atoms, counts: dict[str, int]) -> int:
 
 def _check_known(species: list[Species], bias: Bias) -> None:
     """Raise `ValueError` naming the species whose energy zero is not known."""
-    unknown = [
-        each.name
-        for each in species
-        if not bias.knows(_counts(each), sum(each.counts.values()) == 1)
-    ]
+    from ase_biasgrad.neighbours import is_isolated
+
+    unknown = []
+    for each in species:
+        alone = all(is_isolated(a.positions, a.cell.array, a.pbc) for a in each.candidates.values())
+        if not bias.knows(_counts(each), alone):
+            unknown.append(each.name)
     if unknown:
         raise ValueError(
             "the energy of this reaction is not determined by the data: the energy zero of "

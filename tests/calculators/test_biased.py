@@ -320,6 +320,8 @@ def test_what_is_no_calculator_or_no_bias_is_refused(tmp_path):
         BiasedCalculator("emt", Bias())
     with pytest.raises(FileNotFoundError, match=r"zero\.json: no such bias"):
         BiasedCalculator(EMT(), tmp_path / "zero.json")
+    with pytest.raises(CalculatorSetupError, match="42 is neither the path"):
+        BiasedCalculator(EMT(), 42)
     atoms = ethanol()
     atoms.calc = BiasedCalculator(LennardJones(), zero_of(molecules()))
     with pytest.raises(PropertyNotImplementedError):

@@ -109,6 +109,7 @@ def test_every_reference_is_checked(tmp_path):
         ({"pbe": {"zero": "scalar", "fit": {}}}, "references.default: missing"),
         ({"default": {"zero": "x", "fit": {}}}, "references.default.zero: 'x' is none of"),
         ({"default": {"zero": "none", "fit": 1}}, "references.default.fit: 1, must be"),
+        (dict.fromkeys(map(str, range(10_000))), "references: 10000, more than 1000"),
     ):
         path.write_bytes(good)
         rewritten(path, lambda m, r=edited_references: {**m, "references": r}, digest=True)
