@@ -34,10 +34,10 @@ from ase_biasgrad.numerics.splines import N_WEIGHTS
 TILE = 32  # atoms whose edges stay in the cache for all features
 
 
-def blocked(coefficients: np.ndarray, block: int = WIDTH) -> np.ndarray:
-    """Coefficients `(knots, parts, features)` as `(features / block, knots, parts, block)`."""
+def blocked(coefficients: np.ndarray) -> np.ndarray:
+    """Coefficients `(knots, parts, features)` as `(features / 8, knots, parts, 8)`."""
     knots, parts, features = coefficients.shape
-    blocks = coefficients.reshape(knots, parts, features // block, block)
+    blocks = coefficients.reshape(knots, parts, features // WIDTH, WIDTH)
     return np.ascontiguousarray(np.moveaxis(blocks, 2, 0))
 
 
@@ -308,122 +308,115 @@ class CFConv:
 
     def __init__(self, p: Program, x: Variable, coefficients: np.ndarray) -> None:
         self.x, self.y = x, p.variable(x.width)
-        self.constants = p.weight(blocked(coefficients[:, None], 2 * WIDTH)), p.knots
-        p.emit_messages(Operation.CFCONV, x, self.y, *self.constants)
+        self.coefficients = p.weight(coefficients)
+        p.emit_messages(Operation.CFCONV, x, self.y, self.coefficients)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         g = p.adjoint(self.y)[0]
         out, more = p.adjoint(self.x) if self.x.active else (self.x, 2)
-        p.emit_messages(Operation.CFCONV_VJP, g, self.x, out, *self.constants, more)
+        p.emit_messages(Operation.CFCONV_VJP, g, self.x, out, self.coefficients, more)
 
 
 @compiled()
 def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, width, zero = row[1] * place.n, locate(row, 3, place), row[2], splat(memory.dtype.type(0))
-    for f in range(0, width, 2 * WIDTH):
-        for a in range(place.count):
-            store_two(memory, y + a * width + f, (zero, zero))
-    for begin in range(0, place.count, TILE):
-        for f in range(0, width, 2 * WIDTH):
-            table = row[5] + f * row[6]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i, to = place.first + a, y + a * width + f
-                mine, received = two(memory, x + i * width + f), two(memory, to)
-                for e in range(edges.starts[i], edges.inners[i]):
-                    w, j = _two_filters(weights, table, edges, e), edges.neighbour[e]
-                    received = _plus_products(received, w, two(memory, x + j * width + f))
-                    r = y + (j - place.first) * width + f
-                    store_two(memory, r, _plus_products(two(memory, r), w, mine))
-                for e in range(edges.inners[i], edges.ends[i]):
-                    w, o = (
-                        _two_filters(weights, table, edges, e),
-                        x + edges.neighbour[e] * width + f,
-                    )
-                    received = _plus_products(received, w, two(memory, o))
-                store_two(memory, to, received)
+    for k in range(0, place.count * width, WIDTH):
+        store(memory, y + k, zero)
+    for a in range(place.count):
+        i, to = place.first + a, y + a * width
+        mine = x + i * width
+        for e in range(edges.starts[i], edges.inners[i]):
+            w, at, j = _splats(edges, e, 0), row[5] + edges.bin[e] * width, edges.neighbour[e]
+            sent, r = x + j * width, y + (j - place.first) * width
+            for f in range(0, width, WIDTH):
+                filter = _sampled(weights, at + f, width, w)
+                store(memory, to + f, load(memory, to + f) + filter * load(memory, sent + f))
+                store(memory, r + f, load(memory, r + f) + filter * load(memory, mine + f))
+        for e in range(edges.inners[i], edges.ends[i]):
+            w, at = _splats(edges, e, 0), row[5] + edges.bin[e] * width
+            sent = x + edges.neighbour[e] * width
+            for f in range(0, width, WIDTH):
+                filter = _sampled(weights, at + f, width, w)
+                store(memory, to + f, load(memory, to + f) + filter * load(memory, sent + f))
 
 
 @compiled()
 def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """Adjoint of x: Σ_j W_ij g_j; of distances: Σ_f W′ (g_i x_j + g_j x_i)."""
     g, x, out, width = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2]
-    first, last = edges.starts[place.first], edges.starts[place.first + place.count]
-    sums, zero = np.zeros((last - first) * WIDTH, memory.dtype), splat(memory.dtype.type(0))
-    wanted = row[9] < 2  # atoms have an adjoint
-    for f in range(0, width, 2 * WIDTH):
-        if row[9] == 0:
-            for a in range(place.count):
-                store_two(memory, out + a * width + f, (zero, zero))
-    for begin in range(0, place.count, TILE):
-        for f in range(0, width, 2 * WIDTH):
-            table = row[7] + f * row[8]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i, o, to = place.first + a, (place.first + a) * width + f, out + a * width + f
-                gi, (x0, x1), received = two(memory, g + o), two(memory, x + o), (zero, zero)
-                if wanted:
-                    received = two(memory, to)
-                for e in range(edges.starts[i], edges.middles[i]):
-                    w, (s0, s1) = _two_jets(weights, table, edges, e)
-                    j, k = edges.neighbour[e], (e - first) * WIDTH
-                    h, y = two(memory, g + j * width + f), two(memory, x + j * width + f)
-                    slope = s0 * (gi[0] * y[0] + h[0] * x0) + s1 * (gi[1] * y[1] + h[1] * x1)
-                    store(sums, k, load(sums, k) + slope)
-                    if wanted:
-                        received = _plus_products(received, w, h)
-                        if e < edges.inners[i]:
-                            r = out + (j - place.first) * width + f
-                            store_two(memory, r, _plus_products(two(memory, r), w, gi))
-                if wanted:
-                    for e in range(edges.middles[i], edges.ends[i]):
-                        w = _two_filters(weights, table, edges, e)
-                        o = g + edges.neighbour[e] * width + f
-                        received = _plus_products(received, w, two(memory, o))
-                    store_two(memory, to, received)
-    _add_sums(sums, 1, place, edges)
+    zero = splat(memory.dtype.type(0))
+    wanted = row[8] < 2  # atoms have an adjoint
+    if row[8] == 0:
+        for k in range(0, place.count * width, WIDTH):
+            store(memory, out + k, zero)
+    for a in range(place.count):
+        i, to = place.first + a, out + a * width
+        gi, xi = g + i * width, x + i * width
+        for e in range(edges.starts[i], edges.middles[i]):
+            w, v, at, j = (
+                _splats(edges, e, 0),
+                _splats(edges, e, 1),
+                row[7] + edges.bin[e] * width,
+                edges.neighbour[e],
+            )
+            gj, xj, r, slope = g + j * width, x + j * width, out + (j - place.first) * width, zero
+            if e < edges.inners[i] and wanted:
+                for f in range(0, width, WIDTH):
+                    h, k = load(memory, gj + f), load(memory, gi + f)
+                    filter, change = _jet(weights, at + f, width, w, v)
+                    slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
+                    store(memory, to + f, load(memory, to + f) + filter * h)
+                    store(memory, r + f, load(memory, r + f) + filter * k)
+            elif wanted:
+                for f in range(0, width, WIDTH):
+                    h, k = load(memory, gj + f), load(memory, gi + f)
+                    filter, change = _jet(weights, at + f, width, w, v)
+                    slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
+                    store(memory, to + f, load(memory, to + f) + filter * h)
+            else:
+                for f in range(0, width, WIDTH):
+                    h, k = load(memory, gj + f), load(memory, gi + f)
+                    change = _sampled(weights, at + f, width, v)
+                    slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
+            edges.adjoints[e, 0] += total(slope)
+        if wanted:
+            for e in range(edges.middles[i], edges.ends[i]):
+                w, at = _splats(edges, e, 0), row[7] + edges.bin[e] * width
+                gj = g + edges.neighbour[e] * width
+                for f in range(0, width, WIDTH):
+                    filter = _sampled(weights, at + f, width, w)
+                    store(memory, to + f, load(memory, to + f) + filter * load(memory, gj + f))
 
 
 @compiled(forceinline=True)
-def two(memory, o):  # type: ignore[no-untyped-def]
-    return load(memory, o), load(memory, o + WIDTH)
+def _splats(edges, e, kind):  # type: ignore[no-untyped-def]
+    """Weights of the six coefficients at the distance of edge e: for values (0), slopes (1)."""
+    w = edges.weights
+    return (
+        splat(w[e, kind, 0]), splat(w[e, kind, 1]), splat(w[e, kind, 2]), splat(w[e, kind, 3]),
+        splat(w[e, kind, 4]), splat(w[e, kind, 5]),
+    )  # fmt: skip
 
 
 @compiled(forceinline=True)
-def store_two(memory, o, values):  # type: ignore[no-untyped-def]
-    store(memory, o, values[0])
-    store(memory, o + WIDTH, values[1])
+def _sampled(c, at, step, w):  # type: ignore[no-untyped-def]
+    """The spline with weights w of six coefficients `step` apart from `at` on."""
+    a = w[0] * load(c, at) + w[1] * load(c, at + step)
+    b = w[2] * load(c, at + 2 * step) + w[3] * load(c, at + 3 * step)
+    a = a + w[4] * load(c, at + 4 * step)
+    return a + (b + w[5] * load(c, at + 5 * step))
 
 
 @compiled(forceinline=True)
-def _plus_products(sums, w, x):  # type: ignore[no-untyped-def]
-    return sums[0] + w[0] * x[0], sums[1] + w[1] * x[1]
-
-
-@compiled(forceinline=True)
-def _two_filters(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    """Sixteen filters at the distance of edge e."""
-    at = table + edges.bin[e] * 2 * WIDTH
-    w = splat(edges.weights[e, 0, 0])
-    a, b = w * load(weights, at), w * load(weights, at + WIDTH)
-    for t in range(1, N_WEIGHTS):
-        w, at = splat(edges.weights[e, 0, t]), at + 2 * WIDTH
-        a, b = a + w * load(weights, at), b + w * load(weights, at + WIDTH)
+def _jet(c, at, step, w, v):  # type: ignore[no-untyped-def]
+    """The splines with weights w and v."""
+    p = load(c, at)
+    a, b = w[0] * p, v[0] * p
+    for t in range(1, 6):
+        p = load(c, at + t * step)
+        a, b = a + w[t] * p, b + v[t] * p
     return a, b
-
-
-@compiled(forceinline=True)
-def _two_jets(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    """Sixteen filters at the distance of edge e, and their slopes."""
-    at = table + edges.bin[e] * 2 * WIDTH
-    w, s = splat(edges.weights[e, 0, 0]), splat(edges.weights[e, 1, 0])
-    p, q = load(weights, at), load(weights, at + WIDTH)
-    a, b, c, d = w * p, w * q, s * p, s * q
-    for t in range(1, N_WEIGHTS):
-        w, s = splat(edges.weights[e, 0, t]), splat(edges.weights[e, 1, t])
-        at = at + 2 * WIDTH
-        p, q = load(weights, at), load(weights, at + WIDTH)
-        a, b, c, d = a + w * p, b + w * q, c + s * p, d + s * q
-    return (a, b), (c, d)
 
 
 class VectorMessage:
@@ -439,7 +432,7 @@ class VectorMessage:
     ) -> None:
         self.q, self.mu, self.x = q, mu, x
         self.out_q, self.out_mu = p.variable(q.width), p.variable(3 * q.width)
-        self.constants = p.weight(blocked(coefficients)), p.knots
+        self.constants = (p.weight(_interleaved(coefficients)),)
         p.emit_messages(
             Operation.VECTOR_MESSAGE, x, q, x if mu is None else mu, self.out_q, self.out_mu,
             *self.constants, int(mu is not None),
@@ -464,49 +457,49 @@ class VectorMessage:
         p.emit(Operation.ADD, gq, *p.adjoint(self.q))
 
 
+def _interleaved(coefficients: np.ndarray) -> np.ndarray:
+    """Coefficients `(knots, 3, f)` as `(knots, f / 8, 3, 8)`."""
+    blocks = coefficients.reshape(*coefficients.shape[:2], -1, WIDTH)
+    return np.ascontiguousarray(np.moveaxis(blocks, 1, 2))
+
+
 @compiled()
 def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, q, mu = row[1] * place.n, locate(row, 3, place), row[5] * place.n
     out_q, out_mu = locate(row, 7, place), locate(row, 9, place)
-    width, step, zero = row[8], 3 * row[8], splat(memory.dtype.type(0))
-    for f in range(0, width, WIDTH):
-        for a in range(place.count):
-            store(memory, out_q + a * width + f, load(memory, q + a * width + f))
-            start = zero, zero, zero
-            if row[13]:
-                start = three(memory, mu + (place.first + a) * step + 3 * f, WIDTH)
-            _store_three(memory, out_mu + a * step + 3 * f, start)
-    for begin in range(0, place.count, TILE):
-        for f in range(0, width, WIDTH):
-            table = row[11] + f * 3 * row[12]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i, to_q, to_mu = place.first + a, out_q + a * width + f, out_mu + a * step + 3 * f
-                o, s = i * step + 3 * f, load(memory, to_q)
-                xi, mi, v = (
-                    three(memory, x + o, WIDTH),
-                    (zero, zero, zero),
-                    three(memory, to_mu, WIDTH),
-                )
-                if row[13]:
-                    mi = three(memory, mu + o, WIDTH)
-                for e in range(edges.starts[i], edges.ends[i]):
-                    w0, w1, w2 = _three_filters(weights, table, edges, e)
-                    j, u = edges.neighbour[e], _direction(edges, e)
-                    o = j * step + 3 * f
-                    xj = three(memory, x + o, WIDTH)
-                    s, v = s + w0 * xj[0], _plus_scaled(v, w1 * xj[1], u)
-                    if row[13]:
-                        v = _plus_scaled(v, w2 * xj[2], three(memory, mu + o, WIDTH))
-                    if e < edges.inners[i]:
-                        r = out_q + (j - place.first) * width + f
-                        store(memory, r, load(memory, r) + w0 * xi[0])
-                        r = out_mu + (j - place.first) * step + 3 * f
-                        back = _plus_scaled(three(memory, r, WIDTH), zero - w1 * xi[1], u)
-                        if row[13]:
-                            back = _plus_scaled(back, w2 * xi[2], mi)
-                        _store_three(memory, r, back)
-                store(memory, to_q, s)
-                _store_three(memory, to_mu, v)
+    width, step, zero, carries = row[8], row[10], splat(memory.dtype.type(0)), row[12]
+    for k in range(0, place.count * width, WIDTH):
+        store(memory, out_q + k, load(memory, q + k))
+    for k in range(0, place.count * step, WIDTH):
+        start = zero
+        if carries:
+            start = load(memory, mu + place.first * step + k)
+        store(memory, out_mu + k, start)
+    for a in range(place.count):
+        i = place.first + a
+        for e in range(edges.starts[i], edges.ends[i]):
+            w, u, j = _splats(edges, e, 0), _direction(edges, e), edges.neighbour[e]
+            at, inner, b = row[11] + edges.bin[e] * step, e < edges.inners[i], j - place.first
+            for f in range(0, width, WIDTH):
+                w0, w1, w2 = _three_sampled(weights, at + 3 * f, step, w)
+                o, r = x + j * step + 3 * f, out_mu + a * step + 3 * f
+                k = out_q + a * width + f
+                store(memory, k, load(memory, k) + w0 * load(memory, o))
+                v = _plus_scaled(three(memory, r, WIDTH), w1 * load(memory, o + WIDTH), u)
+                if carries:
+                    passed = w2 * load(memory, o + 2 * WIDTH)
+                    v = _plus_scaled(v, passed, three(memory, mu + j * step + 3 * f, WIDTH))
+                _store_three(memory, r, v)
+                if inner:
+                    o, r = x + i * step + 3 * f, out_mu + b * step + 3 * f
+                    k = out_q + b * width + f
+                    store(memory, k, load(memory, k) + w0 * load(memory, o))
+                    along = zero - w1 * load(memory, o + WIDTH)
+                    v = _plus_scaled(three(memory, r, WIDTH), along, u)
+                    if carries:
+                        passed = w2 * load(memory, o + 2 * WIDTH)
+                        v = _plus_scaled(v, passed, three(memory, mu + i * step + 3 * f, WIDTH))
+                    _store_three(memory, r, v)
 
 
 @compiled()
@@ -517,74 +510,85 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     (Σ_j W¹ ∂E/∂q_j, −Σ_j W² u · ∂E/∂μ_j, μ_i · h).
     """
     gq, gmu, mu, x = row[1] * place.n, row[3] * place.n, row[5] * place.n, row[7] * place.n
-    out_mu, out_x = locate(row, 9, place), locate(row, 11, place)
-    width, step, zero = row[2], 3 * row[2], splat(memory.dtype.type(0))
-    first, last = edges.starts[place.first], edges.starts[place.first + place.count]
-    sums = np.zeros((last - first) * 4 * WIDTH, memory.dtype)
-    for f in range(0, width, WIDTH):
-        if row[15]:
-            for a in range(place.count):  # h and the adjoints of x¹, x², until all edges are done
-                _store_three(memory, out_mu + a * step + 3 * f, (zero, zero, zero))
-                _store_three(memory, out_x + a * step + 3 * f, (zero, zero, zero))
-    for begin in range(0, place.count, TILE):
-        for f in range(0, width, WIDTH):
-            table = row[13] + f * 3 * row[14]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i = place.first + a
-                o, here = i * step + 3 * f, a * step + 3 * f
-                gi, xi, bi = (
-                    load(memory, gq + i * width + f), three(memory, x + o, WIDTH),
-                    three(memory, gmu + o, WIDTH),
-                )  # fmt: skip
-                mi, h, (a1, a2, _) = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
-                if row[15]:
-                    mi, h = three(memory, mu + o, WIDTH), three(memory, out_mu + here, WIDTH)
-                    a1, a2, _ = three(memory, out_x + here, WIDTH)
-                for e in range(edges.starts[i], edges.middles[i]):
-                    (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                    j, k, u = edges.neighbour[e], (e - first) * 4 * WIDTH, _direction(edges, e)
-                    o = j * step + 3 * f
-                    gj, xj, bj = (
-                        load(memory, gq + j * width + f), three(memory, x + o, WIDTH),
-                        three(memory, gmu + o, WIDTH),
-                    )  # fmt: skip
-                    d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
-                    slope = s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
-                    along = _plus_scaled(three(sums, k + WIDTH, WIDTH), w1, d)
-                    _store_three(sums, k + WIDTH, along)
-                    if row[15]:
-                        a1, a2 = a1 + w0 * gj, a2 - w1 * _product(u, bj)
-                        h, mj = _plus_scaled(h, w2, bj), three(memory, mu + o, WIDTH)
-                        slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
-                        if e < edges.inners[i]:
-                            r = (j - place.first) * step + 3 * f
-                            there = _plus_scaled(three(memory, out_mu + r, WIDTH), w2, bi)
-                            _store_three(memory, out_mu + r, there)
-                            r = out_x + r
-                            store(memory, r, load(memory, r) + w0 * gi)
-                            r = r + WIDTH
-                            store(memory, r, load(memory, r) + w1 * _product(u, bi))
-                    store(sums, k, load(sums, k) + slope)
-                if row[15]:
-                    for e in range(edges.middles[i], edges.ends[i]):
-                        w0, w1, w2 = _three_filters(weights, table, edges, e)
-                        j = edges.neighbour[e]
-                        bj = three(memory, gmu + j * step + 3 * f, WIDTH)
-                        a1 = a1 + w0 * load(memory, gq + j * width + f)
-                        a2 = a2 - w1 * _product(_direction(edges, e), bj)
-                        h = _plus_scaled(h, w2, bj)
-                    _store_three(memory, out_mu + here, h)
-                    _store_three(memory, out_x + here, (a1, a2, zero))
-    for f in range(0, width, WIDTH):
-        if row[15]:
-            for a in range(place.count):
+    out_mu, out_x, carries = locate(row, 9, place), locate(row, 11, place), row[14]
+    width, step, zero = row[2], row[4], splat(memory.dtype.type(0))
+    if carries:  # h and the adjoints of x¹, x², until all edges are done
+        for k in range(0, place.count * step, WIDTH):
+            store(memory, out_mu + k, zero)
+            store(memory, out_x + k, zero)
+    for a in range(place.count):
+        i = place.first + a
+        for e in range(edges.starts[i], edges.middles[i]):
+            w, s, u = _splats(edges, e, 0), _splats(edges, e, 1), _direction(edges, e)
+            j, at = edges.neighbour[e], row[13] + edges.bin[e] * step
+            b, inner = j - place.first, e < edges.inners[i]
+            slope, along = zero, (zero, zero, zero)
+            for f in range(0, width, WIDTH):
+                (w0, w1, w2), (s0, s1, s2) = _three_jets_of(weights, at + 3 * f, step, w, s)
+                o, p = i * step + 3 * f, j * step + 3 * f
+                gi, gj = load(memory, gq + i * width + f), load(memory, gq + j * width + f)
+                bi, bj = three(memory, gmu + o, WIDTH), three(memory, gmu + p, WIDTH)
+                xi, xj = three(memory, x + o, WIDTH), three(memory, x + p, WIDTH)
+                d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
+                slope = slope + s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
+                along = _plus_scaled(along, w1, d)
+                if carries:
+                    mi, mj = three(memory, mu + o, WIDTH), three(memory, mu + p, WIDTH)
+                    slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
+                    o = a * step + 3 * f
+                    _receive(
+                        memory, out_mu + o, out_x + o, w0 * gj, w2, bj, zero - w1 * _product(u, bj)
+                    )
+                    if inner:
+                        o = b * step + 3 * f
+                        _receive(
+                            memory, out_mu + o, out_x + o, w0 * gi, w2, bi, w1 * _product(u, bi)
+                        )
+            edges.adjoints[e, 0] += total(slope)
+            edges.adjoints[e, 1] += total(along[0])
+            edges.adjoints[e, 2] += total(along[1])
+            edges.adjoints[e, 3] += total(along[2])
+        if carries:
+            for e in range(edges.middles[i], edges.ends[i]):
+                w, u, j = _splats(edges, e, 0), _direction(edges, e), edges.neighbour[e]
+                at = row[13] + edges.bin[e] * step
+                for f in range(0, width, WIDTH):
+                    w0, w1, w2 = _three_sampled(weights, at + 3 * f, step, w)
+                    bj, o = three(memory, gmu + j * step + 3 * f, WIDTH), a * step + 3 * f
+                    g = w0 * load(memory, gq + j * width + f)
+                    _receive(memory, out_mu + o, out_x + o, g, w2, bj, zero - w1 * _product(u, bj))
+    if carries:
+        for a in range(place.count):
+            for f in range(0, width, WIDTH):
                 o, here = (place.first + a) * step + 3 * f, a * step + 3 * f
                 h, carried = three(memory, out_mu + here, WIDTH), load(memory, x + o + 2 * WIDTH)
                 of_x = _product(h, three(memory, mu + o, WIDTH))
                 store(memory, out_x + here + 2 * WIDTH, of_x)
                 moved = _plus_scaled(three(memory, gmu + o, WIDTH), carried, h)
                 _store_three(memory, out_mu + here, moved)
-    _add_sums(sums, 4, place, edges)
+
+
+@compiled(forceinline=True)
+def _receive(memory, h, x, one, filter, of_mu, two):  # type: ignore[no-untyped-def]
+    """Add to h, and to the adjoints of x¹ and x²."""
+    _store_three(memory, h, _plus_scaled(three(memory, h, WIDTH), filter, of_mu))
+    store(memory, x, load(memory, x) + one)
+    store(memory, x + WIDTH, load(memory, x + WIDTH) + two)
+
+
+@compiled(forceinline=True)
+def _three_sampled(c, at, step, w):  # type: ignore[no-untyped-def]
+    return (
+        _sampled(c, at, step, w), _sampled(c, at + WIDTH, step, w),
+        _sampled(c, at + 2 * WIDTH, step, w),
+    )  # fmt: skip
+
+
+@compiled(forceinline=True)
+def _three_jets_of(c, at, step, w, v):  # type: ignore[no-untyped-def]
+    (a, d), (b, e) = _jet(c, at, step, w, v), _jet(c, at + WIDTH, step, w, v)
+    f, g = _jet(c, at + 2 * WIDTH, step, w, v)
+    return (a, b, f), (d, e, g)
 
 
 @compiled(forceinline=True)
