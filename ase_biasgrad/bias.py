@@ -134,7 +134,8 @@ class Bias(nn.Module):
         that of the mean over geometries: single ones vary by the noise besides. NaN where the data
         does not determine b, or shows no spread to judge by.
         """
-        n = np.asarray(torch.as_tensor(counts).cpu(), np.int64)
+        given = np.asarray(torch.as_tensor(counts).cpu(), np.int64)
+        n, kind_of = np.unique(given, axis=0, return_inverse=True)  # frames share compositions
         known = self._spanned(n) if self.zero in ("scalar", "per-element") else np.zeros(len(n))
         covariance, fresh = self.covariance.cpu().numpy(), self._fresh_variance(n)
         variance = np.einsum("be,ef,bf->b", n, covariance, n) + fresh
@@ -142,7 +143,7 @@ class Bias(nn.Module):
         row, fold = self._rows_of(n)
         if len(self.errors):
             found = np.where(row >= 0, fold * self.errors.cpu().numpy()[row], found)
-        return torch.from_numpy(found).to(self.errors.device)
+        return torch.from_numpy(found[kind_of.ravel()]).to(self.errors.device)
 
     def reaction(
         self, counts: np.ndarray, coefficients: np.ndarray | None = None
