@@ -6,7 +6,7 @@ for the open sky, the face of one neighbour is seen from the atom in the solid a
 
     Ω = 2π − Σ_k ∠(p − p_k, p − p_(k+1))
 
-where k runs over the faces around it (`voronoi_cells.py` says why). A corner between three faces
+where k runs over the edges of the face (`voronoi_cells.py` says why). A corner between three faces
 lies at w = (p×p' + p'×p″ + p″×p) / (p·p'×p″) from the atom, at infinity if one of them is the sky.
 
 Weights are continuous where faces appear and vanish. Their derivatives are, too, except where a
@@ -121,7 +121,7 @@ def voronoi_faces(graph: AtomGraph) -> VoronoiFaces:
         centre=centre,
         neighbour=neighbour,
         bonds=bonds,
-        solid_angles=_solid_angles(bonds, face, across, following),
+        solid_angles=_solid_angles(bonds, face, across, following, _tensor(t.turns, graph)),
         sky=_tensor(t.sky, graph),
         face=face,
         across=across,
@@ -172,7 +172,9 @@ def _inverted(bonds: Tensor) -> Tensor:
     return torch.cat([points, points.new_zeros(1, 3)])
 
 
-def _solid_angles(bonds: Tensor, face: Tensor, across: Tensor, following: Tensor) -> Tensor:
+def _solid_angles(
+    bonds: Tensor, face: Tensor, across: Tensor, following: Tensor, senses: Tensor
+) -> Tensor:
     """Solid angle of each face `(f,)`: 2π less the angles between the normals of its edges."""
     points = _inverted(bonds)
     one = points[face] - points[across]  # (c, 3)
@@ -180,7 +182,7 @@ def _solid_angles(bonds: Tensor, face: Tensor, across: Tensor, following: Tensor
     square = torch.linalg.cross(one, two).square().sum(dim=1)
     turns = square > 0  # of a half-space, the one edge follows itself
     sine = torch.where(turns, torch.where(turns, square, 1.0).sqrt(), 0.0)
-    angles = torch.atan2(sine, (one * two).sum(dim=1))
+    angles = senses * torch.atan2(sine, (one * two).sum(dim=1))
     return 2 * math.pi - angles.new_zeros(len(bonds)).index_add(0, face, angles)
 
 
@@ -226,11 +228,18 @@ def _batch_topology(graph: AtomGraph) -> Topology:
         sky[mine] = part.sky
         across = np.where(part.across == SKY, SKY, part.across + n_faces)
         parts.append(
-            (mine[part.centre], mine[part.neighbour], part.shift, part.face + n_faces, across)
+            (
+                mine[part.centre],
+                mine[part.neighbour],
+                part.shift,
+                part.face + n_faces,
+                across,
+                part.turns,
+            )
         )
         n_faces += len(part.centre)
-    centre, neighbour, shift, face, across = map(np.concatenate, zip(*parts, strict=True))
-    return Topology(centre, neighbour, shift, face, across, sky)
+    centre, neighbour, shift, face, across, turns = map(np.concatenate, zip(*parts, strict=True))
+    return Topology(centre, neighbour, shift, face, across, turns, sky)
 
 
 def _tensor(values: np.ndarray, graph: AtomGraph) -> Tensor:

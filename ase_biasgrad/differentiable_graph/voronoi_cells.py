@@ -9,6 +9,8 @@ The cone of p is a spherical polygon. It begins as the half-space of p and one o
 cut by those with all others. Edges never span more than a right angle (long ones get a corner in
 their middle), so that the ends of an edge are never opposite. The solid angle follows from the
 edges alone, by Gauss and Bonnet: 2π less the angles between the normals p − p' of successive edges.
+Where many atoms lie on one sphere, many edges meet in one corner, and rounding may leave some whose
+neighbours have cut them off. Their angles count as turns to the right, and nothing is lost.
 """
 
 # Numba finds the types of compiled functions itself.
@@ -22,8 +24,9 @@ import numpy as np
 
 from ase_biasgrad.numerics.kernel_cache import compiled
 
-# A half-space that cuts off less than this angle does not cut.
-ROUNDING = 1e-14
+# A half-space that cuts off less than this angle does not cut; a neighbour that does not reach into
+# a cell by more than the other is not looked at.
+ROUNDING, NEGLIGIBLE = 1e-14, 1e-12
 # Faces of a smaller solid angle (sr) are left out: the derivative of so narrow a strip would be
 # that of rounding.
 SMALLEST = 1e-11
@@ -47,13 +50,15 @@ def cells(sites, atoms, starts, candidates):
     across
         `(c,)` int64: for each edge of each face, counter-clockwise as seen from outside, the face
         of the same atom behind it, counted from the atom's first one; −1 where the sky is.
+    turns
+        `(c,)`: ±1, the sense in which each edge turns into the following one; −1 by rounding alone.
     sky
         `(n,)` solid angle of the open sky, sr.
     reach
         `(n,)` distance of the farthest corner, Å; huge or inf where the cell is open.
     """
     n = len(atoms)
-    faces, across = np.empty((16 * n, 3), np.int64), np.empty(96 * n, np.int64)
+    faces, across = np.empty((16 * n, 3), np.int64), np.empty((96 * n, 2), np.int64)
     sky, reach = np.zeros(n), np.zeros(n)
     n_faces, n_edges = 0, 0
     for atom in range(n):
@@ -63,7 +68,7 @@ def cells(sites, atoms, starts, candidates):
             x, y, z = _minus(_row(sites, own[k]), _row(sites, atoms[atom]))
             scale = 2 / (x * x + y * y + z * z)
             points[1 + k] = scale * x, scale * y, scale * z
-        members, counts, labels, angles, reach[atom] = _hull(points)
+        members, counts, labels, turns, angles, reach[atom] = _hull(points)
         while len(faces) < n_faces + len(members):
             faces = np.concatenate((faces, np.empty_like(faces)))
         while len(across) < n_edges + len(labels):
@@ -79,71 +84,79 @@ def cells(sites, atoms, starts, candidates):
             else:
                 faces[n_faces] = atom, own[members[k] - 1], counts[k]
                 n_faces += 1
-                for label in labels[start : start + counts[k]]:
-                    across[n_edges] = number[label]
+                for edge in range(start, start + counts[k]):
+                    across[n_edges] = number[labels[edge]], turns[edge]
                     n_edges += 1
             start += counts[k]
-    return faces[:n_faces], across[:n_edges], sky, reach
+    return faces[:n_faces], across[:n_edges, 0], across[:n_edges, 1], sky, reach
 
 
 @_loop
 def _hull(points):
     """The hull of `points (p, 3)`, the origin first, by its vertices and their cones.
 
-    Vertices `(v,)`, number of edges of each cone `(v,)`, vertices across the edges `(c,)`, solid
-    angles `(v,)`, and the distance of the cell's farthest corner.
+    Vertices `(v,)`, number of edges of each cone `(v,)`, vertices across the edges `(c,)`, senses
+    of the turns behind them `(c,)`, solid angles `(v,)`, and how far the cell's corners are.
     """
     members = np.arange(min(len(points), FIRST + 1))
-    outside = np.arange(len(members), len(points))
+    outside, grows, reach = np.arange(len(members), len(points)), True, 0.0
     while True:
-        kept, counts, labels, corners, angles = _cones(points, members)
-        if len(kept) == len(members):
-            outside, joining, reach = _cutting(points, kept, counts, labels, corners, outside)
-            if len(joining) == 0:
-                counts, labels = _without_middles(counts, labels)
-                return kept, counts, labels, angles, reach
-            kept = np.concatenate((kept, joining))
-        members = kept
+        n = len(members)
+        members, counts, labels, corners, turns, angles = _cones(points, members)
+        if grows:
+            outside, joining, reach = _cutting(points, members, counts, labels, corners, outside)
+            if len(joining) > 0:
+                members = np.concatenate((members, joining))
+                continue
+            grows = False
+        if len(members) == n and (angles >= SMALLEST).all():
+            counts, labels, turns = _without_middles(counts, labels, turns)
+            return members, counts, labels, turns, angles, reach
+        members = members[angles >= SMALLEST]
 
 
 @_loop
-def _without_middles(counts, labels):
-    """Each edge once: numbers of edges `(v,)` and labels."""
+def _without_middles(counts, labels, turns):
+    """Each edge once: numbers of edges `(v,)`, labels and turns."""
     edges, each, start, n = np.zeros_like(counts), np.empty_like(labels), 0, 0
+    senses = np.empty_like(labels)
     for k in range(len(counts)):
         for c in range(start, start + counts[k]):
             last = c + 1 == start + counts[k]
             if labels[c] != labels[_following(c, start, counts[k])] or (last and edges[k] == 0):
-                each[n] = labels[c]
+                each[n], senses[n] = labels[c], -1 if turns[c] < 0 else 1
                 n, edges[k] = n + 1, edges[k] + 1
         start += counts[k]
-    return edges, each[:n]
+    return edges, each[:n], senses[:n]
 
 
 @_loop
 def _cones(points, members):
-    """The normal cones of the points `members` in the hull of these, without the smallest.
+    """The normal cones of the points `members` in the hull of these, as far as these are vertices.
 
-    Kept members, number of corners `(m,)`, labels `(c,)`, corners `(c, 3)`, solid angles `(m,)`.
+    Vertices, number of corners `(m,)`, labels `(c,)`, corners `(c, 3)`, turns there `(c,)`, solid
+    angles `(m,)`.
     """
     most = 2 * len(members) + 8  # each edge may have a corner in its middle
     labels, corners = np.empty(most * len(members), np.int64), np.empty((most * len(members), 3))
+    turns, angles = np.zeros(most * len(members)), np.empty(len(members))
     spare = np.empty(most, np.int64), np.empty((most, 3)), np.empty(most)
-    kept, counts, angles = members.copy(), np.empty_like(members), np.empty(len(members))
-    n_kept, start = 0, 0
+    kept, counts, n_kept, start = members.copy(), np.empty_like(members), 0, 0
     for member in members:
         count = _cone(points, member, members, labels[start:], corners[start:], spare)
-        angle = 2 * math.pi if count > 0 else 0.0
-        own = _row(points, member)
+        own, total = _row(points, member), 0.0
         for k in range(start, start + count):
             one, two = labels[k], labels[_following(k, start, count)]
             if one != two:
-                angle -= _angle(_minus(own, _row(points, one)), _minus(own, _row(points, two)))
-        if angle >= SMALLEST:
-            kept[n_kept], counts[n_kept], angles[n_kept] = member, count, angle
+                one, two = _minus(own, _row(points, one)), _minus(own, _row(points, two))
+                turns[k] = _turn(one, two, _row(corners, k))
+                total += turns[k]
+        if count > 0:
+            kept[n_kept], counts[n_kept], angles[n_kept] = member, count, 2 * math.pi - total
             n_kept += 1
             start += count
-    return kept[:n_kept], counts[:n_kept], labels[:start], corners[:start], angles[:n_kept]
+    kept, counts, angles = kept[:n_kept], counts[:n_kept], angles[:n_kept]
+    return kept, counts, labels[:start], corners[:start], turns[:start], angles
 
 
 @_loop
@@ -182,9 +195,9 @@ def _cut(labels, corners, count, label, normal, pole, spare):
         return count
     # a convex polygon is cut off in one piece, the one around its lowest corner
     begin, end = lowest, lowest
-    while height[begin] <= 0:
+    while height[begin] <= ROUNDING:
         before, begin = begin, _following(begin, 0, count)
-    while height[end] <= 0:
+    while height[end] <= ROUNDING:
         behind, end = end, end - 1 if end > 0 else count - 1
     n, k = 1, begin
     new_labels[0], new_corners[0] = labels[k], _row(corners, k)
@@ -240,7 +253,7 @@ def _cutting(points, members, counts, labels, corners, outside):
             if _dot(support, place) > heights[k]:
                 away = _minus(place, _row(points, owners[k]))
                 ahead = _dot(support, away)
-                if ahead > 0 and ahead**2 > ROUNDING**2 * _dot(away, away):
+                if ahead > 0 and ahead**2 > NEGLIGIBLE**2 * _dot(away, away):
                     if ahead > farthest[k]:
                         outermost[k], farthest[k] = point, ahead
                     left[n_left], n_left = point, n_left + 1
@@ -282,9 +295,11 @@ def _unit(a):
 
 
 @_loop
-def _angle(a, b):
+def _turn(a, b, around):
+    """Angle from a to b, counter-clockwise as seen from where `around` points."""
     normal = _cross(a, b)
-    return math.atan2(math.sqrt(_dot(normal, normal)), _dot(a, b))
+    angle = math.atan2(math.sqrt(_dot(normal, normal)), _dot(a, b))
+    return angle if _dot(normal, around) >= 0 else -angle
 
 
 @_loop
@@ -298,6 +313,6 @@ def _axis_away_from(a):
 @_loop
 def _crossing(above, height, below, depth):
     """Where the edge from a corner above a plane to one below meets it."""
-    a, b = -depth, height
+    a, b = -min(depth, 0.0), height
     x, y, z = a * above[0] + b * below[0], a * above[1] + b * below[1], a * above[2] + b * below[2]
     return _unit((x, y, z))

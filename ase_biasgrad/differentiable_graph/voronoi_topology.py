@@ -37,6 +37,7 @@ class Topology:
     shift: np.ndarray  # (f, 3) cell image of the neighbour
     face: np.ndarray  # (c,) face of each edge
     across: np.ndarray  # (c,) the other face of the same cell at this edge, or SKY
+    turns: np.ndarray  # (c,) ±1, sense in which the edge turns into the next; −1 by rounding alone
     sky: np.ndarray  # (n,) solid angle of the open sky from each atom
 
 
@@ -66,7 +67,7 @@ def voronoi_topology(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -
     if n == 0 or (n == 1 and not pbc.any()):
         none = np.zeros(0, np.int64)
         sky = np.full(n, 4 * np.pi)
-        return Topology(none, none, np.zeros((0, 3), np.int64), none, none, sky)
+        return Topology(none, none, np.zeros((0, 3), np.int64), none, none, none, sky)
     box = complete_cell(cell, pbc)
     home = np.where(pbc, np.floor(positions @ np.linalg.inv(box)), 0.0)  # (n, 3)
     wrapped = positions - home @ box
@@ -128,29 +129,30 @@ def _cells(sites: _Sites, n: int) -> tuple[Topology, float]:
     distances, closest = tree.query(points[:n], k=nearest + 1)  # each atom itself is the first
     _check_distinct(distances[:, 1], sites, tree)
     starts = nearest * np.arange(n + 1)
-    faces, across, sky, reach = cells(points, np.arange(n), starts, closest[:, 1:].ravel())
+    faces, *edges, sky, reach = cells(points, np.arange(n), starts, closest[:, 1:].ravel())
     # what is further away than twice the farthest corner does not touch a cell
     unsettled = np.flatnonzero((2 * reach > distances[:, -1]) & (nearest < len(points) - 1))
     settled = ~np.isin(faces[:, 0], unsettled)
-    parts = [(faces[settled], across[np.repeat(settled, faces[:, 2])])]
+    kept = np.repeat(settled, faces[:, 2])
+    parts = [(faces[settled], *(of_edges[kept] for of_edges in edges))]
     at_once = max(1, AT_ONCE // len(points))
     for k in range(0, len(unsettled), at_once):
         atoms = unsettled[k : k + at_once]
         lists = [_within(2.001 * reach[i], points[i], closest[i], tree) for i in atoms]
         starts = np.cumsum([0, *map(len, lists)])
-        faces, across, sky[atoms], reach[atoms] = cells(
+        faces, *edges, sky[atoms], reach[atoms] = cells(
             points, atoms, starts, np.concatenate(lists)
         )
         faces[:, 0] = atoms[faces[:, 0]]
-        parts.append((faces, across))
-    faces, across = (np.concatenate(part) for part in zip(*parts, strict=True))
+        parts.append((faces, *edges))
+    faces, across, turns = map(np.concatenate, zip(*parts, strict=True))
     centre, site, n_edges = faces.T
     face = np.repeat(np.arange(len(faces)), n_edges)
     first = np.zeros(n, np.int64)  # face of each atom; those of an atom follow each other
     begins = np.flatnonzero(np.diff(centre, prepend=-1))
     first[centre[begins]] = begins
     across = np.where(across < 0, SKY, across + first[centre[face]])
-    topology = Topology(centre, sites.atom[site], sites.shift[site], face, across, sky)
+    topology = Topology(centre, sites.atom[site], sites.shift[site], face, across, turns, sky)
     return topology, float(reach.max())
 
 

@@ -26,6 +26,12 @@ def periodic(atoms: Atoms, *pbc: bool) -> Atoms:
     return atoms
 
 
+def on_a_sphere(n: int) -> np.ndarray:
+    """Points that see each other through one corner, where all of their edges meet."""
+    points = np.random.default_rng(n).normal(size=(n, 3))
+    return 4 * points / np.linalg.norm(points, axis=1)[:, None]
+
+
 STRUCTURES = {
     "fcc": bulk("Cu", cubic=True),
     "bcc": bulk("Fe", cubic=True) * (2, 1, 1),
@@ -42,6 +48,7 @@ STRUCTURES = {
     "zigzag": Atoms("C2", [[0, 0, 0], [1.2, 0.7, 0]], cell=[2.4, 0, 0], pbc=[1, 0, 0]),
     "benzene": molecule("C6H6"),
     "square ring": Atoms("P4", [[1, 1, 0], [-1, 1, 0], [-1, -1, 0], [1, -1, 0]]),
+    "cage": Atoms("C40", on_a_sphere(40)),
     "ethanol": ethanol(),
     "methane": molecule("CH4"),
     "ammonia": molecule("NH3"),
@@ -174,13 +181,13 @@ def test_cells_that_do_not_close_are_an_error(damage, monkeypatch):
     def damaged(*arguments):
         t = voronoi_topology(*arguments)
         if damage == "lost edge":
-            return replace(t, face=t.face[1:], across=t.across[1:])
+            return replace(t, face=t.face[1:], across=t.across[1:], turns=t.turns[1:])
         if damage == "lost sky":
             return replace(t, sky=t.sky * [1, 0, 1, 1, 1])
         kept = t.face < t.face.max()
         across = np.where(t.across == t.face.max(), -1, t.across)[kept]
         parts = {"centre": t.centre[:-1], "neighbour": t.neighbour[:-1], "shift": t.shift[:-1]}
-        return replace(t, **parts, face=t.face[kept], across=across)
+        return replace(t, **parts, face=t.face[kept], across=across, turns=t.turns[kept])
 
     voronoi_topology = voronoi.voronoi_topology
     weights(molecule("CH4"))
