@@ -106,6 +106,7 @@ def element_errors(
     values: np.ndarray,
     axes: np.ndarray,
     effective: RowMeans | None = None,
+    weights: np.ndarray | None = None,
 ) -> FitErrors:
     """Errors of energies per element, fitted by least squares over frames.
 
@@ -129,9 +130,12 @@ def element_errors(
     effective
         For other losses, what stands for the residuals in V of the covariance: their influence
         by composition.
+    weights
+        Of compositions in W, `(k,)`; their frames by default.
     """
     x = counts @ axes.T
-    gain = np.linalg.solve(x.T @ (x * rows.frames[:, None]), (x * rows.frames[:, None]).T)
+    weights = rows.frames if weights is None else weights
+    gain = np.linalg.solve(x.T @ (x * weights[:, None]), (x * weights[:, None]).T)
     leverage = np.clip(np.einsum("kr,rk->k", x, gain), 0.0, 1.0)
     judged = 1 - leverage > UNDETERMINED  # the others determine it
     misfit2 = moment_misfit2(rows, rows.means - counts @ values, leverage, judged)

@@ -135,11 +135,19 @@ def huber(residuals: np.ndarray, rows: np.ndarray, row_of: np.ndarray) -> tuple[
     return values, scale
 
 
-def huber_influence(left: np.ndarray, scale: float) -> np.ndarray:
-    """Residuals `(m,)` that least squares would need for the errors of Huber's fit: ψ/⟨ψ'⟩."""
+def huber_influence(
+    left: np.ndarray, scale: float, row_of: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals `(m,)` that weighted least squares would need for the errors of Huber's fit.
+
+    ψ/p with the share p of frames within 1.345 s, by row and drawn toward that of all as if four
+    more frames had shown it; and the weights of rows, p times their frames `(k,)`.
+    """
     reach = HUBER * scale
-    inside = np.mean(np.abs(left) <= reach)
-    return np.clip(left, -reach, reach) / max(float(inside), 1 / len(left))
+    inside, frames = np.abs(left) <= reach, np.bincount(row_of)
+    share = (np.bincount(row_of, weights=inside) + 4 * inside.mean()) / (frames + 4)
+    share = np.maximum(share, 1 / len(left))
+    return np.clip(left, -reach, reach) / share[row_of], share * frames
 
 
 def robust_scale(left: np.ndarray) -> float:

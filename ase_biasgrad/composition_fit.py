@@ -213,13 +213,13 @@ def _by_element(
     predicted = (rows @ values)[row_of]
     left = residuals - predicted
     typical = bias_errors.row_means(predicted + bias_errors.without_outliers(left, row_of), row_of)
-    influence = (
-        bias_fits.huber_influence(left, scale)
-        if method == "huber"
-        else bias_errors.median_influence(left)
-    )
+    weights = None
+    if method == "huber":
+        influence, weights = bias_fits.huber_influence(left, scale, row_of)
+    else:
+        influence = bias_errors.median_influence(left)
     effective = bias_errors.row_means(influence, row_of)
-    errors = bias_errors.element_errors(rows, typical, values, axes, effective)
+    errors = bias_errors.element_errors(rows, typical, values, axes, effective, weights)
     return _Method(values, none, errors, choices)
 
 
