@@ -1,7 +1,7 @@
 """Messages along edges as instructions: each atom gathers from its neighbours.
 
-A filter W of the distance is a spline with coefficients `(blocks of eight features, knots, parts,
-8)`: the six rows that matter at a distance follow one another in memory.
+A filter W of the distance is a spline with coefficients `(knots, f)`, or `(knots, f / 8, 3, 8)` for
+three filters: the six rows that matter at a distance follow one another in memory.
 
 Of two edges that mirror each other, one is upper. Where both atoms are of one chunk (inner edges),
 the upper one does the work of both. Others are taken from either end, so that no chunk writes to
@@ -29,16 +29,12 @@ from ase_biasgrad.fused.compiled.tensors import (
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
-from ase_biasgrad.numerics.splines import N_WEIGHTS
-
-TILE = 32  # atoms whose edges stay in the cache for all features
 
 
-def blocked(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients `(knots, parts, features)` as `(features / 8, knots, parts, 8)`."""
-    knots, parts, features = coefficients.shape
-    blocks = coefficients.reshape(knots, parts, features // WIDTH, WIDTH)
-    return np.ascontiguousarray(np.moveaxis(blocks, 2, 0))
+def _interleaved(coefficients: np.ndarray) -> np.ndarray:
+    """Coefficients `(knots, 3, f)` as `(knots, f / 8, 3, 8)`."""
+    blocks = coefficients.reshape(*coefficients.shape[:2], -1, WIDTH)
+    return np.ascontiguousarray(np.moveaxis(blocks, 1, 2))
 
 
 class TensorMessage:
@@ -52,9 +48,7 @@ class TensorMessage:
         own: np.ndarray,
     ) -> None:  # fmt: skip
         self.y = p.variable(9 * centre.shape[1])
-        self.constants = (
-            p.weight(centre), p.weight(neighbour), p.weight(blocked(coefficients)), p.knots
-        )  # fmt: skip
+        self.constants = p.weight(centre), p.weight(neighbour), p.weight(_interleaved(coefficients))
         p.emit_messages(Operation.TENSOR_MESSAGE, self.y, *self.constants, p.weight(own))
         p.add(self)
 
@@ -64,48 +58,38 @@ class TensorMessage:
 
 @compiled()
 def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    y, step, zero = locate(row, 1, place), row[2] // 9, splat(memory.dtype.type(0))
-    centres, neighbours = row[3], row[4]
-    for f in range(0, step, WIDTH):
-        for a in range(place.count):
-            o = edges.numbers[place.first + a] * step + f
-            own = load(weights, row[7] + f) * (
-                load(weights, centres + o) + load(weights, neighbours + o)
-            )
-            to = y + a * row[2] + 9 * f
+    y, width, zero = locate(row, 1, place), row[2], splat(memory.dtype.type(0))
+    features, centres, neighbours = width // 9, row[3], row[4]
+    for a in range(place.count):
+        o = edges.numbers[place.first + a] * features
+        for f in range(0, features, WIDTH):
+            own = load(weights, centres + o + f) + load(weights, neighbours + o + f)
+            own = own * load(weights, row[6] + f)
+            to = y + a * width + 9 * f
             store_components(memory, to, (own, zero, zero, zero, zero, zero, zero, zero, zero))
-    for begin in range(0, place.count, TILE):
-        for f in range(0, step, WIDTH):
-            table = row[5] + f * 3 * row[6]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i = place.first + a
-                o, to = edges.numbers[i] * step + f, y + a * row[2] + 9 * f
-                centre, sender = load(weights, centres + o), load(weights, neighbours + o)
-                received = components(memory, to)
-                for e in range(edges.starts[i], edges.ends[i]):
-                    j = edges.neighbour[e]
-                    o = edges.numbers[j] * step + f
-                    w0, w1, w2 = _three_filters(weights, table, edges, e)
-                    t = _splat_tensor(edges.unit, e, memory)
-                    t0, t1, t2, t3, t4, t5, t6, t7, t8 = t
-                    tensor = (
-                        t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2, t5 * w2, t6 * w2, t7 * w2, t8 * w2
-                    )  # fmt: skip
-                    sent = centre + load(weights, neighbours + o)
-                    received = plus(received, times(sent, tensor))
-                    if e < edges.inners[i]:
-                        back, r = (
-                            sender + load(weights, centres + o),
-                            y + (j - place.first) * row[2] + 9 * f,
-                        )
-                        t0, t1, t2, t3, t4, t5, t6, t7, t8 = times(back, tensor)
-                        b0, b1, b2, b3, b4, b5, b6, b7, b8 = components(memory, r)
-                        store_components(
-                            memory, r,
-                            (b0 + t0, b1 - t1, b2 - t2, b3 - t3, b4 + t4, b5 + t5, b6 + t6, b7 + t7,
-                             b8 + t8),
-                        )  # fmt: skip
-                store_components(memory, to, received)
+    for a in range(place.count):
+        i = place.first + a
+        of_i = edges.numbers[i] * features
+        for e in range(edges.starts[i], edges.ends[i]):
+            w, j = _splats(edges, e, 0), edges.neighbour[e]
+            at, inner = row[5] + edges.bin[e] * 3 * features, e < edges.inners[i]
+            of_j, r = edges.numbers[j] * features, y + (j - place.first) * width
+            t0, t1, t2, t3, t4, t5, t6, t7, t8 = _splat_tensor(edges.unit, e, memory)
+            for f in range(0, features, WIDTH):
+                w0, w1, w2 = _three_sampled(weights, at + 3 * f, 3 * features, w)
+                c0, c1, c2, c3, c4 = t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2
+                c5, c6, c7, c8 = t5 * w2, t6 * w2, t7 * w2, t8 * w2
+                sent = load(weights, centres + of_i + f) + load(weights, neighbours + of_j + f)
+                _add_components(
+                    memory, y + a * width + 9 * f,
+                    times(sent, (c0, c1, c2, c3, c4, c5, c6, c7, c8)),
+                )  # fmt: skip
+                if inner:
+                    sent = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
+                    c1, c2, c3 = zero - c1, zero - c2, zero - c3
+                    _add_components(
+                        memory, r + 9 * f, times(sent, (c0, c1, c2, c3, c4, c5, c6, c7, c8))
+                    )
 
 
 @compiled()
@@ -120,11 +104,12 @@ def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
             j = edges.neighbour[e]
             of_j, zero = edges.numbers[j] * step, splat(kind.type(0))
             t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
+            w, s, at = _splats(edges, e, 0), _splats(edges, e, 1), row[5] + edges.bin[e] * 3 * step
             slope, d1, d2, d3, d4, d5, d6, d7, d8 = (
                 zero, zero, zero, zero, zero, zero, zero, zero, zero,
             )  # fmt: skip
             for f in range(0, step, WIDTH):
-                (_, w1, w2), (s0, s1, s2) = _three_jets(weights, row[5] + f * 3 * row[6], edges, e)
+                (_, w1, w2), (s0, s1, s2) = _three_jets(weights, at + 3 * f, 3 * step, w, s)
                 to_i = load(weights, centres + of_i + f) + load(weights, neighbours + of_j + f)
                 to_j = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
                 o, q = g + i * row[2] + 9 * f, g + j * row[2] + 9 * f
@@ -178,7 +163,7 @@ class TensorCFConv:
 
     def __init__(self, p: Program, x: Variable, coefficients: np.ndarray, own: np.ndarray) -> None:
         self.x, self.y = x, p.variable(x.width)
-        self.constants = p.weight(blocked(coefficients)), p.knots, p.weight(own)
+        self.constants = p.weight(_interleaved(coefficients)), p.weight(own)
         p.emit_messages(Operation.TENSOR_CFCONV, x, self.y, *self.constants)
         p.add(self)
 
@@ -189,118 +174,79 @@ class TensorCFConv:
 
 @compiled()
 def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    x, y, step = row[1] * place.n, locate(row, 3, place), row[2] // 9
-    for f in range(0, step, WIDTH):
-        own = three(weights, row[7] + f, step)
+    x, y, width, step = row[1] * place.n, locate(row, 3, place), row[2], row[2] // 3
+    for f in range(0, width // 9, WIDTH):
+        own = three(weights, row[6] + f, width // 9)
         for a in range(place.count):
-            mine = components(memory, x + (place.first + a) * row[2] + 9 * f)
-            store_components(memory, y + a * row[2] + 9 * f, by_part(own, mine))
-    for begin in range(0, place.count, TILE):
-        for f in range(0, step, WIDTH):
-            table = row[5] + f * 3 * row[6]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i, to = place.first + a, y + a * row[2] + 9 * f
-                mine, received = components(memory, x + i * row[2] + 9 * f), components(memory, to)
-                for e in range(edges.starts[i], edges.inners[i]):
-                    w, j = _three_filters(weights, table, edges, e), edges.neighbour[e]
-                    sent, r = (
-                        components(memory, x + j * row[2] + 9 * f),
-                        y + (j - place.first) * row[2],
-                    )
-                    received = plus(received, by_part(w, sent))
-                    _add_components(memory, r + 9 * f, by_part(w, mine))
-                for e in range(edges.inners[i], edges.ends[i]):
-                    w = _three_filters(weights, table, edges, e)
-                    sent = components(memory, x + edges.neighbour[e] * row[2] + 9 * f)
-                    received = plus(received, by_part(w, sent))
-                store_components(memory, to, received)
+            mine = components(memory, x + (place.first + a) * width + 9 * f)
+            store_components(memory, y + a * width + 9 * f, by_part(own, mine))
+    for a in range(place.count):
+        i, to = place.first + a, y + a * width
+        mine = x + i * width
+        for e in range(edges.starts[i], edges.inners[i]):
+            w, at, j = _splats(edges, e, 0), row[5] + edges.bin[e] * step, edges.neighbour[e]
+            sent, r = x + j * width, y + (j - place.first) * width
+            for f in range(0, width // 9, WIDTH):
+                filters = _three_sampled(weights, at + 3 * f, step, w)
+                _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
+                _add_by_part(memory, r + 9 * f, filters, mine + 9 * f)
+        for e in range(edges.inners[i], edges.ends[i]):
+            w, at = _splats(edges, e, 0), row[5] + edges.bin[e] * step
+            sent = x + edges.neighbour[e] * width
+            for f in range(0, width // 9, WIDTH):
+                filters = _three_sampled(weights, at + 3 * f, step, w)
+                _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
 
 
 @compiled()
 def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """Adjoint of x: Σ_j W_ij g_j + W(0) g_i; of distances: Σ_f W′ (g_i · x_j + g_j · x_i)."""
-    g, x, out, step = row[1] * place.n, row[3] * place.n, locate(row, 5, place), row[2] // 9
-    first, last = edges.starts[place.first], edges.starts[place.first + place.count]
-    sums = np.zeros((last - first) * WIDTH, memory.dtype)
-    for f in range(0, step, WIDTH):
-        own = three(weights, row[9] + f, step)
+    g, x, out = row[1] * place.n, row[3] * place.n, locate(row, 5, place)
+    width, step = row[2], row[2] // 3
+    for f in range(0, width // 9, WIDTH):
+        own = three(weights, row[8] + f, width // 9)
         for a in range(place.count):
-            mine = by_part(own, components(memory, g + (place.first + a) * row[2] + 9 * f))
-            to = out + a * row[2] + 9 * f
-            if row[10]:
+            mine = by_part(own, components(memory, g + (place.first + a) * width + 9 * f))
+            to = out + a * width + 9 * f
+            if row[9]:
                 mine = plus(mine, components(memory, to))
             store_components(memory, to, mine)
-    for begin in range(0, place.count, TILE):
-        for f in range(0, step, WIDTH):
-            table = row[7] + f * 3 * row[8]
-            for a in range(begin, min(begin + TILE, place.count)):
-                i, to = place.first + a, out + a * row[2] + 9 * f
-                gi, received = components(memory, g + i * row[2] + 9 * f), components(memory, to)
-                xi = x + i * row[2] + 9 * f
-                for e in range(edges.starts[i], edges.middles[i]):
-                    w, (s0, s1, s2) = _three_jets(weights, table, edges, e)
-                    j, k = edges.neighbour[e], (e - first) * WIDTH
-                    gj = components(memory, g + j * row[2] + 9 * f)
-                    received = plus(received, by_part(w, gj))
-                    d0, d1, d2 = dots(gi, components(memory, x + j * row[2] + 9 * f))
-                    b0, b1, b2 = dots(gj, components(memory, xi))
-                    slope = s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
-                    store(sums, k, load(sums, k) + slope)
-                    if e < edges.inners[i]:
-                        r = out + (j - place.first) * row[2] + 9 * f
-                        _add_components(memory, r, by_part(w, gi))
-                for e in range(edges.middles[i], edges.ends[i]):
-                    w = _three_filters(weights, table, edges, e)
-                    gj = components(memory, g + edges.neighbour[e] * row[2] + 9 * f)
-                    received = plus(received, by_part(w, gj))
-                store_components(memory, to, received)
-    _add_sums(sums, 1, place, edges)
+    for a in range(place.count):
+        i, to = place.first + a, out + a * width
+        gi, xi = g + i * width, x + i * width
+        for e in range(edges.starts[i], edges.middles[i]):
+            w, s, j = _splats(edges, e, 0), _splats(edges, e, 1), edges.neighbour[e]
+            at, inner, slope = (
+                row[7] + edges.bin[e] * step,
+                e < edges.inners[i],
+                splat(memory.dtype.type(0)),
+            )
+            gj, xj, r = g + j * width, x + j * width, out + (j - place.first) * width
+            for f in range(0, width // 9, WIDTH):
+                filters, (s0, s1, s2) = _three_jets(weights, at + 3 * f, step, w, s)
+                _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
+                if inner:
+                    _add_by_part(memory, r + 9 * f, filters, gi + 9 * f)
+                d0, d1, d2 = dots(components(memory, gi + 9 * f), components(memory, xj + 9 * f))
+                b0, b1, b2 = dots(components(memory, gj + 9 * f), components(memory, xi + 9 * f))
+                slope = slope + s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
+            edges.adjoints[e, 0] += total(slope)
+        for e in range(edges.middles[i], edges.ends[i]):
+            w, at = _splats(edges, e, 0), row[7] + edges.bin[e] * step
+            gj = g + edges.neighbour[e] * width
+            for f in range(0, width // 9, WIDTH):
+                filters = _three_sampled(weights, at + 3 * f, step, w)
+                _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
+
+
+@compiled(forceinline=True)
+def _add_by_part(memory, o, filters, x):  # type: ignore[no-untyped-def]
+    _add_components(memory, o, by_part(filters, components(memory, x)))
 
 
 @compiled(forceinline=True)
 def _add_components(memory, o, c):  # type: ignore[no-untyped-def]
     store_components(memory, o, plus(components(memory, o), c))
-
-
-@compiled()
-def _add_sums(sums, columns, place, edges):  # type: ignore[no-untyped-def]
-    """Add sums `(edges of the chunk, columns, 8)` over features to adjoints of upper edges."""
-    first = edges.starts[place.first]
-    for i in range(place.first, place.first + place.count):
-        for e in range(edges.starts[i], edges.middles[i]):
-            for c in range(columns):
-                k = ((e - first) * columns + c) * WIDTH
-                edges.adjoints[e, c] += total(load(sums, k))
-
-
-@compiled(forceinline=True)
-def _three_filters(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    """The three filters at the distance of edge e."""
-    at = table + edges.bin[e] * 3 * WIDTH
-    w = splat(edges.weights[e, 0, 0])
-    a, b, c = (
-        w * load(weights, at), w * load(weights, at + WIDTH), w * load(weights, at + 2 * WIDTH)
-    )  # fmt: skip
-    for t in range(1, N_WEIGHTS):
-        w, at = splat(edges.weights[e, 0, t]), at + 3 * WIDTH
-        a, b = a + w * load(weights, at), b + w * load(weights, at + WIDTH)
-        c = c + w * load(weights, at + 2 * WIDTH)
-    return a, b, c
-
-
-@compiled(forceinline=True)
-def _three_jets(weights, table, edges, e):  # type: ignore[no-untyped-def]
-    """The three filters at the distance of edge e, and their slopes."""
-    at = table + edges.bin[e] * 3 * WIDTH
-    w, s = splat(edges.weights[e, 0, 0]), splat(edges.weights[e, 1, 0])
-    p, q, r = load(weights, at), load(weights, at + WIDTH), load(weights, at + 2 * WIDTH)
-    a, b, c, d, f, g = w * p, w * q, w * r, s * p, s * q, s * r
-    for t in range(1, N_WEIGHTS):
-        w, s = splat(edges.weights[e, 0, t]), splat(edges.weights[e, 1, t])
-        at = at + 3 * WIDTH
-        p, q, r = load(weights, at), load(weights, at + WIDTH), load(weights, at + 2 * WIDTH)
-        a, b, c, d, f, g = a + w * p, b + w * q, c + w * r, d + s * p, f + s * q, g + s * r
-    return (a, b, c), (d, f, g)
 
 
 class CFConv:
@@ -457,12 +403,6 @@ class VectorMessage:
         p.emit(Operation.ADD, gq, *p.adjoint(self.q))
 
 
-def _interleaved(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients `(knots, 3, f)` as `(knots, f / 8, 3, 8)`."""
-    blocks = coefficients.reshape(*coefficients.shape[:2], -1, WIDTH)
-    return np.ascontiguousarray(np.moveaxis(blocks, 1, 2))
-
-
 @compiled()
 def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, q, mu = row[1] * place.n, locate(row, 3, place), row[5] * place.n
@@ -524,7 +464,7 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
             b, inner = j - place.first, e < edges.inners[i]
             slope, along = zero, (zero, zero, zero)
             for f in range(0, width, WIDTH):
-                (w0, w1, w2), (s0, s1, s2) = _three_jets_of(weights, at + 3 * f, step, w, s)
+                (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, at + 3 * f, step, w, s)
                 o, p = i * step + 3 * f, j * step + 3 * f
                 gi, gj = load(memory, gq + i * width + f), load(memory, gq + j * width + f)
                 bi, bj = three(memory, gmu + o, WIDTH), three(memory, gmu + p, WIDTH)
@@ -585,7 +525,7 @@ def _three_sampled(c, at, step, w):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _three_jets_of(c, at, step, w, v):  # type: ignore[no-untyped-def]
+def _three_jets(c, at, step, w, v):  # type: ignore[no-untyped-def]
     (a, d), (b, e) = _jet(c, at, step, w, v), _jet(c, at + WIDTH, step, w, v)
     f, g = _jet(c, at + 2 * WIDTH, step, w, v)
     return (a, b, f), (d, e, g)
