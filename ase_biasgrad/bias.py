@@ -108,8 +108,8 @@ class Bias(nn.Module):
 
         These are multiples of the compositions of the fit and, unless the bias is
         `per-composition`, their linear combinations; but none of those that the fit leaves more
-        than 0.1 eV per atom off. `isolated` asks for an atom without neighbours: where the data
-        holds it, its own residual decides.
+        than 0.1 eV per atom off, nor what rests on anchors less sure than that. `isolated` asks for
+        an atom without neighbours: where the data holds it, its own residual decides.
         """
         if self.zero == "none" or len(self.compositions) == 0:
             return False
@@ -296,7 +296,7 @@ class Bias(nn.Module):
             "anchors": int((found.kinds == ANCHOR).sum()),
             "rank": rank,
             "elements": len(found.elements),
-            **reported(found, self._spanned(of_elements)),
+            **reported(found, self.zero != "per-composition" and self._spanned(of_elements)),
         }
 
     def add_per_element(self, energies: dict[int, float]) -> None:

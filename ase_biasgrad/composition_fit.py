@@ -206,7 +206,7 @@ def _by_element(
         return _Method(values, none, errors)
     if method == "huber":
         values, scale = bias_fits.huber(residuals, rows, row_of)
-        choices = {"scale": scale}
+        choices = {"huber_scale": scale}
     else:
         values = bias_fits.least_absolute_deviation(residuals, rows[row_of]).values
         scale, choices = 0.0, {}
@@ -241,7 +241,7 @@ def _ridge(
         variances = noise2 + misfit2
         variances = np.maximum(variances, 1e-12 + 1e-6 * variances.max())
         if prior is None:
-            fit, choices["width"] = _shrunk(rows, means.means, variances, judged)
+            fit, choices["ridge_width"] = _shrunk(rows, means.means, variances, judged)
         else:
             fit = bias_fits.ridge(means.means, rows, variances, *prior)
         if judged.any():
@@ -320,10 +320,10 @@ def _members(group_of: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
 
 
-def reported(fit: CompositionFit, spanned: np.ndarray) -> dict[str, Any]:
+def reported(fit: CompositionFit, spanned: np.ndarray | bool) -> dict[str, Any]:
     """Errors of a fit as JSON values in eV, None for what is not known.
 
-    `spanned (e,)` bool tells the elements whose energies the rows determine.
+    `spanned (e,)` bool tells the elements whose energies the rows determine; False: none.
     """
     left_out, data = fit.errors.left_out, fit.kinds != ANCHOR
     if (fit.kinds == DATA).any():

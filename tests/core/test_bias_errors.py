@@ -176,6 +176,7 @@ def test_offsets_of_compositions_have_errors_of_their_own():
     residuals, counts, means = drawn(rows, 50, np.random.default_rng(3), misfit=2.0)
     bias = fitted(residuals, counts, "mean")
     assert bias.zero == "per-composition"
+    assert bias.fit_report["standard_errors"] == {"H": None, "C": None, "O": None}
     np.testing.assert_allclose(bias.standard_error(rows), NOISE / math.sqrt(50), rtol=0.3)
     energy, error = bias.reaction(rows[:2], np.array([-1, 1]))
     assert energy == pytest.approx(means[1] - means[0], abs=4 * error)
