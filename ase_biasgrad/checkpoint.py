@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +21,7 @@ from ase_biasgrad.backbones import backbone_arguments, backbone_class, build_bac
 from ase_biasgrad.bias import Bias, EnergyZero
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.potential import Potential
+from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 FORMAT = "ase-biasgrad checkpoint"
 FORMAT_VERSION = 3  # 2: with a digest; 3: standard errors, references by name and standard errors
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
-MAX_HEADER = 2**24  # bytes
-MAX_DEPTH = 64  # of nested JSON
 INTEGERS = ("compositions", "isolated")  # tensors of a bias
 ERRORS = ("covariance", "misfit", "errors")  # of a bias; NaN is not known, as before version 3
 MAX_REFERENCES = 1000  # each takes 0.1 MB, before its tensors are looked at
@@ -97,9 +94,8 @@ def save_checkpoint(
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in potential.state_dict().items()}
     stored = {"ase_biasgrad": json.dumps(metadata)}
-    digest = _digest(*_split(save(tensors, stored)))
     with whole_file(path) as temporary:
-        temporary.write_bytes(save(tensors, {**stored, "sha256": digest}))
+        temporary.write_bytes(with_digest(save, tensors, stored))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -123,7 +119,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     content = path.read_bytes()
     try:
-        header, data = _split(content)
+        header, data = split_file(content)
         metadata = _metadata(header, data)
         with torch.inference_mode(False):  # what is loaded in it can never be differentiated
             potential = _empty_potential(metadata, _shapes(header))
@@ -133,52 +129,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(potential, metadata, path, hashlib.sha256(content).hexdigest())
 
 
-def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensor bytes of a safetensors file."""
-    length = int.from_bytes(content[:8], "little")
-    try:
-        if not 2 <= length <= min(MAX_HEADER, len(content) - 8):
-            raise ValueError(f"its header is said to have {length} bytes")
-        header = _parsed(content[8 : 8 + length].decode())
-    except ValueError as error:
-        raise ValueError(
-            f"not a safetensors file, or damaged ({error}); models of SchNetPack come in through "
-            "`biasgrad convert`"
-        ) from error
-    return header, content[8 + length :]
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """One JSON object, neither nested deeply nor with a key twice."""
-    brackets = re.findall(r"[\[\]{}]", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", text))
-    if max(accumulate(1 if b in "[{" else -1 for b in brackets), default=0) > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
-    value = json.loads(text, object_pairs_hook=_without_duplicates)
-    if not isinstance(value, dict):
-        raise ValueError("no JSON object")
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(unique := dict(pairs)) < len(pairs):
-        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs][:20]}")
-    return unique
-
-
-def _digest(header: dict[str, Any], data: bytes) -> str:
-    """SHA-256, hexadecimal, of tensor bytes and header, the digest in the header left out."""
-    metadata = {k: v for k, v in header["__metadata__"].items() if k != "sha256"}
-    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
-    return hashlib.sha256(text.encode() + data).hexdigest()
-
-
 def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
     """Our part of the header in today's format, its digest and its keys checked."""
     stored = header.get("__metadata__")
     if not isinstance(stored, dict) or not isinstance(stored.get("ase_biasgrad"), str):
         raise ValueError("a safetensors file, but not a checkpoint of ase-biasgrad")
     try:
-        metadata = _parsed(stored["ase_biasgrad"])
+        metadata = parsed_json(stored["ase_biasgrad"])
     except ValueError as error:
         raise ValueError(f"the metadata is damaged: {error}") from error
     if metadata.get("format") != FORMAT or type(metadata.get("version")) is not int:
@@ -188,10 +145,7 @@ def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
             f"version: {metadata['version']}, and this package reads up to {FORMAT_VERSION}; "
             "update ase-biasgrad"
         )
-    if (metadata["version"] > 1 or "sha256" in stored) and stored.get("sha256") != _digest(
-        header, data
-    ):
-        raise ValueError("sha256: the content is not what was written; get the file anew")
+    check_digest(header, data, metadata["version"])
     while (version := metadata["version"]) < FORMAT_VERSION:
         if version not in UPGRADES:
             raise ValueError(f"version: {version} is one that nothing upgrades")

@@ -115,7 +115,8 @@ def _judge_batch(
         try:
             word = judge(path)
         except BaseException as error:
-            ours = type(error).__module__.startswith("ase_biasgrad.") and str(path) in str(error)
-            word = "refused" if ours else "Traceback" + traceback.format_exc()[-3000:]
+            ours = type(error) is ValueError or type(error).__module__.startswith("ase_biasgrad.")
+            word = "Traceback" + traceback.format_exc()[-3000:]
+            word = "refused" if ours and str(path) in str(error) else word
         signal.alarm(0)
         os.write(writer, (json.dumps(word) + "\n").encode())

@@ -13,7 +13,16 @@ import ase_biasgrad.training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # modules of the core that know no network, and those that do
-BASE = {"units", "files", "machine", "lazy", "progress", "neighbours", "charged_particles"}
+BASE = {
+    "units",
+    "files",
+    "tensor_file",
+    "machine",
+    "lazy",
+    "progress",
+    "neighbours",
+    "charged_particles",
+}
 BIAS = {"bias", "bias_errors", "bias_file", "bias_fits", "composition_fit", "levels_of_theory"}
 CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
@@ -22,6 +31,7 @@ NETWORKS = {"backbones", "fused", "numerics"}
 MAY_IMPORT = {
     "numerics": {"files"},
     **{name: set() for name in ("units", "files", "machine", "lazy", "progress")},
+    "tensor_file": set(),
     "charged_particles": {"progress"},
     "neighbours": set(),
     "graph": {"neighbours"},
@@ -34,11 +44,11 @@ MAY_IMPORT = {
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},
-    "dense": {"files", "numerics"},
+    "dense": {"files", "numerics", "tensor_file"},
     "backbones": {"graph", "differentiable_graph", "se3_transformer", "units"},
     "fused": {"backbones", "graph", "numerics"},
     "potential": {"backbones", "bias", "graph"},
-    "checkpoint": {"backbones", "bias", "files", "potential"},
+    "checkpoint": {"backbones", "bias", "files", "potential", "tensor_file"},
     "convert": {"backbones", "potential", "units"},
     "data": {"units", "files", "neighbours", "charged_particles", "lazy", "progress"},
     "calculators": CORE | NETWORKS | SYSTEMS,

@@ -14,8 +14,9 @@ from ase_biasgrad.dense.coulomb_matrix import PaddedMolecules, padded
 from ase_biasgrad.dense.inputs import Centre, CoulombMatrix, Input, NormOrder, TanhExpansion
 from ase_biasgrad.dense.modules import Linear, Module, Output, Sequential, Standardise, Tanh
 from ase_biasgrad.files import whole_file
+from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
 
-FORMAT, VERSION = "ase-biasgrad dense network", 1
+FORMAT, VERSION = "ase-biasgrad dense network", 2  # 2: with a digest
 MODULES: tuple[type[Module], ...] = (
     Centre,
     CoulombMatrix,
@@ -76,7 +77,7 @@ class DensePotential:
 
 def save_dense(path: str | Path, potential: DensePotential) -> None:
     """Write to `path` (`*.safetensors`), whole or not at all."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     modules, arrays = flat(potential.network.modules), {}
     for k, module in enumerate(modules):
@@ -94,7 +95,8 @@ def save_dense(path: str | Path, potential: DensePotential) -> None:
         "training": potential.training,
     }
     with whole_file(path) as temporary:
-        save_file(arrays, temporary, metadata={"ase_biasgrad": json.dumps(metadata)})
+        stored = {"ase_biasgrad": json.dumps(metadata)}
+        temporary.write_bytes(with_digest(save, arrays, stored))
 
 
 def load_dense(path: str | Path) -> DensePotential:
@@ -107,26 +109,26 @@ def load_dense(path: str | Path) -> DensePotential:
     ValueError
         If it is no dense network of ours, is damaged, or comes from a newer version.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such dense network")
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = json.loads((file.metadata() or {}).get("ase_biasgrad", "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: a safetensors file, but not a dense network of ase-biasgrad")
-    if metadata["version"] > VERSION:
-        raise ValueError(
-            f"{path}: has version {metadata['version']}, this package reads {VERSION}; update it"
-        )
-    try:
-        return _rebuilt(metadata, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        content = path.read_bytes()
+        header, data = split_file(content)
+        metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))
+        if metadata.get("format") != FORMAT:
+            raise ValueError("a safetensors file, but not a dense network of ase-biasgrad")
+        if metadata["version"] > VERSION:
+            raise ValueError(
+                f"has version {metadata['version']}, this package reads {VERSION}; update it"
+            )
+        check_digest(header, data, metadata["version"])
+        return _rebuilt(metadata, load(content))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise ValueError(f"{path}: the network cannot be rebuilt: {error!r}") from error
 
 

@@ -17,6 +17,7 @@ from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ase_biasgrad.graph import graph_from_atoms
 from ase_biasgrad.potential import freeze_energy_shifts
+from ase_biasgrad.tensor_file import file_digest, split_file
 
 VERSION_1 = Path(__file__).parents[1] / "data" / "checkpoint_version_1.safetensors"
 # written by version 2 of the format
@@ -224,7 +225,7 @@ def rewritten(path, edit=None, tensors=None, digest=False) -> None:
             metadata["bias"] = references.get("default")
     stored = {"ase_biasgrad": json.dumps(metadata)}
     if digest:
-        stored["sha256"] = checkpoints._digest(*checkpoints._split(save(tensors, stored)))
+        stored["sha256"] = file_digest(*split_file(save(tensors, stored)))
     save_file(tensors, path, stored)
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.machine import hardware, versions
+from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
 from ase_biasgrad.training.benchmarks.results import Result, Store
+
+VERSION = 2  # of files of networks; 2: with a digest
 
 Network = TypeVar("Network", bound=nn.Module)
 Trains = TypeVar("Trains")  # whatever a learner trains
@@ -294,13 +297,15 @@ def save_network(
 
     Its class has a `FORMAT` and takes the dataclass `OPTIONS`, which is the attribute `options`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     options = asdict(network.options)  # type: ignore[call-overload]
-    metadata = {"format": network.FORMAT, "options": options, "training": training or {}}
+    metadata = {"format": network.FORMAT, "version": VERSION, "options": options}
+    metadata["training"] = training or {}
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    stored = {"ase_biasgrad": json.dumps(metadata)}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, {"ase_biasgrad": json.dumps(metadata)})
+        temporary.write_bytes(with_digest(save, tensors, stored))
 
 
 def load_network(path: str | Path, kind: type[Network]) -> tuple[Network, dict[str, Any]]:
@@ -311,17 +316,17 @@ def load_network(path: str | Path, kind: type[Network]) -> tuple[Network, dict[s
     ValueError
         If the file is something else.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
+    content, expected = Path(path).read_bytes(), cast(Any, kind)
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("ase_biasgrad", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is no network: {error}") from error
-    expected: Any = kind
-    if metadata.get("format") != expected.FORMAT:
-        raise ValueError(f"{path}: is no {expected.FORMAT}, but {metadata.get('format')}")
-    network = expected(expected.OPTIONS(**metadata["options"]))
-    network.load_state_dict(tensors)
-    return network.eval(), metadata["training"]
+        header, data = split_file(content)
+        metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))
+        if metadata.get("format") != expected.FORMAT:
+            raise ValueError(f"is no {expected.FORMAT}, but {metadata.get('format')}")
+        check_digest(header, data, metadata.get("version", 1))
+        network = expected(expected.OPTIONS(**metadata["options"]))
+        network.load_state_dict(load(content))
+        return network.eval(), metadata["training"]
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise ValueError(f"{path}: is no network of this kind: {error}") from error

@@ -9,6 +9,8 @@ from helpers import write_clusters
 from mutations import mutants, outcomes
 
 from ase_biasgrad.data.dataset import DataError, Dataset
+from ase_biasgrad.data.digests import damages
+from ase_biasgrad.data.sets.nbody import open_dataset, write_dataset
 
 
 def content(path) -> tuple[str, list[tuple]]:
@@ -31,12 +33,30 @@ def test_mutated_datasets_are_refused_or_right(tmp_path, frames, count):
         found, frames = content(mutated)
         if frames == right:
             return "right"
-        assert found == digest  # which `biasgrad data info` shows
-        return "wrong"
+        assert found != digest
+        assert damages(mutated)  # which `biasgrad data info --check` shows
+        return "digests"
 
     mutated, whole = tmp_path / "mutated.h5", path.read_bytes()
     said = outcomes(mutants(whole, count // 2, seed=frames), mutated, judge)
     said += outcomes(mutants(whole, count // 2, frames, range(6000)), mutated, judge)
+    assert said["refused"] > 0.8 * count
+    assert said["digests"] < 0.01 * count
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_mutated_simulations_are_refused_or_right(tmp_path, count):
+    path = tmp_path / "n.h5"
+    write_dataset(path, "egnn", sizes={"train": 3, "validation": 2, "test": 2})
+
+    def trajectories(file) -> list:
+        data = open_dataset(file)
+        parts = [data.read(split) for split in ("train", "validation", "test")]
+        return [str(data.system), *(a.tobytes() for part in parts for a in vars(part).values())]
+
+    right = trajectories(path)
+    cases = mutants(path.read_bytes(), count, 0)
+    said = outcomes(cases, path, lambda file: "right" if trajectories(file) == right else "wrong")
     assert said["refused"] > 0.8 * count
     assert not said["wrong"]
 

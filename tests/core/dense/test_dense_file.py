@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mutations import mutants, outcomes
 from safetensors.numpy import save_file
 
 from ase_biasgrad.dense.inputs import Input
@@ -42,6 +43,21 @@ def test_other_files_are_refused(tmp_path):
     save_file({}, path, metadata={"ase_biasgrad": json.dumps(broken)})
     with pytest.raises(ValueError, match="cannot be rebuilt"):
         load_dense(path)
+
+
+def test_mutated_files_are_refused_or_right(tmp_path):
+    save_dense(path := tmp_path / "x.safetensors", small())
+    right = small()
+
+    def judge(mutated) -> str:
+        loaded = load_dense(mutated)
+        same = [one.state() for one in loaded.network.modules]
+        np.testing.assert_equal(same, [one.state() for one in right.network.modules])
+        assert loaded.per_element == right.per_element
+        return "right"
+
+    said = outcomes(mutants(path.read_bytes(), 400, 0), path, judge)
+    assert said["refused"] > 380
 
 
 def test_larger_molecules_are_refused():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mutations import mutants, outcomes
 
 from ase_biasgrad.charged_particles import System, Trajectories, simulate
 from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network, save_network
@@ -121,6 +122,14 @@ def test_files_of_networks(tmp_path, simulations):
     (tmp_path / "text").write_text("nothing")
     with pytest.raises(ValueError, match="text: is no network"):
         load_network(tmp_path / "text", NBodyNetwork)
+
+    def judge(path) -> str:
+        loaded = load_network(path, NBodyNetwork)[0].state_dict()
+        assert all(torch.equal(loaded[k], v) for k, v in network.state_dict().items())
+        return "right"
+
+    path = tmp_path / "n.safetensors"
+    assert outcomes(mutants(path.read_bytes(), 200, 0), path, judge)["refused"] > 180
 
 
 def test_the_shipped_network_has_the_errors_that_its_page_states():
