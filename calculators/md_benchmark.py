@@ -1,4 +1,4 @@
-"""Times of whole MD steps beside SchNetPack's calculator and GFN2-xTB, in one run.
+"""Times of whole MD steps beside SchNetPack's calculator, autograd and GFN2-xTB, in one run.
 
 All calculators of a comparison have the same random weights and take turns in short runs of
 ASE's VelocityVerlet; the fastest run of each counts, which other work on the machine disturbs
@@ -26,13 +26,16 @@ from ase_biasgrad.backbones import Backbone, build_backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
 from ase_biasgrad.convert import schnetpack_model
+from ase_biasgrad.graph import graph_from_atoms, pairs_within
 from ase_biasgrad.potential import Potential
 
 SIZES: dict[str, dict[str, Any]] = {
     "schnet": {"features": 128, "interactions": 6, "cutoff": 5.0, "radial_functions": 50},
     "painn": {"features": 128, "interactions": 3, "cutoff": 5.0, "radial_functions": 20},
+    "tensornet": {"features": 64, "interactions": 2, "cutoff": 5.0},
 }
-TENSORNET: dict[str, Any] = {"features": 64, "interactions": 2, "cutoff": 5.0}
+LARGE = {"schnet": {"interactions": 3}}  # other sizes for a thousand atoms and more
+SCALES = {"schnet": 0.1, "painn": 0.3, "tensornet": 0.3}
 # a frame of rMD17's aspirin (Christensen and von Lilienfeld 2020), rounded to 0.01 Å
 ASPIRIN = Atoms(
     "C7O3C2OH8",
@@ -84,15 +87,22 @@ def random_backbone(name: str, **arguments: Any) -> Backbone:
     """A backbone with random weights, whose forces are of the order of 0.1 eV/Å."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        scale = {"schnet": 0.1, "painn": 0.3, "tensornet": 0.3}[name]
-        sizes = SIZES.get(name, TENSORNET)
-        return build_backbone(name, {**sizes, "scale": scale, **arguments})
+        return build_backbone(name, {**SIZES[name], "scale": SCALES[name], **arguments})
 
 
 def calculator(backbone: Backbone, **arguments: Any) -> BiasGradCalculator:
     """Ours, at this package's defaults."""
     potential = Potential(backbone, elements=[1, 6, 8])
     return BiasGradCalculator(potential, **{"device": "cpu", **arguments})
+
+
+def rival(
+    backbone: Backbone, device: str = "cpu", dtype: str = "float32"
+) -> tuple[str, Calculator]:
+    """SchNetPack's calculator where it has such a network (in float32), else autograd."""
+    if dtype == "float32" and isinstance(backbone, SchNetPackBackbone):
+        return "SpkCalculator", schnetpack_calculator(backbone, device)
+    return "autograd", calculator(backbone, device=device, dtype=dtype, engine="reference")
 
 
 def schnetpack_calculator(backbone: Backbone, device: str = "cpu") -> Calculator:
@@ -157,22 +167,32 @@ def _time_per_step(run: Callable[[int], Any], steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def with_fresh_lists(calc: BiasGradCalculator) -> BiasGradCalculator:
-    """The same calculator, which searches its neighbours anew at every step."""
+def before_each(calc: BiasGradCalculator, action: Callable[[], Any]) -> BiasGradCalculator:
+    """The same calculator, with an action before every evaluation."""
     evaluate = calc._engine.evaluate
 
-    def anew(structure: Any, derivatives: bool) -> Any:
-        calc._engine.reset()
+    def prepared(structure: Any, derivatives: bool) -> Any:
+        action()
         return evaluate(structure, derivatives)
 
-    calc._engine.evaluate = anew  # type: ignore[method-assign]
+    calc._engine.evaluate = prepared  # type: ignore[method-assign]
     return calc
 
 
+def with_fresh_lists(calc: BiasGradCalculator) -> BiasGradCalculator:
+    """The same calculator, which searches its neighbours anew at every step."""
+    return before_each(calc, calc._engine.reset)
+
+
+def on_threads(calc: BiasGradCalculator, count: int) -> BiasGradCalculator:
+    """The same calculator, on so many threads."""
+    return before_each(calc, lambda: torch.set_num_threads(count))
+
+
 def force_errors(backbone: Backbone, structures: Sequence[Atoms]) -> tuple[float, float]:
-    """Largest differences (eV/Å) to autograd in float64: ours, and SchNetPack's in float32."""
+    """Largest differences (eV/Å) to autograd in float64: ours, and the rival's in float32."""
     reference = calculator(backbone, dtype="float64", engine="reference")
-    both = [calculator(backbone), schnetpack_calculator(backbone)]
+    both = [calculator(backbone), rival(backbone)[1]]
     worst = [0.0, 0.0]
     for atoms in structures:
         exact = _forces(atoms, reference)
@@ -187,21 +207,40 @@ def _forces(atoms: Atoms, calc: Calculator) -> np.ndarray:
     return own.get_forces()
 
 
-def floor_of_schnet(backbone: Backbone, atoms: Atoms) -> float:
-    """ms that the floating-point operations of SchNet on cubic tables take at sgemm speed here.
+def floor(backbone: Backbone, atoms: Atoms) -> float:
+    """ms that the floating-point operations of SchNet or TensorNet take at sgemm speed here.
 
-    Of L interactions with F features, forward and backward pass: 3 L − 1 products with F × F
-    weights each (the first follows from the element, and nothing depends on its derivative), and
-    for each pair and feature 5 fused multiply-adds forward and 10 backward, 5 in the first.
+    Filters are cubic tables: 3 fused multiply-adds for a value, 2 more for its slope.
     """
+    count = {"schnet": _operations_of_schnet, "tensornet": _operations_of_tensornet}[backbone.name]
+    pairs, *_ = pairs_within(graph_from_atoms(atoms, backbone.cutoff), backbone.cutoff)
     layers, width = backbone.arguments["interactions"], backbone.arguments["features"]
-    calc = calculator(backbone)
-    _forces(atoms, calc)
-    edges = calc._engine.list.search(calc._structure(atoms)).edges  # type: ignore[attr-defined]
-    pairs = len(edges.neighbour) // 2
-    dense = 2 * (3 * layers - 1) * len(atoms) * width**2
+    return 1e3 * 2 * count(layers, width, len(atoms), len(pairs)) / sgemm_speed()
+
+
+def _operations_of_schnet(layers: int, width: int, atoms: int, pairs: int) -> int:
+    """Fused multiply-adds, forward and backward pass.
+
+    3 L − 1 products with F × F weights each way (the first follows from the element, and nothing
+    depends on its derivative); for each pair and feature 5 forward and 10 backward, 5 in the first
+    interaction.
+    """
     of_pairs = pairs * width * (5 * layers + 10 * (layers - 1) + 5)
-    return 1e3 * 2 * (dense + of_pairs) / sgemm_speed()
+    return 2 * (3 * layers - 1) * atoms * width**2 + of_pairs
+
+
+def _operations_of_tensornet(layers: int, width: int, atoms: int, pairs: int) -> int:
+    """Fused multiply-adds, forward and backward pass.
+
+    Products with F × F weights, each way: 9 for the tensors of the embedding, 8 for its scalars,
+    18 for each interaction, 3½ for the readout. Products of 3 × 3 matrices, of 27 each: for each
+    interaction 3 forward and 6 backward. For each pair and feature 36 forward and 53 backward in
+    the embedding (filters 9 and 15, tensors 9 and 17, messages or adjoints 18, slopes 3), 27 and
+    54 in each interaction (filters 9 and 15, messages or adjoints 18, slopes 21).
+    """
+    dense = (41 + 36 * layers) * atoms * width**2
+    of_pairs = pairs * width * (36 + 53 + (27 + 54) * layers)
+    return dense + 9 * 27 * layers * atoms * width + of_pairs
 
 
 def sgemm_speed(size: int = 768) -> float:
@@ -228,13 +267,20 @@ def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float
     return 1e3 * best
 
 
-def peak_memory(name: str, atoms: int, interactions: int = 3) -> float:
+def seconds_to_first_forces(name: str, engine: str, start: float) -> float:
+    """Time since `start` when the forces on ethanol are there."""
+    _forces(molecule("CH3CH2OH"), calculator(random_backbone(name), engine=engine))
+    return time.perf_counter() - start
+
+
+def peak_memory(name: str, atoms: int, engine: str = "cpu") -> float:
     """Largest resident memory (MB) of this process, after energies and forces of a fluid, once more
     when its neighbours have to be searched anew.
 
     Linux only: `getrusage` would count what the parent process had.
     """
-    calc, structure = calculator(random_backbone(name, interactions=interactions)), fluid(atoms)
+    calc = calculator(random_backbone(name, **LARGE.get(name, {})), engine=engine)
+    structure = fluid(atoms)
     _forces(structure, calc)
     structure.rattle(0.3)
     _forces(structure, calc)

@@ -1,24 +1,31 @@
-"""`biasgrad benchmark md`: what an MD step costs here, beside SchNetPack's and xTB's."""
+"""`biasgrad benchmark md`: what an MD step costs, beside SchNetPack, autograd and xTB."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Annotated
+import tempfile
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ase_biasgrad.calculators.md_benchmark import Row
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+TITLES = {"schnet": "SchNet", "painn": "PaiNN", "tensornet": "TensorNet"}
 
 
 def md(
     seconds: Annotated[float, typer.Option(min=0.1, help="for each comparison")] = 6.0,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 1,
-    large: Annotated[bool, typer.Option(help="also 1000 atoms, and memory up to 100 000")] = True,
+    large: Annotated[
+        bool, typer.Option(help="also 1000 atoms and more, memory and start of a process")
+    ] = True,
     device: Annotated[str, typer.Option(help="cpu, or cuda for both calculators")] = "cpu",
 ) -> None:
-    """Whole MD steps, accuracy and memory of the fused engines, in one table."""
+    """Whole MD steps, accuracy, memory and start-up of the engines, each beside a rival."""
     xtb = _xtb()  # before torch: on Python 3.11 tblite does not load after it
     import logging
     import warnings
@@ -36,88 +43,147 @@ def md(
 
     torch.set_num_threads(threads)
     print(f"{versions()}\n{hardware(device, threads)}")
-    _print_header()
-    for name in bench.SIZES:
+    print(f"\n{'whole VelocityVerlet step':52s} {'ours':>9s} {'rival':>9s}  ratio")
+    on_cpu = device == "cpu"
+    # on CUDA TensorNet runs by autograd, which would be its rival
+    for name in TITLES if on_cpu else ("schnet", "painn"):
         backbone = bench.random_backbone(name)
         for label, atoms in bench.molecules().items():
-            ours = bench.calculator(backbone, device=device, engine=device.partition(":")[0])
-            rival = "SpkCalculator", bench.schnetpack_calculator(backbone, device)
-            what = f"{label}, {_size(name, backbone.arguments)}"
-            _print_row(bench.compared(what, atoms, ours, rival, seconds))
-    if large:
-        for atoms_count in (1000,) if device == "cpu" else (1000, 10_000):
-            _large(bench, atoms_count, seconds, device)
-    if device == "cpu":
+            _row(f"{label}, {_size(backbone)}", atoms, backbone, seconds, device)
+        if on_cpu:
+            what, ethanol = f"ethanol, {_size(backbone)}, float64", bench.molecules()["ethanol"]
+            _row(what, ethanol, backbone, seconds, dtype="float64")
+        if large:
+            for count in (1000,) if on_cpu else (1000, 10_000):
+                _large(name, count, 3 * seconds, device, threads)
+    if on_cpu:
         if xtb is not None:
-            ours = bench.calculator(bench.random_backbone("schnet", features=64, interactions=3))
-            ethanol = bench.molecules()["ethanol"]
-            what = "ethanol, SchNet 64×3"
-            _print_row(bench.compared(what, ethanol, ours, ("GFN2-xTB (tblite)", xtb), seconds))
-        _tensornet(bench, seconds)
-        _model_alone(bench)
-    _accuracy(bench)
-    if large and device == "cpu" and sys.platform == "linux":
-        _memory()
+            backbone = bench.random_backbone("schnet", features=64, interactions=3)
+            what, ethanol = f"ethanol, {_size(backbone)}", bench.molecules()["ethanol"]
+            _compare(what, ethanol, bench.calculator(backbone), ("GFN2-xTB (tblite)", xtb), seconds)
+        _model_alone()
+    _accuracy()
+    if large and on_cpu:
+        _start_up()
+        if sys.platform == "linux":
+            _memory()
 
 
-def _large(bench, count: int, seconds: float, device: str) -> None:  # type: ignore[no-untyped-def]
-    backbone = bench.random_backbone("schnet", interactions=3)
-    atoms = bench.fluid(count)
-    rival = "SpkCalculator", bench.schnetpack_calculator(backbone, device)
-    what = f"{count} atoms, periodic, SchNet 128×3"
-    ours = bench.calculator(backbone, device=device, engine=device.partition(":")[0])
-    _print_row(bench.compared(what, atoms, ours, rival, 3 * seconds))
-    anew = bench.with_fresh_lists(
-        bench.calculator(backbone, device=device, engine=device.partition(":")[0])
+def _row(
+    what: str, atoms: Atoms, backbone: Any, seconds: float, device: str = "cpu",
+    dtype: str = "float32",
+) -> None:  # fmt: skip
+    """Our calculator beside the rival that there is for it."""
+    from ase_biasgrad.calculators import md_benchmark as bench
+
+    engine = "cpu" if device == "cpu" else "auto"
+    ours = bench.calculator(backbone, device=device, dtype=dtype, engine=engine)
+    _compare(what, atoms, ours, bench.rival(backbone, device, dtype), seconds)
+
+
+def _large(name: str, count: int, seconds: float, device: str, threads: int) -> None:
+    """Many atoms: beside the rival, with a list searched at every step, on two threads and one."""
+    from ase_biasgrad.calculators import md_benchmark as bench
+
+    backbone, atoms = bench.random_backbone(name, **bench.LARGE.get(name, {})), bench.fluid(count)
+    what = f"{count} atoms, periodic, {_size(backbone)}"
+    _row(what, atoms, backbone, seconds, device)
+    if name == "schnet":
+        anew = bench.with_fresh_lists(bench.calculator(backbone, device=device))
+        rival = bench.rival(backbone, device)
+        _compare(f"{what}, list anew each step", atoms, anew, rival, seconds)
+    if device == "cpu" and (os.cpu_count() or 1) > 1:
+        import torch
+
+        one, two = (bench.on_threads(bench.calculator(backbone), k) for k in (1, 2))
+        _compare(f"{what}, two threads", atoms, two, ("one thread", one), seconds)
+        torch.set_num_threads(threads)
+
+
+def _compare(
+    what: str, atoms: Atoms, ours: Calculator, rival: tuple[str, Calculator], seconds: float
+) -> None:
+    from ase_biasgrad.calculators.md_benchmark import compared
+
+    row = compared(what, atoms, ours, rival, seconds)
+    print(
+        f"{row.what:52s} {row.ours:6.3f} ms {row.theirs:6.2f} ms  {row.ratio:5.1f}×  {row.rival}",
+        flush=True,
     )
-    _print_row(bench.compared(f"{what}, list anew each step", atoms, anew, rival, 3 * seconds))
 
 
-def _tensornet(bench, seconds: float) -> None:  # type: ignore[no-untyped-def]
-    for label, atoms in {**bench.molecules(), "108 atoms, periodic": bench.fluid(108)}.items():
-        ours, rival = (
-            bench.calculator(bench.random_backbone("tensornet"), engine=engine)
-            for engine in ("cpu", "reference")
-        )
-        what = f"{label}, TensorNet 64×2"
-        _print_row(bench.compared(what, atoms, ours, ("autograd", rival), seconds))
+def _model_alone() -> None:
+    from ase_biasgrad.calculators import md_benchmark as bench
 
-
-def _model_alone(bench) -> None:  # type: ignore[no-untyped-def]
     print()
-    for label, atoms in bench.molecules().items():
-        backbone = bench.random_backbone("schnet")
-        time, floor = bench.engine_time(backbone, atoms), bench.floor_of_schnet(backbone, atoms)
-        print(
-            f"model alone, {label}, SchNet 128×6: {time:.3f} ms, {time / floor:.1f} times the "
-            f"arithmetic floor ({floor:.3f} ms at {bench.sgemm_speed() / 1e9:.0f} GFLOP/s)"
-        )
+    for name in ("schnet", "tensornet"):
+        backbone = bench.random_backbone(name)
+        for label, atoms in bench.molecules().items():
+            time, floor = bench.engine_time(backbone, atoms), bench.floor(backbone, atoms)
+            print(
+                f"model alone, {label}, {_size(backbone)}: {time:.3f} ms, {time / floor:.1f} times "
+                f"the arithmetic floor ({floor:.3f} ms at {bench.sgemm_speed() / 1e9:.0f} GFLOP/s)"
+            )
 
 
-def _accuracy(bench) -> None:  # type: ignore[no-untyped-def]
-    print("\nlargest force difference to autograd in float64, eV/Å (SpkCalculator in float32):")
-    for name in bench.SIZES:
+def _accuracy() -> None:
+    from ase_biasgrad.calculators import md_benchmark as bench
+
+    print("\nlargest force difference to autograd in float64, eV/Å (the rival's in float32):")
+    for name in TITLES:
         backbone = bench.random_backbone(name, scale=1.0)
         ours, theirs = bench.force_errors(backbone, [*bench.molecules().values(), bench.fluid(64)])
-        print(f"  {_size(name, backbone.arguments)}: {ours:.1e} ({theirs:.1e})")
+        print(f"  {_size(backbone)}: {ours:.1e} ({theirs:.1e})")
+
+
+def _start_up() -> None:
+    """The second process of each engine finds compiled code; the last finds none."""
+    print("\na new process, from the first import to the forces on ethanol:")
+    for name, title in TITLES.items():
+        first = f"bench.seconds_to_first_forces('{name}', '{{}}', start)"
+        ours, theirs = (
+            min(_in_a_process(first.format(engine)) for _ in range(3))
+            for engine in ("cpu", "reference")
+        )
+        print(f"  {title}: {ours:.2f} s, {theirs / ours:.2f}× (autograd {theirs:.2f} s)")
+    with tempfile.TemporaryDirectory() as folder:
+        compiling = _in_a_process(first.format("cpu"), NUMBA_CACHE_DIR=folder)
+    print(
+        f"  {title}, all kernels compiled: {compiling:.1f} s, {compiling / ours:.0f} times as long"
+    )
 
 
 def _memory() -> None:
-    print("\nmemory of a process that evaluates energies and forces, SchNet 128×3, periodic:")
-    for count in (1000, 10_000, 100_000):
-        code = (
-            "from ase_biasgrad.calculators.md_benchmark import peak_memory;"
-            f"print(peak_memory('schnet', {count}))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"{count} atoms: {done.stderr.strip().splitlines()[-1]}")
-        print(f"  {count} atoms: {float(done.stdout):.0f} MB")
+    print("\nmemory of a process that evaluates energies and forces, periodic:")
+    for name, title in TITLES.items():
+        for count in (1000, 10_000, 100_000) if name == "schnet" else (1000, 10_000):
+            ours = _in_a_process(f"bench.peak_memory('{name}', {count})")
+            beside = ""
+            if count == 1000:
+                theirs = _in_a_process(f"bench.peak_memory('{name}', {count}, 'reference')")
+                beside = f", {theirs / ours:.1f}× (autograd {theirs:.0f} MB)"
+            print(f"  {count} atoms, {title}: {ours:.0f} MB{beside}", flush=True)
 
 
-def _xtb():  # type: ignore[no-untyped-def]
+def _in_a_process(expression: str, **environment: str) -> float:
+    """A number that another process finds; `start` is when it began."""
+    code = (
+        "import time; start = time.perf_counter()\n"
+        "from ase_biasgrad.calculators import md_benchmark as bench\n"
+        f"print({expression})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{expression}: {(done.stderr.strip() or 'no memory').splitlines()[-1]}")
+    return float(done.stdout)
+
+
+def _xtb() -> Any:
     """GFN2-xTB where tblite is installed."""
     from ase_biasgrad.data.sampling import labelling_calculator
 
@@ -127,17 +193,6 @@ def _xtb():  # type: ignore[no-untyped-def]
         return None
 
 
-def _size(name: str, arguments: dict[str, object]) -> str:
-    title = {"schnet": "SchNet", "painn": "PaiNN"}[name]
-    return f"{title} {arguments['features']}×{arguments['interactions']}"
-
-
-def _print_header() -> None:
-    print(f"\n{'whole VelocityVerlet step':52s} {'ours':>9s} {'rival':>9s}  ratio")
-
-
-def _print_row(row: Row) -> None:
-    print(
-        f"{row.what:52s} {row.ours:6.3f} ms {row.theirs:6.2f} ms  {row.ratio:5.1f}×  {row.rival}",
-        flush=True,
-    )
+def _size(backbone: Any) -> str:
+    arguments = backbone.arguments
+    return f"{TITLES[backbone.name]} {arguments['features']}×{arguments['interactions']}"
