@@ -124,7 +124,7 @@ def placed_edges(
 
     adjoints = np.where(upper[:, None], np.zeros((len(upper), 4)), np.nan)
     edges = Edges(
-        numbers, starts, *ends.T.copy(), placed(neighbour, 0, np.int64), placed(bin, 0, np.int64),
+        numbers, starts, *ends.T.copy(), placed(neighbour, 0, np.int32), placed(bin, 0, np.int32),
         placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
         placed(adjoints, np.nan, np.float64), np.full(n, np.nan),
     )  # fmt: skip
