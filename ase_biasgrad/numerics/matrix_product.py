@@ -105,13 +105,13 @@ def _tile(rows: int) -> Callable[..., Any]:
                     for pair in sums:
                         builder.store(builder.fadd(builder.load(pair[v]), more), pair[v])
             with builder.if_then(has(ACCUMULATE)):
-                for place, pair in zip(places, sums, strict=True):
+                for to, pair in zip(places, sums, strict=True):
                     for v, total in enumerate(pair):
-                        more = load_value(builder, at(0, of_memory, place[v]))
+                        more = load_value(builder, at(0, of_memory, to[v]))
                         builder.store(builder.fadd(builder.load(total), more), total)
-            for place, pair in zip(places, sums, strict=True):
+            for to, pair in zip(places, sums, strict=True):
                 for v, total in enumerate(pair):
-                    pointer = at(0, of_memory, place[v])
+                    pointer = at(0, of_memory, to[v])
                     store_value(builder, builder.load(total), pointer)
             return context.get_dummy_value()
 

@@ -132,10 +132,9 @@ class CpuEngine:
                 np.empty((count, 2, N_WEIGHTS), self.dtype), np.empty((count, 3), self.dtype),
                 np.empty((count, 4)),
             )  # fmt: skip
-        memory, vectors, inners, middles, ends, *of_edges = self._memory[key]
+        memory, vectors, *arrays = self._memory[key]
         energies = np.empty(0)  # another one for each evaluation
-        edges = Edges(numbers, candidates.starts, inners, middles, ends, *of_edges, energies)
-        return memory, vectors, edges
+        return memory, vectors, Edges._make((numbers, candidates.starts, *arrays, energies))
 
 
 def _network(backbone: Backbone, dtype: np.dtype) -> CompiledNetwork:
