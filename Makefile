@@ -18,9 +18,10 @@ lint: $(VENV)/.installed-test-$(KEY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# the three folders are one package only when installed, so types are checked on the wheel's tree
+# the three folders are one package only when installed, so types are checked on the wheel's tree;
+# what an earlier build left would be in it, too
 types: $(VENV)/.installed-test-$(KEY)
-	rm -rf build/types && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/types .
+	rm -rf build && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/types .
 	$(BIN)/mypy build/types/ase_biasgrad
 
 docs: $(VENV)/.installed-docs-$(KEY)
