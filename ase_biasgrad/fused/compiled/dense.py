@@ -36,7 +36,7 @@ class Embedding:
 @compiled()
 def embed(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     y, width = locate(row, 1, place), row[2]
-    for a in range(place.count):
+    for a in range(place.size):
         table = row[3] + edges.numbers[place.first + a] * width
         for f in range(0, width, WIDTH):
             store(memory, y + a * width + f, load(weights, table + f))
@@ -81,7 +81,7 @@ def linear(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     shift = row[8] * WIDTH  # of the first row
     x, y = locate(row, 1, place) + shift, locate(row, 3, place) + shift
     product(
-        memory, weights, x, row[2], row[5], y, row[4], row[6], place.count * row[9], row[9], row[7],
+        memory, weights, x, row[2], row[5], y, row[4], row[6], place.size * row[9], row[9], row[7],
         row[10], row[11], row[12],
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ class Activation:
 @compiled()
 def activate(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, d = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
-    size, softplus = place.count * row[2], row[7] == SHIFTED_SOFTPLUS
+    size, softplus = place.size * row[2], row[7] == SHIFTED_SOFTPLUS
     if memory.itemsize == 4:
         for k in range(0, size, WIDTH):
             v = load(memory, x + k)
@@ -132,7 +132,7 @@ def activate(row, place, memory, weights, edges):  # type: ignore[no-untyped-def
 def multiply(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """z = x y, or z += x y."""
     x, y, z = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
-    for k in range(0, place.count * row[2], WIDTH):
+    for k in range(0, place.size * row[2], WIDTH):
         v = load(memory, x + k) * load(memory, y + k)
         store(memory, z + k, load(memory, z + k) + v if row[7] else v)
 
@@ -141,7 +141,7 @@ def multiply(row, place, memory, weights, edges):  # type: ignore[no-untyped-def
 def add(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """y = x, or y += x."""
     x, y = locate(row, 1, place), locate(row, 3, place)
-    for k in range(0, place.count * row[2], WIDTH):
+    for k in range(0, place.size * row[2], WIDTH):
         v = load(memory, x + k)
         store(memory, y + k, load(memory, y + k) + v if row[5] else v)
 
@@ -173,7 +173,7 @@ def layer_norm(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
     width, inverse, w = row[2], locate(row, 7, place), row[9]
     share, zero = w + 2 * width, splat(memory.dtype.type(0))  # 1/columns, or 0
     one = memory.dtype.type(1)
-    for a in range(place.count):
+    for a in range(place.size):
         o, mean, square = a * width, zero, zero
         for f in range(0, width, WIDTH):
             mean = mean + load(weights, share + f) * load(memory, x + o + f)
@@ -194,7 +194,7 @@ def layer_norm_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyp
     g, out, unit = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     width, inverse, w = row[2], locate(row, 7, place), row[9]
     share, zero = w + 2 * width, splat(memory.dtype.type(0))
-    for a in range(place.count):
+    for a in range(place.size):
         o, mean, along = a * width, zero, zero
         for f in range(0, width, WIDTH):
             v = load(weights, share + f) * load(weights, w + f) * load(memory, g + o + f)
@@ -223,7 +223,7 @@ class Energies:
 @compiled()
 def energies(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, width = locate(row, 1, place), row[2]
-    for a in range(place.count):
+    for a in range(place.size):
         energy = splat(memory.dtype.type(0))
         for f in range(0, width, WIDTH):
             energy = energy + load(memory, x + a * width + f) * load(weights, row[3] + f)
@@ -234,6 +234,6 @@ def energies(row, place, memory, weights, edges):  # type: ignore[no-untyped-def
 def repeat(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     """The same row for all atoms."""
     y, width = locate(row, 1, place), row[2]
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, width, WIDTH):
             store(memory, y + a * width + f, load(weights, row[3] + f))

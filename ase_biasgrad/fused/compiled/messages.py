@@ -60,14 +60,14 @@ class TensorMessage:
 def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     y, width, zero = locate(row, 1, place), row[2], splat(memory.dtype.type(0))
     features, centres, neighbours = width // 9, row[3], row[4]
-    for a in range(place.count):
+    for a in range(place.size):
         o = edges.numbers[place.first + a] * features
         for f in range(0, features, WIDTH):
             own = load(weights, centres + o + f) + load(weights, neighbours + o + f)
             own = own * load(weights, row[6] + f)
             to = y + a * width + 9 * f
             store_components(memory, to, (own, zero, zero, zero, zero, zero, zero, zero, zero))
-    for a in range(place.count):
+    for a in range(place.size):
         i = place.first + a
         of_i = edges.numbers[i] * features
         for e in range(edges.starts[i], edges.ends[i]):
@@ -98,7 +98,7 @@ def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     h = g_i (c_i + s_j) + σ g_j (c_j + s_i), of parity σ."""
     g, step, kind = row[1] * place.n, row[2] // 9, memory.dtype
     centres, neighbours, adj, two = row[3], row[4], edges.adjoints, kind.type(math.sqrt(2.0))
-    for i in range(place.first, place.first + place.count):
+    for i in range(place.first, place.first + place.size):
         of_i = edges.numbers[i] * step
         for e in range(edges.starts[i], edges.middles[i]):
             j = edges.neighbour[e]
@@ -177,10 +177,10 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
     x, y, width, step = row[1] * place.n, locate(row, 3, place), row[2], row[2] // 3
     for f in range(0, width // 9, WIDTH):
         own = three(weights, row[6] + f, width // 9)
-        for a in range(place.count):
+        for a in range(place.size):
             mine = components(memory, x + (place.first + a) * width + 9 * f)
             store_components(memory, y + a * width + 9 * f, by_part(own, mine))
-    for a in range(place.count):
+    for a in range(place.size):
         i, to = place.first + a, y + a * width
         mine = x + i * width
         for e in range(edges.starts[i], edges.inners[i]):
@@ -205,13 +205,13 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
     width, step = row[2], row[2] // 3
     for f in range(0, width // 9, WIDTH):
         own = three(weights, row[8] + f, width // 9)
-        for a in range(place.count):
+        for a in range(place.size):
             mine = by_part(own, components(memory, g + (place.first + a) * width + 9 * f))
             to = out + a * width + 9 * f
             if row[9]:
                 mine = plus(mine, components(memory, to))
             store_components(memory, to, mine)
-    for a in range(place.count):
+    for a in range(place.size):
         i, to = place.first + a, out + a * width
         gi, xi = g + i * width, x + i * width
         for e in range(edges.starts[i], edges.middles[i]):
@@ -267,9 +267,9 @@ class CFConv:
 @compiled()
 def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, width, zero = row[1] * place.n, locate(row, 3, place), row[2], splat(memory.dtype.type(0))
-    for k in range(0, place.count * width, WIDTH):
+    for k in range(0, place.size * width, WIDTH):
         store(memory, y + k, zero)
-    for a in range(place.count):
+    for a in range(place.size):
         i, to = place.first + a, y + a * width
         mine = x + i * width
         for e in range(edges.starts[i], edges.inners[i]):
@@ -294,9 +294,9 @@ def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
     zero = splat(memory.dtype.type(0))
     wanted = row[8] < 2  # atoms have an adjoint
     if row[8] == 0:
-        for k in range(0, place.count * width, WIDTH):
+        for k in range(0, place.size * width, WIDTH):
             store(memory, out + k, zero)
-    for a in range(place.count):
+    for a in range(place.size):
         i, to = place.first + a, out + a * width
         gi, xi = g + i * width, x + i * width
         for e in range(edges.starts[i], edges.middles[i]):
@@ -408,14 +408,14 @@ def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
     x, q, mu = row[1] * place.n, locate(row, 3, place), row[5] * place.n
     out_q, out_mu = locate(row, 7, place), locate(row, 9, place)
     width, step, zero, carries = row[8], row[10], splat(memory.dtype.type(0)), row[12]
-    for k in range(0, place.count * width, WIDTH):
+    for k in range(0, place.size * width, WIDTH):
         store(memory, out_q + k, load(memory, q + k))
-    for k in range(0, place.count * step, WIDTH):
+    for k in range(0, place.size * step, WIDTH):
         start = zero
         if carries:
             start = load(memory, mu + place.first * step + k)
         store(memory, out_mu + k, start)
-    for a in range(place.count):
+    for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.ends[i]):
             w, u, j = _splats(edges, e, 0), _direction(edges, e), edges.neighbour[e]
@@ -453,10 +453,10 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     out_mu, out_x, carries = locate(row, 9, place), locate(row, 11, place), row[14]
     width, step, zero = row[2], row[4], splat(memory.dtype.type(0))
     if carries:  # h and the adjoints of x¹, x², until all edges are done
-        for k in range(0, place.count * step, WIDTH):
+        for k in range(0, place.size * step, WIDTH):
             store(memory, out_mu + k, zero)
             store(memory, out_x + k, zero)
-    for a in range(place.count):
+    for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.middles[i]):
             w, s, u = _splats(edges, e, 0), _splats(edges, e, 1), _direction(edges, e)
@@ -498,7 +498,7 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
                     g = w0 * load(memory, gq + j * width + f)
                     _receive(memory, out_mu + o, out_x + o, g, w2, bj, zero - w1 * _product(u, bj))
     if carries:
-        for a in range(place.count):
+        for a in range(place.size):
             for f in range(0, width, WIDTH):
                 o, here = (place.first + a) * step + 3 * f, a * step + 3 * f
                 h, carried = three(memory, out_mu + here, WIDTH), load(memory, x + o + 2 * WIDTH)

@@ -56,7 +56,7 @@ class Normalise:
 def normalise(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, step = locate(row, 1, place), locate(row, 3, place), row[2] // 9
     one = splat(memory.dtype.type(1))
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             c = components(memory, x + o)
@@ -67,7 +67,7 @@ def normalise(row, place, memory, weights, edges):  # type: ignore[no-untyped-de
 def normalise_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, x, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step, one = row[2] // 9, splat(memory.dtype.type(1))
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             c, d = components(memory, x + o), components(memory, g + o)
@@ -93,7 +93,7 @@ class SymmetricProduct:
 def symmetric_product(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, z = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step, norms = row[2] // 9, _norms(memory)
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             one = _matrix(components(memory, x + o), norms)
@@ -106,7 +106,7 @@ def symmetric_product_vjp(row, place, memory, weights, edges):  # type: ignore[n
     g, x, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     adj_x, adj_y = locate(row, 7, place), locate(row, 9, place)
     step, norms = row[2] // 9, _norms(memory)
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             c = _matrix(components(memory, g + o), norms)
@@ -134,7 +134,7 @@ class AddSquare:
 def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, d, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step, norms = row[2] // 9, _norms(memory)
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             change = components(memory, d + o)
@@ -148,7 +148,7 @@ def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
 def add_square_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, d, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step, norms = row[2] // 9, _norms(memory)
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             of_y = components(memory, g + o)
@@ -174,7 +174,7 @@ class ScaleIrreps:
 def scale_irreps(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, s, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step = row[2] // 9
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             factors = three(memory, s + a * row[4] + f, step)
@@ -185,7 +185,7 @@ def scale_irreps(row, place, memory, weights, edges):  # type: ignore[no-untyped
 def scale_irreps_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, x, s = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     adj_x, adj_s, step = locate(row, 7, place), locate(row, 9, place), row[2] // 9
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o, p = a * row[2] + 9 * f, a * row[6] + f
             of_y = components(memory, g + o)
@@ -211,7 +211,7 @@ class SquaredNorms:
 @compiled()
 def squared_norms(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, step = locate(row, 1, place), locate(row, 3, place), row[2] // 9
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             c = components(memory, x + a * row[2] + 9 * f)
             a1, a2, a3 = dots(c, c)
@@ -228,7 +228,7 @@ def squared_norms(row, place, memory, weights, edges):  # type: ignore[no-untype
 def squared_norms_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, x, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     step, next_part = row[4] // 9, 0 if row[2] == row[4] // 9 else row[4] // 9
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[4] + 9 * f
             s = three(memory, g + a * row[2] + f, next_part)

@@ -35,7 +35,7 @@ class NormsAndProducts:
 def norms_and_products(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     q, vw, joint = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     dots, width, epsilon = locate(row, 7, place), row[2], splat(weights[row[9]])
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, width, WIDTH):
             v = vw + a * 6 * width + 3 * f
             square, dot = epsilon, splat(memory.dtype.type(0))
@@ -53,7 +53,7 @@ def norms_and_products_vjp(row, place, memory, weights, edges):  # type: ignore[
     g, gdots, joint = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     vw, gq, gvw = locate(row, 7, place), locate(row, 9, place), locate(row, 11, place)
     width = row[4]
-    for a in range(place.count):
+    for a in range(place.size):
         for f in range(0, width, WIDTH):
             o, k = a * 2 * width + f, a * width + f
             change = load(memory, g + o)
@@ -97,7 +97,7 @@ def mix(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     q, mu, a = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     dots, vw = locate(row, 7, place), locate(row, 9, place)
     out_q, out_mu, width = locate(row, 11, place), locate(row, 13, place), row[2]
-    for atom in range(place.count):
+    for atom in range(place.size):
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
             change = load(memory, a + v) + load(memory, a + v + 8) * load(memory, dots + k)
@@ -115,7 +115,7 @@ def mix_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     dots, vw, ga = locate(row, 7, place), locate(row, 9, place), locate(row, 11, place)
     gdots, gvw, width = locate(row, 13, place), locate(row, 15, place), row[2]
     zero = splat(memory.dtype.type(0))
-    for atom in range(place.count):
+    for atom in range(place.size):
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
             g = load(memory, gq + k)
