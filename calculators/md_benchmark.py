@@ -25,6 +25,7 @@ from ase.md.verlet import VelocityVerlet
 from ase_biasgrad.backbones import Backbone, build_backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
+from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.graph import graph_from_atoms, pairs_within
 from ase_biasgrad.potential import Potential
@@ -256,13 +257,14 @@ def sgemm_speed(size: int = 768) -> float:
 
 def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float:
     """ms of the model alone: one evaluation with forces, without ASE."""
-    calc = calculator(backbone)
-    structure = calc._structure(atoms)
+    engine = calculator(backbone)._engine
+    numbers = atoms.numbers.astype(np.int64)
+    structure = Structure(numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     best, end = np.inf, time.perf_counter() + seconds
-    calc._engine.evaluate(structure, True)
+    engine.evaluate(structure, True)
     while time.perf_counter() < end:
         start = time.perf_counter()
-        calc._engine.evaluate(structure, True)
+        engine.evaluate(structure, True)
         best = min(best, time.perf_counter() - start)
     return 1e3 * best
 

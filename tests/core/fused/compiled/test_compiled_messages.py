@@ -1,6 +1,5 @@
 """Messages of programs over random directed edges against autograd, distances included."""
 
-import numpy as np
 import pytest
 import torch
 from one_layer import KNOTS, TOLERANCES, N, RandomEdges, assert_agrees, random
@@ -12,7 +11,6 @@ from ase_biasgrad.fused.compiled.messages import (
     TensorCFConv,
     TensorMessage,
     VectorMessage,
-    blocked,
 )
 from ase_biasgrad.fused.compiled.program import widened
 
@@ -26,15 +24,6 @@ def every(test):
     for mark in each:
         test = mark(test)
     return test
-
-
-def test_coefficients_are_blocks_of_eight_features():
-    coefficients = random(5, 3, 16)
-    blocks = blocked(coefficients)
-    assert blocks.shape == (2, 5, 3, 8)
-    assert blocks.flags.c_contiguous
-    for f in range(16):
-        np.testing.assert_array_equal(blocks[f // 8, :, :, f % 8], coefficients[:, :, f])
 
 
 @every
