@@ -51,7 +51,7 @@ class Place(NamedTuple):
 
     n: int  # atoms of the whole structure
     first: int  # of the chunk
-    count: int
+    size: int  # atoms of the chunk
     local: int  # of the local variables
     chunk: int  # atoms that local variables have room for
 

@@ -66,7 +66,7 @@ def test_no_variable_is_overwritten_while_it_is_used(program, n, chunk, blocks):
             assert row[at + 1] == widths[k]
             several = segment[users[k][0]] != segment[users[k][-1]]
             assert (row[at] >= 0) == several  # kept, or local
-            start, first, count = locate(row, at, place), place.first, place.count
+            start, first, count = locate(row, at, place), place.first, place.size
             if begins and segment[users[k][0]] < segment[s]:
                 start, first, count = row[at] * n, 0, n
             assert 0 <= start <= len(memory) - count * widths[k]
