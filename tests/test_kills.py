@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
 from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.training.benchmarks import loop
 from ase_biasgrad.training.benchmarks.nbody import table as nbody_benchmark
 from ase_biasgrad.training.benchmarks.nbody.network import NBodyOptions
 from ase_biasgrad.training.lightning.loggers import read_epoch_table
@@ -228,7 +229,7 @@ COMMANDS = {
         prepare_nbody,
         always(
             *("benchmark", "nbody", "n.h5", "-o", "r", "--network", "degree 0 only"),
-            *("--epochs", "1", "--seed", "0", "--seed", "1"),
+            *("--epochs", "3", "--seed", "0", "--seed", "1"),
         ),
         lambda folder: results_in(folder / "r"),
     ),
@@ -244,7 +245,7 @@ COMMANDS = {
         prepare_qm9,
         always(
             *("benchmark", "qm9", "q.h5", "-o", "r", "--property", "mu", "--train", "4"),
-            *("--validation", "1", "--epochs", "1", "--layers", "1", "--channels", "4"),
+            *("--validation", "1", "--epochs", "4", "--layers", "1", "--channels", "4"),
             *("--heads", "2", "--max-degree", "1"),
         ),
         lambda folder: results_in(folder / "r"),
@@ -275,7 +276,7 @@ def check_whole(folder: Path) -> None:
             assert isinstance(yaml.safe_load(path.read_text()), dict)
         elif path.suffix == ".safetensors":
             load_file(path)
-        elif path.suffix == ".ckpt":
+        elif path.suffix in (".ckpt", ".state"):
             read_state(path)
         elif path.suffix == ".csv":
             assert all(None not in row.values() for row in read_epoch_table(path))
@@ -301,6 +302,7 @@ def test_a_killed_command_ends_as_if_it_had_not_been(tmp_path, monkeypatch, name
     monkeypatch.setitem(
         nbody_benchmark.NETWORKS, "degree 0 only", NBodyOptions(layers=1, max_degree=0)
     )
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)  # a state after each epoch
     command, random = COMMANDS[name], np.random.default_rng(kills)
     for kind in ("warm", "right"):  # the first of its kind compiles kernels
         (folder := tmp_path / kind).mkdir()
