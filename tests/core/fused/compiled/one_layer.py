@@ -22,7 +22,7 @@ from ase_biasgrad.numerics.simd import WIDTH
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
 
 N, KNOTS = 37, 15  # atoms, coefficients of a spline
-CHUNKS = (N, 17, 4)  # atoms; the first holds more than one tile of messages
+CHUNKS = (N, 17, 4)  # atoms
 BLOCKS = (1, 2, 3)
 TOLERANCES = {np.float64: 1e-12, np.float32: 1e-5}  # of the largest number
 
