@@ -257,7 +257,7 @@ def spanned(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Compositions `(b, elements)` that are linear combinations of rows `(k, elements)`, bool."""
     wanted = counts.astype(float)
     if not len(rows):
-        return ~wanted.any(axis=1)
+        return np.asarray(~wanted.any(axis=1))
     used = np.flatnonzero(rows.any(axis=0))
     axes = row_space(rows[:, used])
     outside = wanted.copy()
