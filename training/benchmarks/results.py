@@ -34,6 +34,10 @@ class Result:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Store:
     """Results of one benchmark in a folder, which is made with the first of them."""
@@ -59,6 +63,7 @@ class Store:
         path = self.path(data, options)
         with whole_file(path) as temporary:
             record = {"format": FORMAT, **asdict(Result(self.benchmark, data, options, figures))}
+            record["sha256"] = _digest(record)
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return self._read(path)
 
@@ -72,13 +77,17 @@ class Store:
         """Raise `ValueError` if the file is damaged, or was edited so that its name is wrong."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            digest = record.pop("sha256", None)  # older ones have none
+            changed = digest not in (None, _digest(record))
             if record.pop("format") != FORMAT:
                 raise KeyError("format")
             result = Result(**record)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: is no result of this benchmark ({error})") from error
         if not path.stem.endswith(result.key):
             raise ValueError(f"{path}: is no result of the options it names; delete or restore it")
+        if changed:
+            raise ValueError(f"{path}: its content was changed; delete or restore it")
         return result
 
 

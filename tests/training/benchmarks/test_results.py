@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from mutations import mutants, outcomes
 
 from ase_biasgrad.training.benchmarks import tables
 from ase_biasgrad.training.benchmarks.results import Result, Store, differences
@@ -49,3 +50,16 @@ def test_tables():
     text = tables.table(("name", "MAE"), [("a", tables.spread([1.0, 3.0], 2)), ("b", None)])
     assert text.splitlines() == ["| name | MAE |", "|---|---|", "| a | 2.00 ± 1.41 |", "| b | – |"]
     assert tables.spread([1.0], 1) == "1.0"
+
+
+def test_mutated_results_are_refused_or_right(tmp_path):
+    store = Store(tmp_path, "b")
+    right = store.keep("d", {"epochs": 1}, {"mae": 2.125, "note": "", "each": [1, 2.5]})
+    (path,) = tmp_path.glob("*.json")
+
+    def judge(_) -> str:
+        assert store.find("d", {"epochs": 1}) == right
+        return "right"
+
+    said = outcomes(mutants(path.read_bytes(), 400, 0), path, judge)
+    assert said["refused"] > 300
