@@ -187,3 +187,23 @@ def test_no_residuals_and_nan_are_errors():
         bias_fits.mean(np.array([]))
     with pytest.raises(ValueError, match="frame 1"):
         bias_fits.median(np.array([0.0, np.nan]))
+
+
+def test_huber_balances_its_clipped_residuals():
+    random = np.random.default_rng(0)
+    rows = random.integers(1, 8, (12, 3)).astype(float)
+    row_of = random.integers(0, 12, 200)
+    residuals = rows[row_of] @ [-13.0, -1000.0, 2.0] + random.standard_t(2, 200)
+    values, scale = bias_fits.huber(residuals, rows, row_of)
+    left = residuals - rows[row_of] @ values
+    assert scale == pytest.approx(bias_fits.robust_scale(left), rel=1e-6)
+    clipped = np.clip(left, -bias_fits.HUBER * scale, bias_fits.HUBER * scale)
+    assert np.abs(rows[row_of].T @ clipped).max() < 1e-5
+    assert (np.abs(left) > bias_fits.HUBER * scale).mean() > 0.1
+
+
+def test_spans_are_told_for_many_compositions_at_once():
+    rows = np.array([[4, 1, 1, 0], [6, 2, 1, 0]])
+    asked = np.array([[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [10, 3, 2, 0], [4, 1, 1, 1]])
+    assert bias_fits.spanned(rows, asked).tolist() == [True, True, False, True, False]
+    assert bias_fits.spanned(rows[:0], asked).tolist() == [False, True, False, False, False]
