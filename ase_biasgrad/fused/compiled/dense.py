@@ -1,6 +1,6 @@
 """Dense layers, activations, norms and the readout as instructions of a program.
 
-Instructions act on the rows of `count` atoms of a chunk. Their arguments are `row`, the
+Instructions act on the rows of the `size` atoms of a chunk. Their arguments are `row`, the
 instruction's numbers; `place`, which atoms these are and where their local variables lie; and the
 arrays `memory`, `weights` and `edges` (see `execute`).
 """
