@@ -233,11 +233,12 @@ def draw_curve(models: list[Errors], picture: Path) -> None:
             axis.plot([e.frames for e in mine], values, "o-", color=COLOURS[labels], label=labels)
     axes[0].axhline(mae(models[0].reference), color="0.6", ls="--", label="no forces")
     for axis, name in zip(axes, ("force MAE, meV/Å", "energy MAE, meV/atom"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="training frames", ylabel=name)
+        axis.set(xscale="log", xlabel="training frames", ylabel=name)
+        axis.set_ylim(0)
         axis.minorticks_off()
         ticks = sorted({e.frames for e in models})
         axis.set_xticks(ticks, [str(k) for k in ticks])
-    axes[0].legend(title="trained on", frameon=False)
+    axes[1].legend(*axes[0].get_legend_handles_labels(), title="trained on", frameon=False)
     save(figure, picture)
 
 
