@@ -35,7 +35,7 @@ def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Pr
     """The program of a `PaiNN` of these arguments and parameters; `table` has its filters."""
     f, interactions = int(arguments["features"]), int(arguments["interactions"])
     coefficients = widened(table.coefficients.reshape(-1, interactions, 3, f), (1, f))
-    p = Program(len(coefficients))
+    p = Program()
     embedding = w["representation.embedding.weight"]
     q, mu = Embedding(p, widened(embedding, (1, f))).y, None
     for k in range(interactions):

@@ -65,9 +65,8 @@ class Compiled:
 
 @dataclass
 class Program:
-    """Instructions so far. `filters` of the network lie on a grid of `knots` knots."""
+    """Instructions so far."""
 
-    knots: int
     _layers: list[Layer] = field(default_factory=list)
     _steps: list[tuple[int, tuple[Variable | int, ...]]] = field(default_factory=list)
     _segments: list[int] = field(default_factory=lambda: [0])

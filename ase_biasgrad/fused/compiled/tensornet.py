@@ -51,7 +51,7 @@ def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Pr
     shape = (layers, 3, f)
     coefficients = widened(table.coefficients.reshape(-1, *shape), (1, f))
     own = widened(filters(arguments, w, np.zeros(1)).reshape(shape), (1, f))
-    p = Program(len(coefficients))
+    p = Program()
 
     # embedding: tensors from elements and directions, times functions of their norms
     element = w["embedding.element.weight"]

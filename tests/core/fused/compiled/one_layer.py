@@ -222,7 +222,7 @@ def assert_agrees(
     idle
         Results that nothing uses, without adjoint.
     """
-    p = Program(KNOTS)
+    p = Program()
     copies = Copies(p)
     variables = [copies.input(p, packed(x), k not in inactive) for k, x in enumerate(inputs)]
     tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]

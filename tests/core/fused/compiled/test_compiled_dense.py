@@ -24,7 +24,7 @@ FUNCTIONS = {SILU: F.silu, SHIFTED_SOFTPLUS: lambda x: F.softplus(x) - np.log(2.
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_embedding(dtype, width):
-    p, table, numbers = Program(1), random(5, width), np.arange(N) ** 2 % 5
+    p, table, numbers = Program(), random(5, width), np.arange(N) ** 2 % 5
     copies = Copies(p)
     y = Embedding(p, widened(table, (1, width))).y
     assert not y.active
@@ -133,7 +133,7 @@ def test_a_layer_norm_of_equal_numbers_is_held_by_epsilon(dtype):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_energies(dtype, width):
-    x, weight, p = random(N, width), random(width), Program(1)
+    x, weight, p = random(N, width), random(width), Program()
     copies = Copies(p)
     variable = copies.input(p, widened(x, (1, width)), True)
     Energies(p, variable, widened(weight, (1, width)), 0.25)

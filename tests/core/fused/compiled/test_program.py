@@ -27,7 +27,7 @@ def programs(draw) -> tuple[list[int], list[tuple[bool, list[int]]]]:
 
 
 def built(widths: list[int], steps: list[tuple[bool, list[int]]]) -> Compiled:
-    p = Program(1)
+    p = Program()
     variables = [p.variable(width) for width in widths]
     p.weight(np.zeros(1))
     for begins, operands in steps:
@@ -106,7 +106,7 @@ def test_widened_arrays_have_whole_panels():
 
 
 def test_weights_begin_at_whole_panels():
-    p = Program(1)
+    p = Program()
     p.emit(0, p.variable(16))
     matrix = np.arange(32.0 * 16).reshape(16, 32)
     places = [p.weight(np.ones(3)), p.weight(np.ones((2, 8))), p.matrix(matrix)]
