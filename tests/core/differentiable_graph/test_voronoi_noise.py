@@ -142,6 +142,18 @@ def test_perfect_systems_are_those_of_rays(name, perfect):
     assert (deviation <= 5 * np.sqrt(found * (1 - found) / rays)).all()
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_perfect_systems_have_finite_derivatives(name):
+    graph = graph_from_atoms(STRUCTURES[name], 1.0)
+    positions = graph.positions.requires_grad_()
+    found = weights_voronoi(graph.with_geometry(positions, graph.cell))
+    factors = torch.from_numpy(np.random.default_rng(0).normal(size=found.shape))
+    (first,) = torch.autograd.grad((found * factors).sum(), positions, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), positions)
+    assert float(first.detach().abs().max()) < 5
+    assert torch.isfinite(second).all()
+
+
 def draws(count: int, seed: int) -> None:
     """Structures and sizes of noise in turn."""
     random = np.random.default_rng(seed)
