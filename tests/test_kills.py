@@ -32,8 +32,8 @@ from ase_biasgrad.training.lightning.state_files import read_state
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() > 0, reason="torch cannot differentiate after a fork beside CUDA"
 )
-# of a result; those that a clock made
-CLOCKS = ("seconds", "cpu_seconds", "hardware")
+# of a result; what a clock made, and the digest that is of it, too
+CLOCKS = ("seconds", "cpu_seconds", "hardware", "sha256")
 
 
 @dataclass(frozen=True)
