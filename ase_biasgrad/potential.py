@@ -5,6 +5,7 @@ This is the reference that every engine is checked against.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,9 @@ from ase_biasgrad.bias import Bias
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
 
 PROPERTIES = ("energy", "energies", "forces", "stress")
+# atoms and edges that are differentiated at once: more, and a chunk no longer fits into caches
+AT_ONCE = 2000
+ROUNDING = 1e-8  # of second derivatives, relative to the largest
 REFERENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # no dot, which parts names of tensors
 
 
@@ -131,6 +135,19 @@ class Potential(nn.Module):
                 values |= self._with_bias(own, graph)
         return {name: values[name] for name in PROPERTIES if name in wanted}
 
+    def hessian(self, graph: AtomGraph) -> Tensor:
+        """Second derivatives ∂²E/∂r∂r of a batch in its positions, `(3n, 3n)` float64 eV/Å².
+
+        Rows and columns run over x, y, z of the first atom, of the second, and so on. They are
+        exact, by autograd through the backbone in float64; the bias has none.
+
+        Raises
+        ------
+        ArithmeticError
+            If they are not symmetric: the backbone is not smooth at these positions.
+        """
+        return second_derivatives(self.backbone, graph)
+
     def _differentiated(
         self, graph: AtomGraph, wanted: set[str], create_graph: bool
     ) -> dict[str, Tensor]:
@@ -155,6 +172,57 @@ class Potential(nn.Module):
         of_structures = (graph.numbers, graph.batch, graph.n_structures)
         energy = sum_per_structure(own, graph) + self.bias(*of_structures)
         return {"energy": energy, "energies": own + self.bias.per_atom(*of_structures)}
+
+
+def second_derivatives(backbone: Backbone, graph: AtomGraph, strain: bool = False) -> Tensor:
+    """Second derivatives of a backbone's energy in all coordinates, float64.
+
+    Coordinates are the positions `(3n,)` in Å and, with `strain`, the strains `(6,)` of one
+    structure, xx yy zz yz xz xy, a shear being 2 ε: `(3n, 3n)` or `(3n + 6, 3n + 6)` in eV over
+    their units. Positions move with the strain, r' = r (1 + ε). Errors are those of
+    `Potential.hessian`.
+    """
+    exact = copy.deepcopy(backbone).double().eval().requires_grad_(False)
+    positions = graph.positions.detach()
+    with torch.enable_grad():
+        strains = positions.new_zeros(6 if strain else 0)
+        x = torch.cat([positions.flatten(), strains]).requires_grad_()
+        moved = graph.with_geometry(x[: positions.numel()].view_as(positions), graph.cell)
+        if strain:
+            moved = strained(moved, moved.positions, _matrix(x[-6:])[None])
+        (gradient,) = torch.autograd.grad(
+            exact(moved).sum(), x, create_graph=True, materialize_grads=True
+        )
+        rows = _vector_jacobian_products(
+            gradient, x, max(1, AT_ONCE // (len(graph.numbers) + graph.edge_index.shape[1]))
+        )
+    asymmetry, largest = (float(m.abs().max()) if len(x) else 0.0 for m in (rows - rows.T, rows))
+    if asymmetry > ROUNDING * max(largest, 1e-3):
+        raise ArithmeticError(
+            f"the second derivatives of {backbone.name} are not symmetric: off by {asymmetry:.1e} "
+            f"where the largest is {largest:.1e}; it is not smooth at these positions"
+        )
+    return 0.5 * (rows + rows.T)
+
+
+def _vector_jacobian_products(gradient: Tensor, x: Tensor, at_once: int) -> Tensor:
+    """∂gradient/∂x `(m, m)`, so many rows at a time."""
+    if not gradient.requires_grad:  # of atoms without neighbours
+        return torch.zeros_like(x).diag()
+    directions = torch.eye(len(x), dtype=x.dtype, device=x.device).split(at_once)
+    chunks = [
+        torch.autograd.grad(
+            gradient, x, v, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )[0]
+        for v in directions
+    ]
+    return torch.cat(chunks)
+
+
+def _matrix(voigt: Tensor) -> Tensor:
+    """Strain `(3, 3)` of xx yy zz yz xz xy `(6,)`, a shear being 2 ε."""
+    halves = voigt * voigt.new_tensor([1.0, 1.0, 1.0, 0.5, 0.5, 0.5])
+    return halves[torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]], device=voigt.device)]
 
 
 def strained(graph: AtomGraph, positions: Tensor, strain: Tensor) -> AtomGraph:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.calculators.calculator import BiasGradCalculator, EnergyZeroWarning
     from ase_biasgrad.calculators.charged_particles import ChargedParticles
     from ase_biasgrad.calculators.dense_calculator import DenseCalculator
+    from ase_biasgrad.calculators.elastic import elastic_constants
 
 __all__ = [
     "BiasGradCalculator",
@@ -17,6 +18,7 @@ __all__ = [
     "ChargedParticles",
     "DenseCalculator",
     "EnergyZeroWarning",
+    "elastic_constants",
     "register",
 ]
 
@@ -28,6 +30,7 @@ __getattr__ = lazy_names(
         "ChargedParticles": "ase_biasgrad.calculators.charged_particles",
         "DenseCalculator": "ase_biasgrad.calculators.dense_calculator",
         "EnergyZeroWarning": "ase_biasgrad.calculators.calculator",
+        "elastic_constants": "ase_biasgrad.calculators.elastic",
         "register": "ase_biasgrad.calculators.ase_plugin",
     },
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from ase.calculators.calculator import CalculatorSetupError, InputError
+from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.symbols import Symbols
 
@@ -21,8 +21,9 @@ from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.graph import graph_from_arrays
 from ase_biasgrad.neighbours import complete_cell, is_isolated
-from ase_biasgrad.potential import Potential
+from ase_biasgrad.potential import Potential, second_derivatives
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -59,10 +60,10 @@ class BiasGradCalculator(PotentialCalculator):
         Of the networks: `float32` or `float64`. Positions, the bias and energy sums are always
         float64.
     engine
-        `auto` takes `cpu`, written-out derivatives over sampled radial filters, for SchNet and
-        PaiNN in float32 on a CPU, `layered` for TensorNet on a CPU, and `reference`, autograd
-        through the plain backbones, for everything else, CUDA devices included. The attribute
-        `engine` names the one that runs.
+        `auto` takes `cpu`, compiled programs with written-out derivatives over sampled radial
+        filters, for SchNet, PaiNN and TensorNet on a CPU, and `reference`, autograd through the
+        plain backbones, for everything else, CUDA devices included. The attribute `engine` names
+        the one that runs.
     skin
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
         atom could have come in. Results do not depend on it.
@@ -237,6 +238,38 @@ class BiasGradCalculator(PotentialCalculator):
         if not self._warned:
             warnings.warn(message, EnergyZeroWarning, stacklevel=6)
             self._warned = True
+
+    # --- second derivatives ----------------------------------------------------------------
+
+    def get_hessian(self, atoms: Atoms, strain: bool = False) -> np.ndarray:
+        """Second derivatives ∂²E/∂r∂r of the energy `(3n, 3n)` in eV/Å², exact, in float64.
+
+        By autograd through the plain backbones in float64, whatever the engine and its precision;
+        of a committee the mean. Constraints are not applied. The state of the calculator does not
+        change. Errors are those of `calculate`.
+
+        Parameters
+        ----------
+        atoms
+            The structure. Rows and columns run over x, y, z of its first atom, of the second, …
+        strain
+            Add six rows and columns for the strains xx yy zz yz xz xy (a shear is 2 ε), under
+            which positions and cell become r (1 + ε): ∂²E/∂r∂ε in eV/Å and ∂²E/∂ε∂ε in eV.
+        """
+        self.check(atoms)
+        s = _structure(atoms)
+        if len(s.numbers) == 0:
+            return np.zeros((6, 6) if strain else (0, 0))
+        with self._lock, torch.inference_mode(False):
+            graph = graph_from_arrays(s.numbers, s.positions, self._cutoff, s.cell, s.pbc)
+            graph = graph.to(self.device)
+            try:
+                members = [second_derivatives(b, graph, strain) for b in self._engine.backbones]
+            except ArithmeticError as error:
+                raise CalculationFailed(str(error)) from error
+            hessian = torch.stack(members).mean(dim=0).cpu().numpy()
+        check_finite({"Hessian": hessian}, len(s.numbers), self.advice)
+        return hessian
 
     # --- many structures -------------------------------------------------------------------
 
