@@ -22,8 +22,7 @@ from ase_biasgrad.dense import (
     padded,
     save_dense,
 )
-from ase_biasgrad.training.benchmarks.loop import TrainingOptions
-from ase_biasgrad.training.benchmarks.qm7.dense_stage import predict_dense, train_dense
+from ase_biasgrad.training import TrainingOptions, predict_dense, train_dense
 
 random = np.random.default_rng(0)
 structures = [molecule(name) for name in ("CH3OH", "H2O") for _ in range(150)]

@@ -18,8 +18,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ase_biasgrad.calculators import ChargedParticles
 from ase_biasgrad.charged_particles import System, simulate
-from ase_biasgrad.training.benchmarks.loop import load_network
-from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, rollout
+from ase_biasgrad.training import NBodyNetwork, load_network, rollout
 
 STEPS = 6  # of half a unit of time
 SHIPPED = Path(__file__).parent / "potentials" / "nbody.safetensors"

@@ -162,3 +162,13 @@ def test_running_a_potential_loads_little():
         "assert logging.getLogger().handlers == []\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+DOORS = {"ase_biasgrad", "ase_biasgrad.calculators", "ase_biasgrad.training"}
+LIBRARIES = {f"ase_biasgrad.{name}" for name in (*SYSTEMS, "charged_particles")}
+
+
+def test_examples_use_the_doors() -> None:
+    for path in sorted((REPOSITORY / "examples").rglob("*.py")):
+        ours = {module for module, _ in imports(path) if module.startswith("ase_biasgrad")}
+        assert ours <= DOORS | LIBRARIES, path.name

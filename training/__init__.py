@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ase_biasgrad.training.benchmarks.loop import TrainingOptions
+    from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network
+    from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, rollout
+    from ase_biasgrad.training.benchmarks.qm7.dense_stage import predict_dense, train_dense
     from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
     from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, load_config
     from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
@@ -21,6 +23,7 @@ __all__ = [
     "CalculatorFit",
     "ConfigError",
     "DeviceFrames",
+    "NBodyNetwork",
     "Report",
     "TrainConfig",
     "TrainingOptions",
@@ -32,10 +35,14 @@ __all__ = [
     "fit_calculator_bias",
     "fit_energies",
     "load_config",
+    "load_network",
     "predict",
+    "predict_dense",
     "resume",
+    "rollout",
     "table",
     "train",
+    "train_dense",
     "write_report",
 ]
 
@@ -44,8 +51,9 @@ __getattr__ = lazy_names(
     {
         "CalculatorFit": "ase_biasgrad.training.stages.calculator_bias",
         "ConfigError": "ase_biasgrad.training.config",
-        "Report": "ase_biasgrad.training.evaluation.evaluate",
         "DeviceFrames": "ase_biasgrad.training.frames.device_frames",
+        "NBodyNetwork": "ase_biasgrad.training.benchmarks.nbody.network",
+        "Report": "ase_biasgrad.training.evaluation.evaluate",
         "TrainConfig": "ase_biasgrad.training.config",
         "TrainingOptions": "ase_biasgrad.training.benchmarks.loop",
         "TrainingResult": "ase_biasgrad.training.run",
@@ -56,10 +64,14 @@ __getattr__ = lazy_names(
         "fit_calculator_bias": "ase_biasgrad.training.stages.calculator_bias",
         "fit_energies": "ase_biasgrad.training.benchmarks.qm7.energy_stage",
         "load_config": "ase_biasgrad.training.config",
+        "load_network": "ase_biasgrad.training.benchmarks.loop",
         "predict": "ase_biasgrad.training.evaluation.predict",
+        "predict_dense": "ase_biasgrad.training.benchmarks.qm7.dense_stage",
         "resume": "ase_biasgrad.training.run",
+        "rollout": "ase_biasgrad.training.benchmarks.nbody.network",
         "table": "ase_biasgrad.training.evaluation.evaluate",
         "train": "ase_biasgrad.training.run",
+        "train_dense": "ase_biasgrad.training.benchmarks.qm7.dense_stage",
         "write_report": "ase_biasgrad.training.evaluation.report",
     },
 )
