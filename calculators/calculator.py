@@ -246,7 +246,8 @@ class BiasGradCalculator(PotentialCalculator):
 
         By autograd through the plain backbones in float64, whatever the engine and its precision;
         of a committee the mean. Constraints are not applied. The state of the calculator does not
-        change. Errors are those of `calculate`.
+        change. Errors are those of `calculate`. PaiNN has kinks, rounded off over some 10⁻⁴ Å, at
+        sites of high symmetry: there its Hessian tells nothing of larger displacements.
 
         Parameters
         ----------

@@ -48,7 +48,8 @@ def elastic_constants(atoms: Atoms) -> np.ndarray:
     if lowest <= SOFTEST * max(mean, 1.0):
         raise InputError(
             f"the crystal is not stable: along some displacement the curvature of its energy is "
-            f"{lowest:.1e} eV/Å²; move its atoms off their sites and relax it again"
+            f"{lowest:.1e} eV/Å²; move its atoms off their sites and relax it again (PaiNN has "
+            "kinks at sites of high symmetry: take another network there)"
         )
     followed = second[m:, :m] @ np.linalg.solve(curvature, second[:m, m:])
     return (second[m:, m:] - 0.5 * (followed + followed.T)) / atoms.get_volume()
