@@ -8,6 +8,7 @@ for each depends on the geometry in the same way; so frames of both may train on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,24 @@ class LevelComparison:
     geometry: FTest
     geometry_rms: float
     dependence: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """The tests as JSON values; NaN is None."""
+
+        def known(value: float) -> float | None:
+            return None if np.isnan(value) else value
+
+        tests = {
+            name: {"F": known(test.f), "degrees": list(test.degrees), "p": known(test.probability)}
+            for name, test in (("elements", self.elements), ("geometry", self.geometry))
+        }
+        return {
+            "names": list(self.biases),
+            "by_composition_alone": self.by_composition_alone,
+            **tests,
+            "geometry_rms": known(self.geometry_rms),
+            "dependence": {name: known(size) for name, size in self.dependence.items()},
+        }
 
     @property
     def by_composition_alone(self) -> bool | None:

@@ -192,6 +192,11 @@ class BiasStageOptions(_Options):
     method: BiasMethod | Literal["auto"] = Field(
         "auto", description="auto: mean for one composition, least-squares for several"
     )
+    by: str | None = Field(
+        None,
+        description="label of the frames that tells their level of theory, such as source: forces "
+        "of all train, each level gets a bias, a reference of its name; null: one bias for all",
+    )
 
     @field_validator("method", mode="before")
     @classmethod
@@ -199,6 +204,12 @@ class BiasStageOptions(_Options):
         if value == "gradient":
             raise ValueError("gradient is no longer a method; use median, its exact minimum")
         return value
+
+    @model_validator(mode="after")
+    def _method_for_levels(self) -> BiasStageOptions:
+        if self.by is not None and self.method == "efwt":
+            raise ValueError(f"by: {self.by}: efwt fits one bias for all; choose another method")
+        return self
 
 
 class TrainerOptions(_Options):
@@ -240,6 +251,15 @@ class TrainConfig(_Options):
     bias_stage: BiasStageOptions = Field(default_factory=BiasStageOptions)
     trainer: TrainerOptions = Field(default_factory=TrainerOptions)
     seed: int = Field(0, ge=0, description="seed of initial weights and of the order of batches")
+
+    @model_validator(mode="after")
+    def _levels_without_joint_loss(self) -> TrainConfig:
+        if self.bias_stage.by is not None and self.force_stage.joint is not None:
+            raise ValueError(
+                "bias_stage.by: energies of several levels of theory are not one energy, which "
+                "force_stage.joint would train on; leave one of both out"
+            )
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:

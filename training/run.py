@@ -26,8 +26,10 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import save_checkpoint
 from ase_biasgrad.data.seen import seen_record
+from ase_biasgrad.levels_of_theory import LevelComparison
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ConfigError, TrainConfig
 from ase_biasgrad.training.elastic import memory_of_springs
@@ -52,6 +54,7 @@ from ase_biasgrad.training.stages.force import (
     robust_rms,
     wild_atoms,
 )
+from ase_biasgrad.training.stages.levels import at_one_level, fit_references, levels_by_label
 
 LARGER_IN_VALIDATION = 4  # batches
 MEMORY_FOR_SPRINGS = 4 * 2**30  # bytes
@@ -62,13 +65,15 @@ class TrainingResult:
     """The final checkpoint and its errors.
 
     `before_bias` and `after_bias` are those on validation frames, by which the training chose its
-    best epoch; `test` those on test frames, None where the run has none.
+    best epoch; `test` those on test frames, None where the run has none. With several levels of
+    theory, energies are measured with the bias of the frame's own level.
     """
 
     checkpoint: Path
     before_bias: Report
     after_bias: Report
     test: Report | None = None
+    levels: LevelComparison | None = None  # where bias_stage.by names them
     out_of_time_after: int | None = None  # epochs, where trainer.max_time ended the force stage
 
 
@@ -134,11 +139,13 @@ class _Prepared:
     trainer: pl.Trainer
     training_batches: EpochBatches
     validation_batches: EpochBatches
+    levels: dict[str, np.ndarray] | None  # of theory, by part and frame
 
 
 def _prepare(run: RunFolder) -> _Prepared:
     config = run.config
     potential = _new_potential(config, run.dataset.compositions()[run.split["train"]])
+    potential, levels = _with_levels(run, potential)
     trainer = _trainer(config, run.path)
     frames = {
         part: DeviceFrames(
@@ -165,6 +172,7 @@ def _prepare(run: RunFolder) -> _Prepared:
             len(training), batch_size, config.seed, trainer.global_rank, trainer.world_size
         ),
         EpochBatches(len(validation), LARGER_IN_VALIDATION * batch_size, None),
+        levels,
     )
 
 
@@ -210,15 +218,26 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> TrainingResult:
     """Bias stage, evaluation and final checkpoint."""
     potential.requires_grad_(False).eval()
+    method, levels, found = run.config.bias_stage.method, prepared.levels, None
     before = evaluate(potential, prepared.validation)
-    if run.config.force_stage.joint is None and prepared.training.energy is not None:
-        fit_bias(potential, prepared.training, run.config.bias_stage.method)
-    after, test = evaluate(potential, prepared.validation), None
+    if levels is not None:
+        found = fit_references(potential, prepared.training, levels["train"], method)
+    elif run.config.force_stage.joint is None and prepared.training.energy is not None:
+        fit_bias(potential, prepared.training, method)
+
+    def measured(part: str, frames: DeviceFrames) -> Report:
+        if levels is not None:
+            frames = at_one_level(potential.biases(), potential.reference, frames, levels[part])
+        return evaluate(potential, frames)
+
+    after, test = measured("validation", prepared.validation), None
     if prepared.test is not None:
         seen = int(run.seen(run.dataset, run.split["test"]).sum())
-        test = replace(evaluate(potential, prepared.test), seen=seen)
-    result = TrainingResult(run.checkpoint, before, after, test)
+        test = replace(measured("test", prepared.test), seen=seen)
+    result = TrainingResult(run.checkpoint, before, after, test, found)
     if _is_main_process():
+        if found is not None and found.by_composition_alone is False:
+            _warn_of_mixed_levels(found, run.config.data.path)
         save_json(after, run.path / "evaluation.json")
         save_checkpoint(run.checkpoint, potential, _provenance(run, prepared.training, result))
         _report(run, prepared.trainer, potential, result)
@@ -250,6 +269,54 @@ def _new_potential(config: TrainConfig, compositions: np.ndarray) -> Potential:
     elements = np.flatnonzero(compositions.sum(axis=0))  # of training frames
     potential = Potential(backbone, elements=elements.tolist())
     return potential.double() if config.trainer.precision == "float64" else potential
+
+
+def _with_levels(
+    run: RunFolder, potential: Potential
+) -> tuple[Potential, dict[str, np.ndarray] | None]:
+    """Name an unfitted bias for each level of theory, and the levels of the frames of each part.
+
+    The potential's own bias is that of the level with the most training frames. Without a label of
+    levels in the options, the potential stays as it is.
+    """
+    if (by := run.config.bias_stage.by) is None:
+        return potential, None
+    where, every = f"bias_stage.by: {run.dataset.path}", levels_by_label(run.dataset, by)
+    levels = {part: every[frames] for part, frames in run.split.items()}
+    names, frames = np.unique(levels["train"], return_counts=True)
+    if len(names) < 2:
+        raise ConfigError(f"{where}: all training frames are of {by} {names[0]}; leave it out")
+    for part, of_part in levels.items():
+        if (new := ~np.isin(of_part, names)).any():
+            raise ConfigError(
+                f"{where}: frame {run.split[part][new][0]} ({part}) is of {by} {of_part[new][0]}, "
+                "and no training frame is"
+            )
+    energies = np.zeros(len(every), bool)
+    for group in run.dataset.groups():
+        energies[group.index] = group.has("energy")
+    for name in names:
+        if not energies[run.split["train"]][levels["train"] == name].any():
+            raise ConfigError(f"{where}: no training frame of {by} {name} has an energy")
+    own = str(names[np.argmax(frames)])
+    try:
+        named = Potential(potential.backbone, None, potential.elements, own)
+        for name in names[names != own]:
+            named.add_reference(str(name), Bias())
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return named, levels
+
+
+def _warn_of_mixed_levels(found: LevelComparison, path: Path) -> None:
+    worst = max(found.dependence, key=lambda name: found.dependence[name])
+    warnings.warn(
+        f"{path}: the levels of theory {', '.join(found.biases)} differ by more than composition: "
+        f"by geometry, {1000 * found.geometry_rms:.2f} meV per atom, most with {worst}. Their "
+        "energies should not be mixed, and the potential was trained on forces of all; train one "
+        "for each",
+        stacklevel=2,
+    )
 
 
 def _stage(

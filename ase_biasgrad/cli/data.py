@@ -243,6 +243,10 @@ def info(
         if len(compositions) > 20:
             typer.echo(f"  … and {len(compositions) - 20} more compositions")
         for label in labels:
+            if (texts := dataset.texts(label)) is not None:
+                some = f"in {dataset.count(label)} of {len(dataset)} frames"
+                typer.echo(f"  {label}: {some}, one of {', '.join(texts)}")
+                continue
             found = label_statistics(dataset, label)
             some = "" if found.frames == len(dataset) else f"in {found.frames} frames, "
             typer.echo(

@@ -22,7 +22,9 @@ def compare_levels(
     ],
     by: Annotated[
         str | None,
-        typer.Option(help="label of the frames, a number, that tells their level in one dataset"),
+        typer.Option(
+            help="label of the frames, a number or text, that tells their level in one dataset"
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -54,7 +56,7 @@ def compare_levels(
         chosen = {name: (d, np.arange(len(d))) for name, d in datasets.items()}
     frames = {name: resident_frames(loaded, *one, device) for name, one in chosen.items()}
     found = fit_bias_by_level(loaded.potential, frames, method)  # type: ignore[arg-type]
-    for line in _told(found):
+    for line in told(found):
         typer.echo(line)
     if output is not None:
         for name, bias in found.biases.items():
@@ -63,7 +65,8 @@ def compare_levels(
         typer.echo(f"checkpoint with references {', '.join(found.biases)}: {output}")
 
 
-def _told(found: LevelComparison) -> list[str]:
+def told(found: LevelComparison) -> list[str]:
+    """Lines on the frames of each level, both tests, and what they mean."""
     lines = [
         f"{name}: {bias.fit_report['frames']} frames, {bias.fit_report['compositions']} "
         f"compositions, spread within them {_mev(bias.fit_report['noise'])}"

@@ -76,17 +76,23 @@ def evaluate(
         refuse_existing(report, overwrite)
     loaded = load_checkpoint(checkpoint)
     potential = loaded.potential.of_reference(reference)
+    by: str | None = None
     if data is not None:
         dataset = Dataset(data)
         chosen, known = _unseen(loaded, dataset, chosen_frames(dataset, frames), seen)
     elif run is not None and frames is None:
-        dataset, chosen = _test_part(run)
+        dataset, chosen, by = _test_part(run)
         chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)  # copies, if any
     else:
         raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
     if json is not None:
         refuse_own_input(json, [dataset.path])
     resident = resident_frames(loaded, dataset, chosen, device)
+    if by is not None:
+        from ase_biasgrad.training.stages.levels import at_one_level, levels_by_label
+
+        biases, levels = loaded.potential.biases(), levels_by_label(dataset, by)[chosen]
+        resident = at_one_level(biases, potential.reference, resident, levels)
     result = replace(measured(potential, resident, progress=True), seen=known)
     typer.echo(table(result))
     if json is not None:
@@ -99,8 +105,8 @@ def evaluate(
         typer.echo("pictures: " + ", ".join(str(picture) for picture in pictures))
 
 
-def _test_part(folder: Path) -> tuple[Dataset, np.ndarray]:
-    """Dataset and test frames of a run."""
+def _test_part(folder: Path) -> tuple[Dataset, np.ndarray, str | None]:
+    """Dataset, test frames and label of their levels of theory, if any, of a run."""
     from ase_biasgrad.training.run_folder import RunFolder
 
     run = RunFolder.read(folder)
@@ -111,7 +117,7 @@ def _test_part(folder: Path) -> tuple[Dataset, np.ndarray]:
             f"{folder}: has no test part; its training {why}. Name a dataset: "
             f"biasgrad evaluate {folder} DATA"
         )
-    return run.dataset, frames
+    return run.dataset, frames, run.config.bias_stage.by
 
 
 def _unseen(

@@ -53,5 +53,9 @@ def train(
     if result.test is not None:
         typer.echo("test frames, which chose nothing\n" + table(result.test))
     reports = ("report", "test") if result.test is not None else ("report",)
+    if result.levels is not None:
+        from ase_biasgrad.cli.levels import told
+
+        typer.echo("levels of theory, a reference for each\n" + "\n".join(told(result.levels)))
     typer.echo(f"checkpoint: {result.checkpoint}")
     typer.echo("reports: " + ", ".join(str(folder / name) for name in reports))

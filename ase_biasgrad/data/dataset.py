@@ -5,7 +5,9 @@ composition: `frames/<name>` with `numbers (n,)`, `index (m,)` (place of each fr
 of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)`,
 `forces (m, n, 3)`, `stress (m, 6)`, `cell (m, 3, 3)` and `pbc (m, 3)`, and other labels by name
 `(m, …)`. Frames whose atoms come in another order, or that lack labels, form groups of their own:
-a label that a frame lacks is not in its group. `digests` are those of the content (`digests.py`).
+a label that a frame lacks is not in its group. A label of texts is stored as their places in the
+list of its name in `label_texts` of the provenance. `digests` are those of the content
+(`digests.py`).
 
 The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
 `ase.io.read` knows the file by its content.
@@ -311,8 +313,17 @@ class Dataset:
             None if energy is None else float(energy),
             one["forces"],
             one["stress"],
-            {name: np.asarray(one[name]) for name in others},
+            {name: self._as_written(name, one[name]) for name in others},
         )
+
+    def _as_written(self, label: str, value: Any) -> np.ndarray:
+        texts = self.texts(label)
+        return np.asarray(value if texts is None else texts[int(value)])
+
+    def texts(self, label: str) -> list[str] | None:
+        """Texts of a label, whose values are their places; None for a label of numbers."""
+        texts: list[str] | None = self.provenance.get("label_texts", {}).get(label)
+        return texts
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[frame] for frame in range(len(self)))

@@ -75,6 +75,8 @@ class DatasetWriter:
         self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
         self._names: dict[tuple[bytes, frozenset[str]], str] = {}
         self._bytes = 0
+        # texts of a label and their places, None for a label of numbers
+        self._texts: dict[str, dict[str, int] | None] = {}
 
     def __enter__(self) -> DatasetWriter:
         self._whole = whole_file(self.path)
@@ -121,8 +123,9 @@ class DatasetWriter:
         """Add one frame, or a block of `m` frames of the same atoms.
 
         Shapes are those of the file without or with the leading `m`; units eV, Å. `labels` are
-        others by name, kept as they are. A label may be missing in any frame: None, or NaN all
-        over. `source` is named in errors.
+        others by name: numbers, kept as they are, or one text a frame, such as the name of a level
+        of theory. A label may be missing in any frame: None, or NaN all over. `source` is named in
+        errors.
 
         Raises
         ------
@@ -171,6 +174,15 @@ class DatasetWriter:
     def _other_label(self, name: str, value: Any, m: int, single: bool, where: str) -> np.ndarray:
         if name in RESERVED or "/" in name or not name.strip("."):
             raise DataError(f"{where}: a label cannot have this name")
+        text = np.asarray(value).dtype.kind == "U"
+        places = self._texts.setdefault(name, {} if text else None)
+        if (places is not None) != text:
+            raise DataError(f"{where}: is text in some frames, and numbers in others")
+        if places is not None:
+            if np.ndim(value) != (0 if single else 1):
+                raise DataError(f"{where}: has shape {np.shape(value)}, expected one text a frame")
+            found = [places.setdefault(str(t), len(places)) for t in np.atleast_1d(value)]
+            value = found[0] if single else found
         values = real_array(value, where)
         values = values[None] if single else values
         if values.ndim == 0 or len(values) != m:
@@ -282,7 +294,9 @@ class DatasetWriter:
         self._file.attrs.update(version=VERSION, frames=self.frames)
         set_text(self._file, "format", FORMAT)
         set_text(self._file, "units", json.dumps(UNITS))
-        set_text(self._file, "provenance", json.dumps(self._provenance))
+        texts = {name: list(places) for name, places in self._texts.items() if places}
+        provenance = {**self._provenance, **({"label_texts": texts} if texts else {})}
+        set_text(self._file, "provenance", json.dumps(provenance))
         write_digests(self._file)
 
 

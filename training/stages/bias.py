@@ -48,7 +48,7 @@ def fit_bias(
         raise ValueError("the bias stage needs reference energies, and the data has none")
     freeze_energy_shifts(potential)
     predictions = predict(potential, frames)
-    residuals = energies - (predictions.energy - present_bias(potential, frames))
+    residuals = energies - (predictions.energy - present_bias(potential.bias, frames))
     counts, isolated = frames.compositions(), isolated_atoms(frames)
     within = None
     if method == "efwt" and frames.forces is not None:
@@ -64,7 +64,7 @@ def fit_bias(
         within,
         anchors,
     )
-    return (residuals - present_bias(potential, frames))[labelled]
+    return (residuals - present_bias(potential.bias, frames))[labelled]
 
 
 def fit_residuals(
@@ -131,8 +131,8 @@ def reference_levels(energies: np.ndarray, counts: np.ndarray) -> dict[str, floa
     }
 
 
-def present_bias(potential: Potential, frames: DeviceFrames) -> np.ndarray:
+def present_bias(bias: Bias, frames: DeviceFrames) -> np.ndarray:
     """Present b of each frame, `(m,)` eV."""
     owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
     batch = torch.from_numpy(owner).to(frames.device)
-    return potential.bias(frames.numbers, batch, len(frames)).detach().cpu().numpy()
+    return bias(frames.numbers, batch, len(frames)).detach().cpu().numpy()

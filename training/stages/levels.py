@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from ase_biasgrad.bias import BiasMethod
+from ase_biasgrad.bias import Bias, BiasMethod
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.levels_of_theory import LevelComparison, compare_levels
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.evaluation.predict import batches_of_atoms, predict
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
-from ase_biasgrad.training.stages.bias import isolated_atoms, present_bias
+from ase_biasgrad.training.stages.bias import (
+    automatic,
+    isolated_atoms,
+    present_bias,
+    reference_levels,
+)
 
 
 def fit_bias_by_level(
@@ -33,24 +39,106 @@ def fit_bias_by_level(
     ValueError
         If a level has no energies, or there are not two levels.
     """
+    levels = [np.full(len(some), name) for name, some in frames.items()]
+    return _compared(potential, list(frames.values()), levels, method)
+
+
+def fit_references(
+    potential: Potential, frames: DeviceFrames, levels: np.ndarray, method: BiasMethod | str
+) -> LevelComparison:
+    """Fit a bias to each level of theory, a reference of `potential` of its name, in place.
+
+    Each fit report has the tests if the levels differ by composition alone, as `levels`.
+
+    Parameters
+    ----------
+    levels
+        Name of the level of each frame, `(m,)`; one is that of the potential's own bias.
+    method
+        As in `fit_bias`, but not `efwt`.
+
+    Raises
+    ------
+    ValueError
+        As in `fit_bias_by_level`.
+    """
+    found = _compared(potential, [frames], [levels], method)
+    for name, bias in found.biases.items():
+        bias.fit_report["levels"] = found.summary()
+        bias = bias.to(frames.device)
+        if name == potential.reference:
+            potential.bias = bias
+        else:
+            potential.add_reference(name, bias)
+    return found
+
+
+def at_one_level(
+    biases: Mapping[str, Bias], reference: str, frames: DeviceFrames, levels: np.ndarray
+) -> DeviceFrames:
+    """Frames whose energies are moved from their levels `(m,)` to that of `reference`.
+
+    E + b_reference − b_level: what a potential with the bias of `reference` then leaves of each is
+    what one with the bias of the frame's own level leaves.
+    """
+    if frames.energy is None:
+        return frames
+    shift = present_bias(biases[reference], frames)
+    for name in np.unique(levels):
+        mine = levels == name
+        shift[mine] -= present_bias(biases[str(name)], frames)[mine]
+    moved = copy.copy(frames)
+    moved.energy = frames.energy + torch.from_numpy(shift).to(frames.device)
+    return moved
+
+
+def _compared(
+    potential: Potential,
+    frames: Sequence[DeviceFrames],
+    levels: Sequence[np.ndarray],
+    method: BiasMethod | str,
+) -> LevelComparison:
+    """Compare levels, named by frame; each bias knows its reference energies and its method."""
     freeze_energy_shifts(potential)
-    elements = torch.unique(torch.cat([torch.unique(f.numbers) for f in frames.values()]))
-    columns: dict[str, list[np.ndarray]] = {key: [] for key in ("r", "x", "g", "isolated", "level")}
-    for level, some in frames.items():
-        energies = np.array([]) if some.energy is None else some.energy.cpu().numpy()
-        labelled = np.isfinite(energies)
-        if not labelled.any():
-            raise ValueError(f"level {level}: no frame has an energy")
-        own = predict(potential, some).energy - present_bias(potential, some)
-        columns["r"].append((energies - own)[labelled])
-        columns["x"].append(some.compositions()[labelled])
-        columns["g"].append(np.column_stack([own, pair_sums(some, elements)])[labelled])
-        columns["isolated"].append(isolated_atoms(some)[labelled])
-        columns["level"].append(np.full(int(labelled.sum()), level))
-    r, x, g, isolated, levels = (np.concatenate(parts) for parts in columns.values())
+    elements = torch.unique(torch.cat([torch.unique(some.numbers) for some in frames]))
+    rows = [_rows(potential, some, elements) for some in frames]
+    e, own, x, g, isolated = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    level, labelled = np.concatenate(levels), np.isfinite(e)
+    if missing := set(map(str, level)) - set(map(str, level[labelled])):
+        raise ValueError(f"level {min(missing)}: no frame has an energy")
+    e, own, x, g, isolated, level = (v[labelled] for v in (e, own, x, g, isolated, level))
+    why = None
+    if method == "auto":
+        method, why = automatic(x[~isolated] if (~isolated).any() else x)
     used = np.flatnonzero(g.any(axis=0))
     names = ["energy of the model", *pair_names(elements)]
-    return compare_levels(r, x, levels, g[:, used], [names[k] for k in used], method, isolated)
+    found = compare_levels(
+        e - own,
+        x,
+        level,
+        g[:, used],
+        [names[k] for k in used],
+        method,  # type: ignore[arg-type]
+        isolated,
+    )
+    for name, bias in found.biases.items():
+        mine = level == name
+        bias.fit_report["reference"] = reference_levels(e[mine], x[mine])
+        if why is not None:
+            bias.fit_report["why"] = why
+    return found
+
+
+def _rows(
+    potential: Potential, frames: DeviceFrames, elements: torch.Tensor
+) -> tuple[np.ndarray, ...]:
+    """Reference energy, energy without bias, composition, features, if isolated, of each frame."""
+    own = predict(potential, frames).energy - present_bias(potential.bias, frames)
+    energies = np.full(len(frames), np.nan)
+    if frames.energy is not None:
+        energies = frames.energy.cpu().numpy()
+    features = np.column_stack([own, pair_sums(frames, elements)])
+    return energies, own, frames.compositions(), features, isolated_atoms(frames)
 
 
 def pair_sums(frames: DeviceFrames, elements: torch.Tensor) -> np.ndarray:
@@ -76,20 +164,34 @@ def pair_names(elements: torch.Tensor) -> list[str]:
 
 
 def frames_by_label(dataset: Dataset, label: str) -> dict[str, np.ndarray]:
-    """Indices of the frames of each value of a label, by `label` and value, such as source1.
+    """Indices of the frames of each value of a label.
+
+    By the value where it is text, such as pbe, and else by `label` and value, such as source1.
 
     Raises
     ------
     DataError
-        If a frame lacks the label, or it is not one number by frame.
+        If a frame lacks the label, or it is not one number or text by frame.
     """
-    values = np.full(len(dataset), np.nan)
+    values, texts = np.full(len(dataset), np.nan), dataset.texts(label)
     for group in dataset.groups():
         found = group.read(label)
         if found is None or found.ndim != 1 or found.dtype.kind not in "biuf":
             raise DataError(
-                f"{dataset.path}: {label} of {group.name}: missing or not one number by frame; "
+                f"{dataset.path}: {label} of frame {group.index[0]} ({group.name}): missing or "
+                "not one number or text by frame; "
                 f"its labels are {', '.join(group.other_labels()) or 'none'}"
             )
         values[group.index] = found
-    return {f"{label}{value:g}": np.flatnonzero(values == value) for value in np.unique(values)}
+    return {
+        f"{label}{value:g}" if texts is None else texts[int(value)]: np.flatnonzero(values == value)
+        for value in np.unique(values)
+    }
+
+
+def levels_by_label(dataset: Dataset, label: str) -> np.ndarray:
+    """Name of the level of each frame, `(m,)`; names and errors as in `frames_by_label`."""
+    levels = np.empty(len(dataset), object)
+    for name, frames in frames_by_label(dataset, label).items():
+        levels[frames] = name
+    return levels.astype(str)

@@ -116,7 +116,7 @@ def _labels(
             continue
         volume = abs(np.linalg.det(atoms.cell.array)) * units.factors["positions"] ** 3
         label = converted(name, key, values[key], units, volume, where)
-        if label.size and np.isnan(label).all():
+        if label.size and label.dtype.kind == "f" and np.isnan(label).all():
             account.nan[name] += 1
             continue
         account.taken[name, key] += 1

@@ -163,6 +163,8 @@ def _labels(
 
 def _missing(label: np.ndarray) -> np.ndarray:
     """Frames `(m,)` in which a label is NaN all over."""
+    if label.dtype.kind == "U":
+        return np.zeros(len(label), bool)
     return np.isnan(label).reshape(len(label), -1).all(axis=1) & (label.size > 0)
 
 

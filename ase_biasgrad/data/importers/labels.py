@@ -163,13 +163,15 @@ def converted(
     where: str,
     energy_shape: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """A label in eV and Å, of one frame or (`energy_shape` `(m,)`) of many.
+    """A label in eV and Å, of one frame or (`energy_shape` `(m,)`) of many; others may be texts.
 
     Raises
     ------
     DataError
         On values that are no real numbers, or no stress.
     """
+    if name not in LABELS and np.asarray(values).dtype.kind == "U":
+        return np.asarray(values)
     array = real_array(values, f"{where}: {key}")
     if np.asarray(values).dtype.kind == "b":
         raise DataError(f"{where}: {key}: holds true or false, expected numbers")

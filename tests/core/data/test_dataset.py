@@ -167,7 +167,11 @@ def test_the_hash_sees_content_and_nothing_else(tmp_path):
         ({"energy": 1 + 1j}, "energy of frame 1: holds complex128"),
         ({"stress": np.zeros(6)}, "stress of frame 1: the frame is not periodic"),
         ({"labels": {"cell": 1.0}}, "cell of frame 1: a label cannot have this name"),
-        ({"labels": {"gap": "wide"}}, "gap of frame 1: holds"),
+        ({"labels": {"gap": 1 + 1j}}, "gap of frame 1: holds complex128"),
+        (
+            {"labels": {"gap": ["wide", "no"]}},
+            r"gap of frame 1: has shape \(2,\), expected one text",
+        ),
         ({"numbers": np.array([8, 1.5])}, "numbers of frame 1: .* are not integers"),
         ({"numbers": np.array([8, 0])}, "no atomic numbers"),
         ({"cell": np.zeros((3, 3)), "pbc": [True] * 3}, "linearly independent"),

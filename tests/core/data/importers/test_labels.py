@@ -82,6 +82,31 @@ def test_virials_become_stresses_and_six_numbers_are_one(tmp_path, key, numbers)
     assert ("by −virial/volume" in said) == ("irial" in key)
 
 
+def test_texts_become_labels_that_are_kept_on_the_way_through_extxyz(tmp_path):
+    text = "".join(
+        frame(f"energy={k} source={name}") for k, name in enumerate(("pbe", "r2", "pbe"))
+    )
+    dataset, said = imported(tmp_path, text, keys={"source": "source"}, accept=True)
+    assert "source: in 3 of 3 frames, from source" in said
+    assert dataset.texts("source") == ["pbe", "r2"]
+    assert dataset.groups()[0].read("source").tolist() == [0, 1, 0]
+    write(tmp_path / "again.extxyz", [one.atoms() for one in dataset])
+    import_files(
+        [tmp_path / "again.extxyz"],
+        tmp_path / "b.h5",
+        ImportOptions(keys={"source": "source"}, accept=True),
+        progress=False,
+    )
+    assert [str(one.labels["source"]) for one in Dataset(tmp_path / "b.h5")] == ["pbe", "r2", "pbe"]
+    with pytest.raises(DataError, match=r"source of frame 1: is text in some frames, and numbers"):
+        imported(
+            tmp_path,
+            frame("energy=1 source=pbe") + frame("energy=2 source=7"),
+            keys={"source": "source"},
+            accept=True,
+        )
+
+
 def test_virials_in_other_units(tmp_path):
     options = {"energy_unit": "Hartree", "length_unit": "Bohr", "accept": True}
     options["keys"] = {"stress": "my_virial"}
