@@ -16,6 +16,7 @@ from ase_biasgrad.bias import Bias, BiasMethod
 
 SIGNIFICANT = 0.01  # probability below which two levels are said to differ
 MATTERS = 1e-3  # eV per atom; a dependence on the geometry below this is none in practice
+PRIOR_FRAMES = 2  # by which the spread of a composition leans on that of all
 
 
 @dataclass(frozen=True)
@@ -163,16 +164,34 @@ def _geometry_test(
     scale = g.std(axis=0)
     g = g / np.where(scale > 0, scale, 1.0)
     sizes = counts.sum(axis=1)
+    every = _by_level(g, which)
+    spread = _spread(r - every @ _weights(every, r), counts)[:, None]
 
     def tested(x: np.ndarray) -> tuple[FTest, float]:
         own = _by_level(x, which)
-        test = _f_test(r, x, own, spent=len(cells))
-        common, each = (z @ np.linalg.lstsq(z, r, rcond=None)[0] for z in (x, own))
+        test = _f_test(r / spread[:, 0], x / spread, own / spread, spent=len(cells))
+        common, each = (z @ _weights(z / spread, r / spread[:, 0]) for z in (x, own))
         explained = np.mean(((each - common) / sizes) ** 2)  # F is 1 where noise alone explains
         beyond = max(0.0, 1 - 1 / test.f) if test.f > 0 else 0.0
         return test, float(np.sqrt(explained * beyond))
 
     return *tested(g), [tested(column[:, None])[1] for column in g.T]
+
+
+def _spread(left: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Standard deviation of the composition of each frame, `(m,)`, from what a fit has left.
+
+    Compositions vary by different amounts, which the F-test would take for a difference of levels.
+    Few frames say little of their own: all count as `PRIOR_FRAMES` in each.
+    """
+    kind = np.unique(counts, axis=0, return_inverse=True)[1].ravel()
+    frames, common = np.bincount(kind), max(float(np.mean(left**2)), 1e-300)
+    squares = np.bincount(kind, left**2) + PRIOR_FRAMES * common
+    return np.sqrt(squares / (frames + PRIOR_FRAMES))[kind]
+
+
+def _weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.linalg.lstsq(x, y, rcond=None)[0]
 
 
 def _by_level(x: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def test_levels_that_differ_by_composition_alone_become_references(tmp_path, rec
 
 
 def test_levels_that_differ_by_geometry_are_told(tmp_path):
-    path = write_levels(tmp_path / "x.h5", scale=1.6)
+    path = write_levels(tmp_path / "x.h5", scale=2.5)
     with pytest.warns(UserWarning, match=r"x\.h5: .* pbe, r2scan differ by more than composition"):
         result = train(config(path), tmp_path / "run")
     summary = load_checkpoint(result.checkpoint).potential.bias.fit_report["levels"]
