@@ -7,7 +7,7 @@ for each depends on the geometry in the same way; so frames of both may train on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,18 @@ from ase_biasgrad.bias import Bias, BiasMethod
 SIGNIFICANT = 0.01  # probability below which two levels are said to differ
 MATTERS = 1e-3  # eV per atom; a dependence on the geometry below this is none in practice
 PRIOR_FRAMES = 2  # by which the spread of a composition leans on that of all
+PERMUTATIONS = (199, 999)  # fewest and most
+PRODUCTS = 5 * 10**8  # of features in all permutations, unless those are the fewest
+LABEL = 50  # products that cost as much as drawing a label
+BLOCK = 10**7  # numbers held at once
 
 
 @dataclass(frozen=True)
 class FTest:
     """F-test of more parameters against fewer: F, its degrees of freedom and probability.
 
-    NaN where the data leaves no degrees of freedom.
+    NaN where the data leaves no degrees of freedom; the probability also where it is that of
+    permutations, and they are too few.
     """
 
     f: float
@@ -46,7 +51,7 @@ class LevelComparison:
         compositions, each counted once.
     geometry
         Test of a dependence on the geometry that is not the same for all levels, on frames around
-        the mean of their composition.
+        the mean of their composition, by permutation of the levels within compositions.
     geometry_rms
         How far such a dependence moves energies, root mean square in eV per atom, less what noise
         alone would explain.
@@ -164,8 +169,7 @@ def _geometry_test(
     scale = g.std(axis=0)
     g = g / np.where(scale > 0, scale, 1.0)
     sizes = counts.sum(axis=1)
-    every = _by_level(g, which)
-    spread = _spread(r - every @ _weights(every, r), counts)[:, None]
+    spread = _spread(r - g @ _weights(g, r), counts)[:, None]
 
     def tested(x: np.ndarray) -> tuple[FTest, float]:
         own = _by_level(x, which)
@@ -175,14 +179,77 @@ def _geometry_test(
         beyond = max(0.0, 1 - 1 / test.f) if test.f > 0 else 0.0
         return test, float(np.sqrt(explained * beyond))
 
-    return *tested(g), [tested(column[:, None])[1] for column in g.T]
+    test, rms = tested(g)
+    if np.isfinite(test.f):
+        z = np.column_stack([g, r]) / spread
+        test = replace(test, probability=_permuted(z, counts, which, cell_of))
+    return test, rms, [tested(column[:, None])[1] for column in g.T]
+
+
+def _permuted(z: np.ndarray, counts: np.ndarray, which: np.ndarray, cell_of: np.ndarray) -> float:
+    """Probability of an F as large or larger, levels permuted within compositions.
+
+    Frames of one composition are exchangeable under the null hypothesis, whatever its spread, but
+    their deviations from the mean of n frames are not; n − 1 contrasts are, where deviations are
+    normal (Huh and Jhun, Commun. Stat. Theory Methods 30, 2023 (2001)). Features and residual z
+    `(m, f+1)` stay together, so the common slopes play no part. NaN where there are too few
+    orders for one to be significant.
+    """
+    cells = [frames for frames in _groups(cell_of) if len(frames) > 1]
+    z = np.concatenate([_contrasts(z[frames]) for frames in cells])
+    which, counts = (np.concatenate([v[f[1:]] for f in cells]) for v in (which, counts))
+    groups = _groups(np.unique(counts, axis=0, return_inverse=True)[1].ravel())
+    if sum(_log_orders(which[rows]) for rows in groups) < np.log(1 / SIGNIFICANT):
+        return float("nan")
+    u, size, _ = np.linalg.svd(z[:, :-1], full_matrices=False)
+    z = np.column_stack([u[:, size > 1e-10 * size[0]], z[:, -1]])
+    width = z.shape[1]
+    draws = 1 + int(np.clip(PRODUCTS // (len(z) * (width**2 + LABEL)), *PERMUTATIONS))
+    products = np.zeros((which.max() + 1, draws, width, width))
+    random = np.random.default_rng(0)
+    for rows in groups:
+        random.shuffle(rows)
+        for block in np.array_split(rows, 1 + len(rows) * max(width**2, draws) // BLOCK):
+            drawn = np.tile(which[block], (draws, 1))  # the first is the order given
+            random.permuted(drawn[1:], axis=1, out=drawn[1:])
+            squares = (z[block, :, None] * z[block, None, :]).reshape(len(block), -1)
+            for k in np.unique(which[block]):
+                products[k] += ((drawn == k) @ squares).reshape(products.shape[1:])
+    left = _unexplained(products).sum(axis=0)  # F grows as it falls: the fit to all is the same
+    return float(np.mean(left <= left[0] * (1 + 1e-9)))
+
+
+def _contrasts(z: np.ndarray) -> np.ndarray:
+    """Helmert contrasts of rows, `(n − 1, …)`: each less the mean of those before, scaled to it."""
+    before = np.arange(1, len(z))[:, None]
+    return np.sqrt(before / (before + 1)) * (z[1:] - np.cumsum(z, axis=0)[:-1] / before)
+
+
+def _groups(kind: np.ndarray) -> list[np.ndarray]:
+    """Rows of each kind `(m,)`, which counts from 0."""
+    return np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
+
+
+def _log_orders(which: np.ndarray) -> float:
+    """Logarithm of the number of different orders of levels."""
+    from scipy.special import gammaln
+
+    return float(gammaln(len(which) + 1) - gammaln(np.bincount(which) + 1).sum())
+
+
+def _unexplained(products: np.ndarray) -> np.ndarray:
+    """Sum of squares of the last variable that a fit to the others leaves, `(…, f+1, f+1)`."""
+    along = products[..., :-1, -1]
+    inverse = np.linalg.pinv(products[..., :-1, :-1], rcond=1e-10, hermitian=True)
+    explained = np.einsum("...i,...ij,...j", along, inverse, along)
+    return np.maximum(products[..., -1, -1] - explained, 1e-12 * products[..., -1, -1])
 
 
 def _spread(left: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Standard deviation of the composition of each frame, `(m,)`, from what a fit has left.
 
-    Compositions vary by different amounts, which the F-test would take for a difference of levels.
-    Few frames say little of their own: all count as `PRIOR_FRAMES` in each.
+    Compositions vary by different amounts; those of less spread tell more. Few frames say little
+    of their own: all count as `PRIOR_FRAMES` in each.
     """
     kind = np.unique(counts, axis=0, return_inverse=True)[1].ravel()
     frames, common = np.bincount(kind), max(float(np.mean(left**2)), 1e-300)

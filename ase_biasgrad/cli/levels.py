@@ -78,7 +78,10 @@ def told(found: LevelComparison) -> list[str]:
         f"{_mev(found.geometry_rms)} per atom"
     )
     if found.by_composition_alone is None:
-        lines.append("too few frames for each composition to tell if geometry matters")
+        lines.append(
+            "too few frames of different levels have the same composition to tell if geometry "
+            "matters"
+        )
     elif found.by_composition_alone:
         lines.append(
             "the levels differ by composition alone, as far as this model can tell: they may train "
@@ -96,6 +99,9 @@ def _mev(energy: float | None) -> str:
 
 
 def _test(test: FTest) -> str:
-    if test.probability != test.probability:
+    if test.f != test.f:
         return "no degrees of freedom to test"
-    return f"F{test.degrees} = {test.f:.3g}, p = {test.probability:.2g}"
+    known = test.probability == test.probability
+    return f"F{test.degrees} = {test.f:.3g}, p " + (
+        f"= {test.probability:.2g}" if known else "not determined"
+    )

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import f as f_distribution
 from test_bias import counts_of
 from test_bias_errors import CHO, TRUE, rows_of
 
+from ase_biasgrad import levels_of_theory
 from ase_biasgrad.bias import N_ELEMENTS
+from ase_biasgrad.cli.levels import told
 from ase_biasgrad.levels_of_theory import compare_levels
 
 NAMES = ["C–H distances", "O–H distances"]
@@ -41,7 +44,7 @@ def test_a_dependence_on_the_geometry_is_found_and_named():
     given = two_levels(np.random.default_rng(0), shift=(0.5, -20.0, 3.0), bend=0.1)
     found = compare_levels(*given, NAMES)
     assert found.by_composition_alone is False
-    assert found.geometry.probability < 1e-10
+    assert found.geometry.probability == 0.001  # none of 999 permutations
     assert max(found.dependence, key=found.dependence.get) == "O–H distances"
     sizes = given[1].sum(axis=1)
     # half of ±0.05 by frame: a common dependence takes the mean of the two levels
@@ -84,16 +87,60 @@ def test_isolated_atoms_take_no_part_in_the_tests():
     assert found.elements == without.elements
 
 
-def test_compositions_of_more_spread_are_no_difference_of_levels():
-    """Without their spread, a third of such sets would be told to differ."""
-    random, alarms, sets = np.random.default_rng(1), 0, 200
+def share_told(comps: int, spreads, bend: float, frames: int, sets: int = 150) -> float:
+    """Share of sets of compositions with these spreads in which levels are told to differ."""
+    random, differ = np.random.default_rng(1), 0
     for _ in range(sets):
-        kind, level = random.integers(3, size=90), random.choice(["a", "a", "b"], 90)
-        spread = np.array([5.0, 1.0, 1.0])[kind]
-        counts = np.zeros((90, N_ELEMENTS), int)
-        counts[:, [1, 6, 8]] = 1 + 3 * np.eye(3, dtype=int)[kind]
-        features = random.normal(size=(90, len(NAMES))) * spread[:, None]
-        residuals = 0.1 * spread * random.normal(size=90) + 0.3 * features[:, 0]
-        found = compare_levels(residuals, counts, level, features, list(NAMES))
-        alarms += found.by_composition_alone is False
-    assert alarms <= 0.1 * sets
+        kind, second = random.integers(comps, size=frames), random.choice([0, 0, 1], frames)
+        spread = np.resize(spreads, comps)[kind]
+        counts = np.zeros((frames, N_ELEMENTS), int)
+        counts[:, 1], counts[:, 6] = 1 + kind, 2
+        features = random.normal(size=(frames, len(NAMES))) * spread[:, None]
+        residuals = 0.1 * spread * random.normal(size=frames) + 0.3 * features[:, 0]
+        residuals += bend * second * features[:, 1]
+        found = compare_levels(residuals, counts, np.array(["a", "b"])[second], features, NAMES)
+        differ += found.geometry.probability < 0.01
+    return differ / sets
+
+
+@pytest.mark.parametrize(
+    ("comps", "spreads", "frames"), [(3, [5.0, 1.0, 1.0], 90), (30, [1.0, 5.0], 150)]
+)
+def test_compositions_of_different_spread_are_no_difference_of_levels(comps, spreads, frames):
+    """By the F distribution, 15 % of the sets of 30 compositions would be told to differ."""
+    assert share_told(comps, spreads, 0.0, frames) < 0.03
+
+
+def test_a_dependence_is_found_through_compositions_of_different_spread():
+    assert share_told(3, [5.0, 1.0, 1.0], 0.1, 90, sets=60) > 0.6  # 0.3 without weights
+
+
+def test_levels_without_a_common_composition_are_not_tested_on_the_geometry():
+    residuals, counts, _, features = two_levels(np.random.default_rng(0), bend=0.1)
+    levels = np.where(counts[:, 1] > 4, "pbe", "r2scan")
+    found = compare_levels(residuals, counts, levels, features, NAMES)
+    assert math.isfinite(found.geometry.f)
+    assert math.isnan(found.geometry.probability)
+    assert found.by_composition_alone is None
+    assert found.summary()["geometry"]["p"] is None
+    assert "p not determined" in "\n".join(told(found))
+    assert "have the same composition to tell" in told(found)[-1]
+
+
+def test_many_frames_take_fewer_permutations(monkeypatch):
+    """In blocks, and of features that say the same."""
+    monkeypatch.setattr(levels_of_theory, "PRODUCTS", 10**7)
+    monkeypatch.setattr(levels_of_theory, "BLOCK", 10**6)
+    random = np.random.default_rng(0)
+    counts = np.repeat(counts_of({1: 2, 8: 1}), 10_000, axis=0)
+    levels = random.choice(["a", "b"], 10_000)
+    x = random.normal(size=(10_000, 2))
+    features = np.column_stack([x, x.sum(axis=1), x, x[:, 0] - x[:, 1]])
+    y = x[:, 0] + random.normal(size=10_000)
+    names = list("uvwxyz")
+    same = compare_levels(y, counts, levels, features, names).geometry
+    other = compare_levels(y + 0.1 * x[:, 1] * (levels == "b"), counts, levels, features, names)
+    assert same.degrees == (2, 10_000 - 2 - 4)
+    # the F distribution is right for one composition of normal noise
+    assert same.probability == pytest.approx(f_distribution.sf(same.f, *same.degrees), abs=0.1)
+    assert other.geometry.probability == 1 / 200
