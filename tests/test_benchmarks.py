@@ -23,7 +23,8 @@ ARGUMENTS = {
         "--qm7", "qm7.npz", "--every", "3", "--frames", "2000", "--methods", "huber",
     ),
     "graph_forces.py": (
-        "train.extxyz", "test.extxyz", *LEARNS, "--models", "schnet:forces", "atomgraph:energies",
+        "train.extxyz", "test.extxyz", "--steps", "20", "--features", "8", "--fewer", "24",
+        "--rivals", "schnet:forces", "atomgraph:energies", "--pictures", ".",
     ),
     "graph_weights.py": (),
     "nve_drift.py": ("small.safetensors", "--picoseconds", "0.02"),
@@ -36,7 +37,7 @@ ARGUMENTS = {
 SAYS = {
     "accuracy_per_second.py": r"\| painn:features=8 \| \d+ \| 2 \| \d+( \| \d+\.\d\d){2} \|",
     "bias_intervals.py": r"\| GFN2-xTB \| huber( \| [\d.]+){5} \|",
-    "graph_forces.py": r"\| atomgraph \| energies \(\d+ s of CPU time\) \| \d+\.\d \|",
+    "graph_forces.py": r"\| atomgraph \| energies of \d+ frames \| \d+\.\d \|",
     "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
     "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
     "se3_fused.py": r"\| fused \| \d+\.\d ms \(\d+\.\d×\) \|",
