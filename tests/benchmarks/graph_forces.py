@@ -64,7 +64,9 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(len(Dataset(folder / "train.h5")))
         order = order[: options.frames]
         np.savetxt(folder / "validation.txt", order[:VALIDATION], "%d")
-        kinds = np.array([a.info.get("config_type", "not named") for a in ase.io.read(options.test, ":")])
+        kinds = np.array(
+            [a.info.get("config_type", "not named") for a in ase.io.read(options.test, ":")]
+        )
         done = []
         print(
             "| model | trained on | force MAE, meV/Å | RMSE | energy MAE, meV/atom | CPU time, s |"
