@@ -93,6 +93,8 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
         with np.load(path, allow_pickle=False) as file:
             if twice := {key for key in file.files if file.files.count(key) > 1}:
                 raise ValueError(f"{min(twice)}: stands in it twice")
+            if (listed := _parts_listed(path)) not in (len(file.files), ZIP64):
+                raise ValueError(f"{len(file.files)} of its {listed} arrays are found")
             return {key: file[key] for key in file.files if keys is None or key in keys}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -178,3 +180,15 @@ def _cell(
         return cell, pbc, f"; {key} and pbc as they are"
     periodic = np.full(3, bool(cell.any()))
     return cell, periodic, f"; {key} without pbc, taken as periodic in three directions"
+
+
+ZIP64 = 0xFFFF  # the number stands elsewhere
+LONGEST_END = 22 + 0xFFFF  # bytes of the last record and its comment
+
+
+def _parts_listed(path: Path) -> int:
+    """Parts of a zip file as its last record counts them, which `zipfile` does not compare."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST_END))
+        end = file.read()
+    return int.from_bytes(end[end.rindex(b"PK\5\6") + 10 :][:2], "little")
