@@ -77,7 +77,7 @@ def imported(source: Path) -> list[Frame]:
 
 
 def compared(found: list[Frame], right: list[Frame]) -> str:
-    """How frames differ from those that were written; labels may be missing."""
+    """Difference of frames from those that were written; labels may be missing."""
     if len(found) != len(right):
         return "other frames"
     missing = False
@@ -204,3 +204,15 @@ def test_headers_of_many_keys_are_read_in_time(tmp_path):
     content = FRAME.replace("energy", keys + " energy").encode()
     judge = lambda path: f"{len(imported(path))} frames"  # noqa: E731
     assert outcomes([("keys", content)], tmp_path / "x.xyz", judge) == {"1 frames": 1}
+
+
+def test_arrays_that_the_directory_hides_are_missed(tmp_path):
+    """A comment that an entry pretends to have makes `zipfile` pass over the entry after it."""
+    write_npz(tmp_path / "x.npz")
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    last = content.rindex(b"PK\1\2")
+    before = content.rindex(b"PK\1\2", 0, last)
+    content[before + 33] = 1  # 256 bytes of comment, which reach beyond the directory
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DataError, match="arrays are found"):
+        imported(tmp_path / "x.npz")
