@@ -92,7 +92,7 @@ class CompositionFit:
 
 @dataclass(frozen=True)
 class _Method:
-    """What a method gives: energies per element `(e,)`, and offsets of rows `(k,)`."""
+    """Result of a method: energies per element `(e,)`, and offsets of rows `(k,)`."""
 
     values: np.ndarray
     offsets: np.ndarray

@@ -39,7 +39,7 @@ def data(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def held_out(residuals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """By composition: atoms, error and standard error of the mean of its frames, eV `(k, 3)`."""
+    """Atoms, error and standard error of the mean of each composition's frames, eV `(k, 3)`."""
     rows, row_of = np.unique(counts, axis=0, return_inverse=True)
     table = []
     for k, row in enumerate(rows):

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from ase.calculators.lj import LennardJones
 
 from ase_biasgrad.cli import main
@@ -61,6 +62,19 @@ def write_clusters(
                 pbc=atoms.pbc,
             )
     return path
+
+
+def write_qm7(path, count: int) -> None:
+    """Write an npz file in the layout of QM7: small molecules, moved at random."""
+    random = np.random.default_rng(0)
+    charges, positions, energies = np.zeros((count, 9)), np.zeros((count, 9, 3)), np.zeros(count)
+    for k in range(count):
+        atoms = molecule(("CH4", "CH3OH", "CH3CH2OH", "H2O")[k % 4])
+        charges[k, : len(atoms)] = atoms.numbers
+        positions[k, : len(atoms)] = atoms.positions
+        energies[k] = -50.0 * atoms.numbers.sum() + random.normal()
+    positions[charges > 0] += random.normal(0, 0.03, positions[charges > 0].shape)
+    np.savez(path, Z=charges, R=positions, T=energies)
 
 
 def write_without(path, source, **lacking):

@@ -71,7 +71,7 @@ def outcomes(
     judge: Callable[[Path], str],
     seconds: int = 30,
 ) -> Counter[str]:
-    """What `judge` says of each case, written to `path`, or "refused" by an error that names it.
+    """Words of `judge` on each case, written to `path`, or "refused" by an error that names it.
 
     All other exceptions fail, and so do crashes and hangs: reading goes on in processes of their
     own with bounded memory, since readers written in C may take a process with them.

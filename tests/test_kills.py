@@ -17,7 +17,7 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from ase.io.trajectory import TrajectoryReader
 from conftest import small_potential
-from helpers import biasgrad, options, write_clusters
+from helpers import biasgrad, options, write_clusters, write_qm7
 from kills import SAID, killed, length
 from safetensors.torch import load_file
 
@@ -161,15 +161,7 @@ def prepare_nbody(folder: Path) -> None:
 
 
 def prepare_qm7(folder: Path) -> None:
-    random = np.random.default_rng(0)
-    charges, positions, energies = np.zeros((20, 9)), np.zeros((20, 9, 3)), np.zeros(20)
-    for k in range(20):
-        atoms = molecule(("CH4", "CH3OH", "CH3CH2OH", "H2O")[k % 4])
-        charges[k, : len(atoms)] = atoms.numbers
-        positions[k, : len(atoms)] = atoms.positions
-        energies[k] = -50.0 * atoms.numbers.sum() + random.normal()
-    positions[charges > 0] += random.normal(0, 0.03, positions[charges > 0].shape)
-    np.savez(folder / "x.npz", Z=charges, R=positions, T=energies)
+    write_qm7(folder / "x.npz", 20)
     units = ("--energy-unit", "kcal/mol", "--length-unit", "Angstrom")
     biasgrad(folder, "data", "qm7", "--from", "x.npz", "-o", "q.h5", *units)
 

@@ -312,7 +312,7 @@ def _axis_away_from(a):
 
 @_loop
 def _crossing(above, height, below, depth):
-    """Where the edge from a corner above a plane to one below meets it."""
+    """Intersection of a plane with the edge from a corner above it to one below."""
     a, b = -min(depth, 0.0), height
     x, y, z = a * above[0] + b * below[0], a * above[1] + b * below[1], a * above[2] + b * below[2]
     return _unit((x, y, z))

@@ -131,7 +131,7 @@ def run(code: str, folder, executable: str = sys.executable) -> None:
 
 
 def test_xtb_has_the_same_forces(tmp_path):
-    """In a process of its own: tblite loads before torch alone."""
+    """Forces are compared in a process of its own: tblite loads before torch alone."""
     pytest.importorskip("tblite")
     save_bias(tmp_path / "zero.json", zero_of(molecules()))
     code = """

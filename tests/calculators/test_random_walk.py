@@ -51,7 +51,7 @@ def jitter(atoms: Atoms, random: np.random.Generator) -> None:
 
 
 def creep(atoms: Atoms, random: np.random.Generator) -> None:
-    """As in dynamics, and the cell with it now and then."""
+    """Small steps of all atoms, like those of dynamics, and of the cell now and then."""
     atoms.positions += random.normal(0, 0.03, (len(atoms), 3))
     if random.random() < 0.3 and atoms.cell.rank == 3:
         atoms.set_cell(atoms.cell.array * random.uniform(0.997, 1.003), scale_atoms=True)
@@ -67,7 +67,7 @@ def approach(atoms: Atoms, random: np.random.Generator) -> None:
 
 
 def drift(atoms: Atoms, random: np.random.Generator) -> None:
-    """By as much as the skin allows, or more."""
+    """Shifts of all atoms, and of one, by as much as the skin allows or more."""
     atoms.positions += random.uniform(-0.6, 0.6, 3)
     atoms.positions[random.integers(len(atoms))] += random.uniform(-0.6, 0.6, 3)
 
@@ -119,7 +119,7 @@ def add(atoms: Atoms, random: np.random.Generator) -> None:
 
 
 def spoil(atoms: Atoms, random: np.random.Generator) -> None:
-    """What no potential describes."""
+    """Changes to something that no potential describes."""
     kind = random.integers(4)
     if kind == 0:
         atoms.positions[random.integers(len(atoms)), 1] = random.choice([np.nan, np.inf])

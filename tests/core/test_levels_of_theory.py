@@ -107,7 +107,7 @@ def share_told(comps: int, spreads, bend: float, frames: int, sets: int = 150) -
     ("comps", "spreads", "frames"), [(3, [5.0, 1.0, 1.0], 90), (30, [1.0, 5.0], 150)]
 )
 def test_compositions_of_different_spread_are_no_difference_of_levels(comps, spreads, frames):
-    """By the F distribution, 15 % of the sets of 30 compositions would be told to differ."""
+    """The F distribution would tell 15 % of the sets of 30 compositions to differ."""
     assert share_told(comps, spreads, 0.0, frames) < 0.03
 
 
@@ -128,7 +128,7 @@ def test_levels_without_a_common_composition_are_not_tested_on_the_geometry():
 
 
 def test_many_frames_take_fewer_permutations(monkeypatch):
-    """In blocks, and of features that say the same."""
+    """Permutations run in blocks, and on features that say the same."""
     monkeypatch.setattr(levels_of_theory, "PRODUCTS", 10**7)
     monkeypatch.setattr(levels_of_theory, "BLOCK", 10**6)
     random = np.random.default_rng(0)

@@ -239,7 +239,7 @@ def train_once(
     save: Callable[[Path, Made], None],
     load: Callable[[Path], Made],
 ) -> Made:
-    """What a file holds; made and written first, before anything else can fail, if it is not there.
+    """Content of a file; made and written first, before anything else can fail, if it is not there.
 
     `train` takes a path for its states, which goes when the file is there. Without a path nothing
     is kept.

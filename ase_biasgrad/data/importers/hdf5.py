@@ -41,7 +41,7 @@ KNOWN = "ANI-1x, SPICE and MACE"
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one of the sets keeps its frames."""
+    """Layout of one of the sets: its blocks, and the units that it names."""
 
     name: str
     blocks: Callable[[Path, h5py.File, ImportOptions], Iterator[Block]]

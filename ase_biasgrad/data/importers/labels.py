@@ -143,7 +143,7 @@ def require_named(path: Path, account: Account, options: ImportOptions) -> None:
 
 
 def unlabelled(where: str, keys: Iterable[str]) -> str:
-    """What to say of a frame without any label, whose keys are `keys`."""
+    """Message about a frame without any label, whose keys are `keys`."""
     found = [key for key in keys if (kind := like(key)) and kind[0] in LABELS]
     looked = "REF_energy, energy, REF_forces, forces, REF_stress, stress, virial"
     name_them = "name them with --key energy=…, --key forces=…"

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from ase.build import molecule
 from ase.io import read, write
+from helpers import write_qm7
 from typer.testing import CliRunner
 
 from ase_biasgrad.cli import app
@@ -24,15 +24,7 @@ def biasgrad(*arguments, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qm7")
-    random = np.random.default_rng(0)
-    charges, positions, energies = np.zeros((40, 9)), np.zeros((40, 9, 3)), np.zeros(40)
-    for k in range(40):
-        atoms = molecule(("CH4", "CH3OH", "CH3CH2OH", "H2O")[k % 4])
-        charges[k, : len(atoms)] = atoms.numbers
-        positions[k, : len(atoms)] = atoms.positions
-        energies[k] = -50.0 * atoms.numbers.sum() + random.normal()
-    positions[charges > 0] += random.normal(0, 0.03, positions[charges > 0].shape)
-    np.savez(folder / "x.npz", Z=charges, R=positions, T=energies)
+    write_qm7(folder / "x.npz", 40)
     said = biasgrad(
         "data", "qm7", "--from", folder / "x.npz", "-o", folder / "x.h5",
         "--energy-unit", "kcal/mol", "--length-unit", "Angstrom",
