@@ -156,7 +156,7 @@ class ForceStageOptions(_Options):
         3.0,
         ge=0,
         description="weight of the elastic term (errors along soft directions) beside 1 of the "
-        "errors of atoms; 0: off. It needs (3·atoms)² numbers for each structure of a batch",
+        "errors of atoms; 0: off",
     )
     stress_weight: float = Field(
         0.1,

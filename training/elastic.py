@@ -13,18 +13,27 @@ and Var(δE) is what no bias can remove. H is not known; in its place stands an 
 (after the anisotropic network model, Atilgan et al., Biophys. J. 80, 505, 2001) of springs along
 the pairs of the graph that weaken with distance. Only its orders of magnitude matter. Molecules
 are convex within one basin at most, so that the inequality is the motive here and no bound.
+
+H⁻¹ δF comes from conjugate gradients over the pairs (Hestenes and Stiefel, J. Res. Natl. Bur.
+Stand. 49, 409, 1952), without a matrix. The stiffest motion is some thousand times as stiff as the
+softest, whatever the number of atoms, so that some dozens of iterations do. Where the inverse
+matrices of all frames are small they are made once, and a product takes the place of iterations.
 """
 
 from __future__ import annotations
 
-import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from ase.data import covalent_radii
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.graph import AtomGraph, pair_vectors
+from ase_biasgrad.numerics.conjugate_gradients import multiply_kept, relax_springs
 
 # stiffness that every motion has at least, in units of a bond's: bends out of a plane stretch no
 # spring, and fragments far apart hold on to nothing
@@ -32,46 +41,94 @@ FLOOR = 0.01
 
 
 @dataclass(frozen=True)
-class Springs:
-    """The elastic networks of `b` structures, none of which has more than `m` atoms.
+class Springs(ABC):
+    """The elastic networks of `b` structures with `n` atoms altogether."""
 
-    `factor` is the Cholesky factor of K/`FLOOR`, K the stiffness; rows of atoms that a structure
-    does not have are those of the unit matrix.
-    """
-
-    factor: Tensor  # (b, 3m, 3m) float64
-    row: Tensor  # (n,) int64, place of each atom among b · m
-    counts: Tensor  # (b,) int64, atoms of each structure
-
-    @property
-    def size(self) -> int:
-        """m, the number of atoms that no structure exceeds."""
-        return self.factor.shape[1] // 3
+    first_atom: np.ndarray  # (b + 1,) int64, where the atoms of each structure begin, and n
 
     def lengths(self, errors: Tensor) -> Tensor:
-        """√(δFᵀ (K/FLOOR)⁻¹ δF / 3N) of each structure, `(b,)`, in the unit of `errors` `(n, 3)`.
+        """√(δFᵀ K⁻¹ δF / 3N) of each structure, `(b,)`, in the unit of `errors` `(n, 3)`.
 
-        The root mean square of errors in which the softest directions count fully, and the
-        stretch of a bond by less than a tenth. The mean error of a structure is taken out of δF
-        first: no energy that is invariant under translations can make it smaller.
+        K is the stiffness in units of `FLOOR`. The root mean square of errors in which the softest
+        directions count fully, and the stretch of a bond by less than a tenth. The mean error of a
+        structure is taken out of δF first: no energy that is invariant under translations can make
+        it smaller.
         """
-        b, size, _ = self.factor.shape
-        padded = errors.new_zeros((b * size // 3, 3)).index_add(0, self.row, errors)
-        of_structures = padded.reshape(b, size // 3, 3)
-        place = torch.arange(size // 3, device=errors.device)
-        exists = (place < self.counts.unsqueeze(1)).unsqueeze(2)  # (b, m, 1)
-        count = self.counts.to(errors).reshape(b, 1, 1)
-        mean = of_structures.sum(dim=1, keepdim=True) / count
-        inner = torch.where(exists, of_structures - mean, 0.0).reshape(b, size, 1)
-        softened = torch.linalg.solve_triangular(self.factor, inner, upper=False)
-        return torch.linalg.vector_norm(softened, dim=(1, 2)) / (3 * count.flatten()).sqrt()
+        lengths: Tensor = _Lengths.apply(errors, self)
+        return lengths
+
+    def displacements(self, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """K⁻¹ δF `(n, 3)`, and the lengths `(b,)`, for errors in float64 in one piece."""
+        moved, lengths = np.empty_like(errors), np.empty(len(self.first_atom) - 1)
+        self._displace(errors, moved, lengths)
+        return moved, lengths
+
+    @abstractmethod
+    def _displace(self, errors: np.ndarray, moved: np.ndarray, lengths: np.ndarray) -> None: ...
 
 
-def springs_of(graph: AtomGraph, counts: Tensor, largest: int) -> Springs:
+@dataclass(frozen=True)
+class PairSprings(Springs):
+    """Networks by their `p` pairs: K is the unit matrix, and a spring s sᵀ along each pair."""
+
+    first_pair: np.ndarray  # (b + 1,) int64, where the pairs of each structure begin, and p
+    pairs: np.ndarray  # (2, p) int64
+    along: np.ndarray  # (p, 3) float64, s: along the pair, with the root of its stiffness
+
+    def _displace(self, errors: np.ndarray, moved: np.ndarray, lengths: np.ndarray) -> None:
+        i, j = self.pairs
+        relax_springs(self.first_atom, self.first_pair, i, j, self.along, errors, moved, lengths)
+
+    def inverse(self) -> np.ndarray:
+        """K⁻¹ of one structure, `(3n, 3n)`."""
+        n = self.first_atom[-1]
+        matrix = np.eye(3 * n).reshape(n, 3, n, 3)
+        i, j = self.pairs
+        blocks = self.along[:, :, None] * self.along[:, None, :]  # (p, 3, 3)
+        for rows, columns, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            np.add.at(matrix, (rows, slice(None), columns), sign * blocks)
+        inverse: np.ndarray = np.linalg.inv(matrix.reshape(3 * n, 3 * n))
+        return inverse
+
+
+@dataclass(frozen=True)
+class KeptSprings(Springs):
+    """Networks by their inverse matrices K⁻¹, which lie row by row in `inverses`."""
+
+    begin: np.ndarray  # (b,) int64, where the matrix of each structure begins
+    inverses: np.ndarray  # (…,) float64, of these structures and of others
+
+    def _displace(self, errors: np.ndarray, moved: np.ndarray, lengths: np.ndarray) -> None:
+        multiply_kept(self.first_atom, self.begin, self.inverses, errors, moved, lengths)
+
+
+class _Lengths(torch.autograd.Function):
+    """ℓ = √(δFᵀ K⁻¹ δF / 3N), whose derivative K⁻¹ δF / 3Nℓ is the solution that gave it."""
+
+    @staticmethod
+    def forward(ctx: Any, errors: Tensor, springs: Springs) -> Tensor:
+        given = errors.detach().to("cpu", torch.float64).contiguous().numpy()
+        moved, lengths = springs.displacements(given)
+        atoms = np.diff(springs.first_atom)
+        with np.errstate(divide="ignore"):
+            scale = np.where(lengths > 0, 1 / (3 * atoms * lengths), 0.0)
+        gradient = moved * np.repeat(scale, atoms)[:, None]
+        ctx.save_for_backward(torch.from_numpy(gradient).to(errors))
+        ctx.owner = torch.from_numpy(np.repeat(np.arange(len(atoms)), atoms)).to(errors.device)
+        return torch.from_numpy(lengths).to(errors)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad[ctx.owner][:, None] * gradient, None
+
+
+def springs_of(graph: AtomGraph, counts: Tensor) -> PairSprings:
     """The elastic network of each structure: a spring along each pair of the graph.
 
     Its stiffness at distance r is ((R_i + R_j)/r)⁴, R the covalent radii: 1 for a bond. To that
-    comes `FLOOR` for every motion. Matrices of (3 `largest`)² numbers are made for it.
+    comes `FLOOR` for every motion. It takes 40 bytes a pair.
 
     Parameters
     ----------
@@ -79,55 +136,23 @@ def springs_of(graph: AtomGraph, counts: Tensor, largest: int) -> Springs:
         `b` structures, the atoms of each one after another, every edge with its reverse.
     counts
         Atoms of each structure, `(b,)` int64.
-    largest
-        Number of atoms that no structure exceeds.
     """
-    place = _places(graph.batch, counts)
-    centre, neighbour = graph.edge_index
-    block = (_stiffness(graph) / FLOOR).flatten()  # (9e,)
-    matrix = block.new_zeros((graph.n_structures, 3 * largest, 3 * largest))
-    matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
-    axis = torch.arange(3, device=graph.device)
-    rows = (3 * (graph.batch * largest + place)[centre, None] + axis) * matrix.shape[2]  # (e, 3)
-    # one number at a time: `index_add_` of blocks is far slower
-    for places, sign in ((place[neighbour], -1.0), (place[centre], 1.0)):
-        columns = 3 * places[:, None] + axis  # (e, 3)
-        entries = (rows[:, :, None] + columns[:, None, :]).flatten()
-        matrix.view(-1).index_add_(0, entries, block, alpha=sign)
-    # no check of the result, which would wait for the device: 1 plus squares always has a factor,
-    # in floating point too for atoms as far apart as a dataset wants them
-    factor, _ = torch.linalg.cholesky_ex(matrix)
-    return springs_from(factor, graph.batch, counts)
+    i, j, vectors = (each.detach().cpu().numpy() for each in pair_vectors(graph))
+    radii = covalent_radii[graph.numbers.cpu().numpy()]
+    distance = np.linalg.norm(vectors, axis=1)  # (p,)
+    root = (radii[i] + radii[j]) ** 2 / (distance**3 * FLOOR**0.5)
+    along = vectors * root[:, None]
+    owner = graph.batch.cpu().numpy()[i]
+    order = np.argsort(owner, kind="stable")
+    first_pair = np.searchsorted(owner[order], np.arange(len(counts) + 1))
+    pairs = np.stack([i[order], j[order]])
+    return PairSprings(_ends(counts.cpu().numpy()), first_pair, pairs, along[order])
 
 
-def springs_from(factor: Tensor, batch: Tensor, counts: Tensor) -> Springs:
-    """With factors `(b, 3m, 3m)` at hand; `batch` `(n,)` is the structure of each atom."""
-    row = batch * (factor.shape[1] // 3) + _places(batch, counts)
-    return Springs(factor, row, counts)
+def kept_springs(inverses: np.ndarray, begin: np.ndarray, counts: np.ndarray) -> KeptSprings:
+    """Networks of structures of `counts` `(b,)` atoms by matrices at hand, as in `KeptSprings`."""
+    return KeptSprings(_ends(counts), begin, inverses)
 
 
-def _places(batch: Tensor, counts: Tensor) -> Tensor:
-    """Place of each atom in its structure, `(n,)`."""
-    first = torch.cumsum(counts, 0) - counts
-    return torch.arange(len(batch), device=batch.device) - first[batch]
-
-
-def memory_of_springs(structures: int, largest: int) -> int:
-    """Bytes of the matrices and factors of a batch."""
-    return 2 * structures * (3 * largest) ** 2 * 8
-
-
-def _stiffness(graph: AtomGraph) -> Tensor:
-    """Second derivative of each edge's spring by one end, `(e, 3, 3)`."""
-    centre, neighbour = graph.edge_index
-    vectors = graph.edge_vectors().detach()  # (e, 3)
-    square = vectors.square().sum(dim=1)  # (e,)
-    radii = _covalent_radii(graph.device)[graph.numbers]
-    stiffness = ((radii[centre] + radii[neighbour]).square() / square).square()
-    return (stiffness / square)[:, None, None] * vectors[:, :, None] * vectors[:, None, :]
-
-
-@functools.cache
-def _covalent_radii(device: torch.device) -> Tensor:
-    """Covalent radii of all elements in Å, on the device once: copies would wait for it."""
-    return torch.as_tensor(covalent_radii, device=device)
+def _ends(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

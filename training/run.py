@@ -32,7 +32,6 @@ from ase_biasgrad.data.seen import seen_record
 from ase_biasgrad.levels_of_theory import LevelComparison
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ConfigError, TrainConfig
-from ase_biasgrad.training.elastic import memory_of_springs
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -57,7 +56,6 @@ from ase_biasgrad.training.stages.force import (
 from ase_biasgrad.training.stages.levels import at_one_level, fit_references, levels_by_label
 
 LARGER_IN_VALIDATION = 4  # batches
-MEMORY_FOR_SPRINGS = 4 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,6 @@ def _prepare(run: RunFolder) -> _Prepared:
     if test is not None:
         check_labels(test, ("forces",), f"{config.data.path} (test frames)")
     if config.force_stage.elastic_weight > 0:
-        _check_memory_of_springs(config, training, validation)
         training.keep_springs()
     batch_size = config.force_stage.batch_size
     return _Prepared(
@@ -365,23 +362,6 @@ def _name_wild_forces(training: DeviceFrames, path: Path) -> None:
         "hardly count in the unit of the loss, and are better left out of the data",
         stacklevel=2,
     )
-
-
-def _check_memory_of_springs(
-    config: TrainConfig, training: DeviceFrames, validation: DeviceFrames
-) -> None:
-    options = config.force_stage
-    for frames, batch_size in (
-        (training, options.batch_size),
-        (validation, LARGER_IN_VALIDATION * options.batch_size),
-    ):
-        largest, structures = int(frames.atom_counts.max()), min(len(frames), batch_size)
-        if (needed := memory_of_springs(structures, largest)) > MEMORY_FOR_SPRINGS:
-            raise ConfigError(
-                f"force_stage.elastic_weight: a batch of {structures} structures of up to "
-                f"{largest} atoms needs {needed / 2**30:.1f} GiB for it; lower "
-                "force_stage.batch_size, or set force_stage.elastic_weight to 0"
-            )
 
 
 def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:

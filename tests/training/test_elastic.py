@@ -12,7 +12,7 @@ from helpers import write_clusters
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_atoms
 from ase_biasgrad.training.config import ForceStageOptions
-from ase_biasgrad.training.elastic import FLOOR, Springs, springs_of
+from ase_biasgrad.training.elastic import FLOOR, PairSprings, kept_springs, springs_of
 from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
 from ase_biasgrad.training.stages.force import ForceStage
 
@@ -26,10 +26,9 @@ STRUCTURES = {
 }
 
 
-def springs(*structures: Atoms, cutoff: float = 5.0, largest: int | None = None) -> Springs:
+def springs(*structures: Atoms, cutoff: float = 5.0) -> PairSprings:
     graph = collate([graph_from_atoms(atoms, cutoff) for atoms in structures])
-    atoms = torch.tensor([len(a) for a in structures])
-    return springs_of(graph, atoms, largest or int(atoms.max()))
+    return springs_of(graph, torch.tensor([len(a) for a in structures]))
 
 
 def errors_of(atoms: Atoms, seed: int = 0) -> torch.Tensor:
@@ -62,10 +61,85 @@ def test_lengths_are_those_of_the_network(name):
     assert springs(atoms).lengths(error).numpy() == pytest.approx([expected], rel=1e-10)
 
 
+def dense(atoms: Atoms, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Length and its gradient by a matrix and autograd."""
+    stiffness = stiffness_of(graph_from_atoms(atoms, 5.0)) / FLOOR + np.eye(3 * len(atoms))
+    leaf = error.detach().requires_grad_()
+    flat = (leaf - leaf.mean(dim=0)).flatten()
+    length = (flat @ torch.linalg.solve(torch.from_numpy(stiffness), flat) / flat.numel()).sqrt()
+    (gradient,) = torch.autograd.grad(length, leaf)
+    return length.detach(), gradient
+
+
+def shaken(atoms: Atoms, size: float = 0.1) -> Atoms:
+    atoms = atoms.copy()
+    atoms.positions += np.random.default_rng(3).normal(0, size, atoms.positions.shape)
+    return atoms
+
+
+LARGE = {
+    "fullerene": molecule("C60"),
+    "salt": shaken(bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat(2)),
+    "copper with a vacancy": shaken(bulk("Cu", cubic=True).repeat(3))[1:],
+    "atoms on top of each other": Atoms("CH5", np.random.default_rng(0).normal(0, 0.15, (6, 3))),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_lengths_and_gradients_are_those_of_a_matrix(name):
+    atoms = LARGE[name]
+    expected, gradient = dense(atoms, errors_of(atoms))
+    error = errors_of(atoms).requires_grad_()
+    found = springs(atoms).lengths(error)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), expected[None], rtol=1e-11, atol=0)
+    torch.testing.assert_close(error.grad, gradient, rtol=0, atol=1e-8 * gradient.abs().max())
+
+
+def test_the_same_errors_give_the_same_bits_and_no_number_stays_none():
+    network = springs(LARGE["salt"], LARGE["fullerene"])
+    error = torch.cat([errors_of(LARGE["salt"]), errors_of(LARGE["fullerene"])])
+    first, second = (network.displacements(error.numpy()) for _ in range(2))
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, two)
+    error[0, 0] = torch.nan
+    lengths = network.lengths(error)
+    assert lengths[0].isnan()
+    assert lengths[1].item() == first[1][1]
+
+
+def test_errors_in_float32_are_solved_in_float64():
+    atoms = LARGE["salt"]
+    error = errors_of(atoms).float().requires_grad_()
+    found = springs(atoms).lengths(error)
+    found.sum().backward()
+    expected, gradient = dense(atoms, error.detach().double())
+    assert found.dtype == error.grad.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-7)
+    torch.testing.assert_close(error.grad, gradient.float(), rtol=1e-6, atol=1e-9)
+
+
+def test_thousands_of_atoms_take_no_matrix():
+    atoms = bulk("Cu", cubic=True).repeat(9)  # 2916 atoms; a matrix would take 612 MB
+    network = springs(atoms, cutoff=3.0)
+    assert sum(array.nbytes for array in vars(network).values()) < 2**20
+    push = errors_of(atoms)
+    moved, lengths = network.displacements(push.numpy())
+    # K u = δF, pair by pair
+    i, j = network.pairs
+    stretch = ((moved[j] - moved[i]) * network.along).sum(axis=1)[:, None] * network.along
+    image = moved.copy()
+    np.add.at(image, j, stretch)
+    np.add.at(image, i, -stretch)
+    centred = push.numpy() - push.numpy().mean(axis=0)
+    np.testing.assert_allclose(image, centred, rtol=0, atol=1e-8)
+    assert lengths[0] == pytest.approx(np.sqrt((centred * moved).mean()), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["ethanol", "crystal"])
 def test_gradients_are_displacements(name):
     atoms = STRUCTURES[name]
-    network, error = springs(atoms, largest=12), errors_of(atoms).requires_grad_()
+    network, error = springs(atoms), errors_of(atoms).requires_grad_()
     assert torch.autograd.gradcheck(network.lengths, error)
 
 
@@ -73,7 +147,7 @@ def test_structures_of_a_batch_do_not_feel_each_other():
     structures = [STRUCTURES[name] for name in ("water", "crystal", "atom", "ethanol", "water")]
     errors = [errors_of(atoms, seed) for seed, atoms in enumerate(structures)]
     alone = [springs(a).lengths(e) for a, e in zip(structures, errors, strict=True)]
-    together = springs(*structures, largest=16).lengths(torch.cat(errors))
+    together = springs(*structures).lengths(torch.cat(errors))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
 
 
@@ -135,7 +209,7 @@ def test_turning_structure_and_errors_changes_nothing(name):
 def batch_of(structures: list[Atoms], forces: torch.Tensor) -> Batch:
     counts = torch.tensor([len(atoms) for atoms in structures])
     graph = collate([graph_from_atoms(atoms, 4.0) for atoms in structures])
-    return Batch(graph, None, forces, None, counts, int(counts.max()))
+    return Batch(graph, None, forces, None, counts)
 
 
 def stage(**options) -> ForceStage:
@@ -179,19 +253,28 @@ def test_true_forces_have_no_loss_and_finite_gradients(loss):
 
 
 def test_frames_keep_the_springs_of_all_epochs(tmp_path):
-    path = write_clusters(tmp_path / "x.h5", sizes=(5, 4))
-    frames = DeviceFrames(Dataset(path), range(24), 4.0)
-    places = [3, 7, 8, 20]
-    anew = frames.batch(places)
-    assert anew.springs is None
-    frames.keep_springs(most=24 * 15**2 * 8 - 1)  # too much for this
-    assert frames.batch(places).springs is None
+    frames = DeviceFrames(Dataset(write_clusters(tmp_path / "x.h5", sizes=(5, 4))), range(24), 4.0)
+    frames.keep_springs(most=8 * 12 * (15**2 + 12**2) - 1)
+    assert frames.batch([3, 7]).springs is None
     frames.keep_springs()
-    smaller = [frame for frame in range(24) if frames.atom_counts[frame] == 4]
-    for chosen in (places, smaller):
-        anew, kept = frames.batch(chosen), frames.batch(chosen).springs
-        expected = springs_of(anew.graph, anew.counts, anew.largest)
-        assert kept is not None
-        assert kept.size == anew.largest
-        for name, value in vars(expected).items():
-            torch.testing.assert_close(getattr(kept, name), value, rtol=1e-12, atol=1e-12)
+    for chosen in ([3, 7, 8, 20], [1, 3], range(24)):
+        batch = frames.batch(chosen)
+        anew = springs_of(batch.graph, batch.counts)
+        error = np.random.default_rng(1).normal(size=batch.graph.positions.shape)
+        for found, expected in zip(
+            batch.springs.displacements(error), anew.displacements(error), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_kept_springs_give_what_the_iterations_give(name):
+    network, error = springs(LARGE[name]), errors_of(LARGE[name])
+    counts = np.array([len(LARGE[name])])
+    kept = kept_springs(network.inverse().ravel(), np.array([0]), counts)
+    expected, gradient = dense(LARGE[name], error)
+    error.requires_grad_()
+    found = kept.lengths(error)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), expected[None], rtol=1e-10, atol=0)
+    torch.testing.assert_close(error.grad, gradient, rtol=0, atol=1e-8 * gradient.abs().max())

@@ -54,7 +54,6 @@ def test_resident_frames_give_what_the_dataset_holds(tmp_path):
     np.testing.assert_array_equal(batch.forces, np.concatenate([f.forces for f in expected]))
     np.testing.assert_array_equal(batch.stress, [frame.stress for frame in expected])
     np.testing.assert_array_equal(batch.counts, [len(frame.numbers) for frame in expected])
-    assert batch.largest == max(batch.counts)
 
 
 def test_batches_are_seeded_and_shared_out():
@@ -81,15 +80,6 @@ def test_validation_loss_does_not_depend_on_its_batches(tmp_path, monkeypatch):
         train(config_from(options(path, epochs=1, batch_size=3)), tmp_path / str(times))
         losses.append(float(rows(tmp_path / str(times))[0]["val_loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_springs_that_need_too_much_memory_are_refused_before_work_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "MEMORY_FOR_SPRINGS", 2**10)
-    path = write_clusters(tmp_path / "x.h5")
-    with pytest.raises(ConfigError, match=r"elastic_weight: a batch of 8 structures of up to"):
-        train(config_from(options(path)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    train(config_from(options(path, epochs=1, elastic_weight=0.0)), tmp_path / "run")
 
 
 @pytest.mark.parametrize("periodic", [False, True])

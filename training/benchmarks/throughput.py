@@ -127,9 +127,9 @@ def train_ours(setting: Setting, frames: int) -> Speed:
         Dataset(setting.dataset), range(frames), setting.arguments["cutoff"], device
     )
     check_labels(resident, ("forces",), setting.dataset)
+    resident.keep_springs()
     potential = new_potential(setting)
     freeze_energy_shifts(potential)
-    resident.keep_springs()
     options = ForceStageOptions(batch_size=setting.batch_size)
     force_unit = robust_rms(resident.forces)
     assert force_unit is not None

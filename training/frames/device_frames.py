@@ -19,10 +19,9 @@ from ase_biasgrad.data.dataset import Dataset, Group
 from ase_biasgrad.graph import AtomGraph, forward_edges
 from ase_biasgrad.neighbours import ALL_PAIRS_UP_TO, Edges, all_pairs, pairs_within
 from ase_biasgrad.progress import progress_bar
-from ase_biasgrad.training.elastic import Springs, springs_from, springs_of
+from ase_biasgrad.training.elastic import Springs, kept_springs, springs_of
 
-# of the elastic networks of all frames
-MEMORY_FOR_FACTORS = 2**28  # bytes
+MEMORY_FOR_SPRINGS = 2**28  # bytes, of the matrices of all frames
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Batch:
     forces: Tensor | None  # (n, 3) float64 eV/Å
     stress: Tensor | None  # (b, 6) float64 eV/Å³
     counts: Tensor  # (b,) int64, atoms of each structure
-    largest: int  # the most of them
-    springs: Springs | None = None  # where they have been made already
+    springs: Springs | None = None  # where they are kept
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class DeviceFrames(TorchDataset[Batch]):
         self.forces = _where_known(per_atom(p.forces.reshape(-1, 3) for p in parts))
         self.stress = _where_known(per_frame(p.stress for p in parts))
         self._make_edges(cutoff, progress)
-        self._factors: Tensor | None = None
+        self._springs: tuple[Ragged, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -134,19 +132,20 @@ class DeviceFrames(TorchDataset[Batch]):
             for name, v in known.items()
         }
 
-    def keep_springs(self, most: int = MEMORY_FOR_FACTORS) -> None:
-        """Factorise the elastic networks of all frames now instead of in every epoch.
+    def keep_springs(self, most: int = MEMORY_FOR_SPRINGS) -> None:
+        """Invert the elastic networks of all frames now, instead of iterating in every epoch.
 
         Batches then bring their `Springs`. Nothing is done where that takes more than `most` bytes.
         """
-        largest = int(self.atom_counts.max(initial=0))
-        if len(self) * (3 * largest) ** 2 * 8 > most:
+        sizes = (3 * self.atom_counts) ** 2
+        if 8 * sizes.sum() > most:
             return
-        chunks = [np.arange(k, min(k + 64, len(self))) for k in range(0, len(self), 64)]
-        batches = [self.batch(places) for places in chunks]
-        self._factors = torch.cat(
-            [springs_of(batch.graph, batch.counts, largest).factor for batch in batches]
-        )
+        first = np.cumsum(sizes) - sizes
+        inverses = np.empty(sizes.sum())
+        for frame, (begin, size) in enumerate(zip(first, sizes, strict=True)):
+            one = self.batch([frame])
+            inverses[begin : begin + size] = springs_of(one.graph, one.counts).inverse().ravel()
+        self._springs = (Ragged(first, sizes), inverses)
 
     @property
     def atom_counts(self) -> np.ndarray:
@@ -182,18 +181,16 @@ class DeviceFrames(TorchDataset[Batch]):
             batch=owner,
             forward=self._forward_edges[forward] + first_edge[forward_owner],
         )
-        counts = _to(count, self.device)
         springs = None
-        if self._factors is not None:
-            rows = 3 * int(count.max(initial=0))
-            springs = springs_from(self._factors[index, :rows, :rows], owner, counts)
+        if self._springs is not None:
+            rows, inverses = self._springs
+            springs = kept_springs(inverses, rows.start[places], count)
         return Batch(
             graph,
             energy=None if self.energy is None else self.energy[index],
             forces=None if self.forces is None else self.forces[atoms],
             stress=None if self.stress is None else self.stress[index],
-            counts=counts,
-            largest=int(count.max(initial=0)),
+            counts=_to(count, self.device),
             springs=springs,
         )
 

@@ -83,7 +83,7 @@ class ForceStage(pl.LightningModule):
         errors = errors / self.force_unit
         terms = [(1.0, torch.linalg.vector_norm(errors, dim=1) / 3**0.5, known)]
         if self.options.elastic_weight > 0:
-            springs = batch.springs or springs_of(batch.graph, batch.counts, batch.largest)
+            springs = batch.springs or springs_of(batch.graph, batch.counts)
             first = torch.cumsum(batch.counts, 0) - batch.counts
             terms.append((self.options.elastic_weight, springs.lengths(errors), known[first]))
         if self.stress_unit is not None and batch.stress is not None:

@@ -78,7 +78,7 @@ def test_each_term_is_a_mean_over_its_own_labels(tmp_path, kind):
         2.0
         * torch.stack(
             [
-                springs_of(one.graph, one.counts, one.largest).lengths(forces[k] / 0.7).square()[0]
+                springs_of(one.graph, one.counts).lengths(forces[k] / 0.7).square()[0]
                 for k, one in zip(forces, alone, strict=True)
             ]
         ).mean()
