@@ -25,12 +25,18 @@ class Embedding:
     """y = table[number], with a table `(elements, width)`."""
 
     def __init__(self, p: Program, table: np.ndarray) -> None:
-        self.y = p.variable(table.shape[1], active=False)
-        p.emit(Operation.EMBED, self.y, p.weight(table))
+        self.y = p.variable(table.shape[1], active=p.learns)
+        self.table = p.weight(table)
+        p.emit(Operation.EMBED, self.y, self.table)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         """Nothing: elements have no adjoint."""
+
+    def gradient(self, p: Program) -> None:
+        if self.y.adjoint is not None:
+            moved = p.tangent_or_zero(self.y.adjoint)
+            p.emit(Operation.EMBED_GRADIENT, moved, self.table)
 
 
 @compiled()
@@ -53,15 +59,15 @@ class Linear:
         rows: int = 1, add: Variable | None = None,
     ) -> None:  # fmt: skip
         self.x, self.added, self.rows = x, add, rows
-        self.shape, self.back = weight.shape, p.matrix(weight.T)
+        self.shape, self.back, self.bias = weight.shape, p.matrix(weight.T), bias is not None
         self.y = p.variable(rows * weight.shape[1], x.active or (add is not None and add.active))
         mode = (0 if bias is None else ADD_BIAS) | (0 if add is None else ACCUMULATE)
         if add is not None:
             p.emit(Operation.ADD, add, self.y, 0)
+        self.place, self.shift = p.matrix(weight), 0 if bias is None else p.weight(bias)
         p.emit(
-            Operation.LINEAR, x, self.y, *weight.shape, rows, 0, rows, p.matrix(weight),
-            0 if bias is None else p.weight(bias), mode,
-        )  # fmt: skip
+            Operation.LINEAR, x, self.y, *weight.shape, rows, 0, rows, self.place, self.shift, mode
+        )
         p.add(self)
 
     def vjp(self, p: Program) -> None:
@@ -74,6 +80,21 @@ class Linear:
             )
         if self.added is not None and self.added.active:
             p.emit(Operation.ADD, g, *p.adjoint(self.added))
+
+    def gradient(self, p: Program) -> None:
+        emit_linear_gradient(
+            p, self.x, self.y, *self.shape, self.rows, 0, self.rows, self.place, self.shift,
+            int(self.bias),
+        )  # fmt: skip
+
+
+def emit_linear_gradient(p: Program, x: Variable, y: Variable, *numbers: int) -> None:
+    """The gradient of W and b of y = x W + b; numbers are those of `LINEAR`, and if there is b."""
+    assert y.adjoint is not None
+    moved = p.tangent_or_zero(y.adjoint)
+    if x.tangent is not None:
+        p.emit(Operation.LINEAR_GRADIENT, x.tangent, y.adjoint, *numbers[:-1], 0)
+    p.emit(Operation.LINEAR_GRADIENT, x, moved, *numbers)
 
 
 @compiled()
@@ -155,16 +176,25 @@ class LayerNorm:
     ) -> None:  # fmt: skip
         self.x, self.y, self.unit = x, p.variable(x.width), p.variable(x.width)
         self.inverse = p.variable(WIDTH)
-        self.constants = p.weight(np.stack([weight, bias, mask / mask.sum()]))
+        self.constants = p.weight(np.stack([weight, bias]))
+        p.constant(mask / mask.sum())
         p.emit(
             Operation.LAYER_NORM, x, self.y, self.unit, self.inverse, self.constants,
-            p.weight(np.array([epsilon])),
+            p.constant(np.array([epsilon])),
         )  # fmt: skip
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
         p.emit(Operation.LAYER_NORM_VJP, g, out, self.unit, self.inverse, self.constants, more)
+
+    def gradient(self, p: Program) -> None:
+        g = self.y.adjoint
+        assert g is not None
+        p.emit(
+            Operation.LAYER_NORM_GRADIENT, g, p.tangent_or_zero(g), self.unit,
+            p.tangent_or_zero(self.unit), self.constants,
+        )  # fmt: skip
 
 
 @compiled()
@@ -209,15 +239,20 @@ def layer_norm_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyp
 
 
 class Energies:
-    """Energies x·w + b of the atoms in eV."""
+    """Energies x·w + b of the atoms in eV, with w `(f,)` and b `(1,)`."""
 
-    def __init__(self, p: Program, x: Variable, weight: np.ndarray, bias: float) -> None:
-        self.x, self.weight = x, p.weight(weight)
-        p.emit(Operation.ENERGIES, x, self.weight, p.weight(np.array([bias])))
+    def __init__(self, p: Program, x: Variable, weight: np.ndarray, bias: np.ndarray) -> None:
+        self.x, self.weight, self.bias = x, p.weight(weight), p.weight(bias)
+        p.emit(Operation.ENERGIES, x, self.weight, self.bias)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         p.emit(Operation.REPEAT, p.adjoint(self.x)[0], self.weight)
+
+    def gradient(self, p: Program) -> None:
+        p.emit(
+            Operation.ENERGIES_GRADIENT, self.x, p.tangent_or_zero(self.x), self.weight, self.bias
+        )
 
 
 @compiled()
@@ -232,8 +267,9 @@ def energies(row, place, memory, weights, edges):  # type: ignore[no-untyped-def
 
 @compiled()
 def repeat(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
-    """The same row for all atoms."""
+    """The same row for all atoms, times the adjoints of their energies."""
     y, width = locate(row, 1, place), row[2]
     for a in range(place.size):
+        factor = splat(memory.dtype.type(edges.cotangents[place.first + a]))
         for f in range(0, width, WIDTH):
-            store(memory, y + a * width + f, load(weights, row[3] + f))
+            store(memory, y + a * width + f, factor * load(weights, row[3] + f))

@@ -83,7 +83,7 @@ NORMS_AND_PRODUCTS_VJP = int(Operation.NORMS_AND_PRODUCTS_VJP)
 
 
 @compiled()
-def _instruct(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
+def instruct(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     kind = row[0]
     if kind == EMBED:
         embed(row, place, memory, weights, edges)
@@ -165,7 +165,7 @@ def execute(  # type: ignore[no-untyped-def]
         for start in range(first, last, chunk):
             place = Place(n, start, min(chunk, last - start), mine, chunk)
             for k in range(segments[s, 0], segments[s, 1]):
-                _instruct(instructions[k], place, memory, weights, edges)
+                instruct(instructions[k], place, memory, weights, edges)
 
 
 def atoms_at_once(n: int) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ase_biasgrad.fused.compiled import painn, schnet, tensornet
-from ase_biasgrad.fused.compiled.program import Compiled
-from ase_biasgrad.numerics.splines import Knots, sampled
+from ase_biasgrad.fused.compiled.program import Compiled, Program
+from ase_biasgrad.fused.compiled.radial import NUMPY, Functions, Weights
+from ase_biasgrad.numerics.splines import Knots, RadialTable, sampled
 
 NETWORKS = {"schnet": schnet, "painn": painn, "tensornet": tensornet}
 
@@ -33,12 +34,45 @@ def compiled_network(
     ase_biasgrad.numerics.splines.SplineError
         If its filters cannot be sampled.
     """
+    parameters = {key: np.asarray(value, np.float64) for key, value in weights.items()}
+    network, functions = NETWORKS[name], filters_of(name, arguments, parameters)
+    table = sampled(functions, float(arguments["cutoff"]), network.radial_functions(arguments))
+    program = described(name, arguments, parameters, table).finish()
+    return CompiledNetwork(program.as_type(dtype), table.knots)
+
+
+def filters_of(
+    name: str, arguments: Mapping[str, Any], parameters: Weights
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Filters `(m, channels)` of a network as a function of distances `(m,)` in Å."""
     network = NETWORKS[name]
-    weights = {key: np.asarray(value, np.float64) for key, value in weights.items()}
-    table = sampled(
-        lambda r: network.filters(arguments, weights, r),
-        float(arguments["cutoff"]),
-        network.radial_functions(arguments),
-    )
-    program = network.describe(arguments, weights, table).finish().as_type(dtype)
-    return CompiledNetwork(program, table.knots)
+
+    def filters(r: np.ndarray) -> np.ndarray:
+        basis = network.basis(arguments, parameters, r)
+        return network.filters(arguments, parameters, *basis, NUMPY)  # type: ignore[no-any-return]
+
+    return filters
+
+
+def described(
+    name: str, arguments: Mapping[str, Any], parameters: Weights, table: RadialTable
+) -> Program:
+    """The program of a network, not yet finished; `table` has its filters."""
+    at_zero = filters_of(name, arguments, parameters)(np.zeros(1))[0]
+    weights = all_weights(name, arguments, parameters, table.coefficients, at_zero, NUMPY)
+    p = Program()
+    NETWORKS[name].describe(arguments, weights, p)
+    return p
+
+
+def all_weights(
+    name: str, arguments: Mapping[str, Any], parameters: Weights, coefficients: Any, at_zero: Any,
+    functions: Functions,
+) -> dict[str, Any]:  # fmt: skip
+    """Arrays that the description of a network arranges: parameters and what is made of them.
+
+    Filters have the spline coefficients `(knots, channels)`, and at distance 0 the values
+    `at_zero (channels,)`.
+    """
+    w = {**parameters, "filters": coefficients, "filters.at_zero": at_zero}
+    return {**w, **NETWORKS[name].derived(arguments, w, functions)}

@@ -44,6 +44,37 @@ class Operation(IntEnum):
     MIX_VJP = auto()
     NORMS_AND_PRODUCTS = auto()
     NORMS_AND_PRODUCTS_VJP = auto()
+    # of the second order: tangents, and gradients of parameters
+    ZERO = auto()
+    ACTIVATE_TANGENT = auto()
+    LAYER_NORM_TANGENT = auto()
+    LAYER_NORM_VJP_TANGENT = auto()
+    REPEAT_TANGENT = auto()
+    EMBED_GRADIENT = auto()
+    LINEAR_GRADIENT = auto()
+    LAYER_NORM_GRADIENT = auto()
+    ENERGIES_GRADIENT = auto()
+    NORMALISE_TANGENT = auto()
+    NORMALISE_VJP_TANGENT = auto()
+    ADD_SQUARE_TANGENT = auto()
+    ADD_SQUARE_VJP_TANGENT = auto()
+    SQUARED_NORMS_TANGENT = auto()
+    NORMS_AND_PRODUCTS_TANGENT = auto()
+    NORMS_AND_PRODUCTS_VJP_TANGENT = auto()
+    MIX_TANGENT = auto()
+    MIX_VJP_TANGENT = auto()
+    CFCONV_TANGENT = auto()
+    CFCONV_VJP_TANGENT = auto()
+    CFCONV_GRADIENT = auto()
+    TENSOR_CFCONV_TANGENT = auto()
+    TENSOR_CFCONV_VJP_TANGENT = auto()
+    TENSOR_CFCONV_GRADIENT = auto()
+    TENSOR_MESSAGE_TANGENT = auto()
+    TENSOR_MESSAGE_VJP_TANGENT = auto()
+    TENSOR_MESSAGE_GRADIENT = auto()
+    VECTOR_MESSAGE_TANGENT = auto()
+    VECTOR_MESSAGE_VJP_TANGENT = auto()
+    VECTOR_MESSAGE_GRADIENT = auto()
 
 
 class Place(NamedTuple):
@@ -76,6 +107,19 @@ class Edges(NamedTuple):
     unit: np.ndarray  # (e, 3) from centre to neighbour
     adjoints: np.ndarray  # (e, 4) float64, of upper edges: ∂E/∂d per spacing of the knots, ∂E/∂u
     energies: np.ndarray  # (n,) float64
+    cotangents: np.ndarray  # (n,) float64, adjoints of the energies
+
+
+class EdgeTangents(NamedTuple):
+    """Changes of what `Edges` holds when the atoms move along a direction.
+
+    Weights and unit vectors are given for all edges; the adjoints of upper edges are added to.
+    """
+
+    weights: np.ndarray  # (e, 2, 6)
+    unit: np.ndarray  # (e, 3)
+    adjoints: np.ndarray  # (e, 4) float64
+    cotangents: np.ndarray  # (n,) float64
 
 
 @compiled()

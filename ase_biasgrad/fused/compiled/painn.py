@@ -10,11 +10,10 @@ import numpy as np
 from ase_biasgrad.fused.compiled.dense import SILU, Activation, Embedding, Linear
 from ase_biasgrad.fused.compiled.messages import VectorMessage
 from ase_biasgrad.fused.compiled.program import Program, Variable, widened
-from ase_biasgrad.fused.compiled.radial import Weights, basis_and_cutoff, dense, silu
-from ase_biasgrad.fused.compiled.schnet import linear, read_out
+from ase_biasgrad.fused.compiled.radial import Functions, Weights, basis_and_cutoff, dense
+from ase_biasgrad.fused.compiled.schnet import linear, read_out, scaled_readout
 from ase_biasgrad.fused.compiled.vectors import Mix, NormsAndProducts
 from ase_biasgrad.numerics.simd import WIDTH
-from ase_biasgrad.numerics.splines import RadialTable
 
 EPSILON = 1e-8  # under the root of |V|
 
@@ -25,24 +24,36 @@ def radial_functions(arguments: Mapping[str, Any]) -> int:
     return 2 * count if arguments["radial_basis"] == "bessel" else count
 
 
-def filters(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> np.ndarray:
+def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:
+    """Radial basis `(m, functions)` and cutoff function `(m, 1)` at distances `(m,)` in Å."""
+    return basis_and_cutoff(arguments, w, r)
+
+
+def filters(
+    arguments: Mapping[str, Any], w: Weights, basis: Any, envelope: Any, f: Functions
+) -> Any:
     """Filters `(m, interactions × 3 × f)`."""
-    basis, envelope = basis_and_cutoff(arguments, w, r)
     return dense(w, "representation.filter_net", basis) * envelope
 
 
-def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Program:
-    """The program of a `PaiNN` of these arguments and parameters; `table` has its filters."""
+def derived(arguments: Mapping[str, Any], w: Weights, f: Functions) -> dict[str, Any]:
+    """Further weights, made of parameters alone."""
+    name = "representation.interactions.0.interatomic_context_net"
+    hidden = f.silu(dense(w, f"{name}.0", w["representation.embedding.weight"]))
+    # atoms of one element are still the same
+    return {"context": dense(w, f"{name}.1", hidden), **scaled_readout(arguments, w)}
+
+
+def describe(arguments: Mapping[str, Any], w: Weights, p: Program) -> None:
+    """Append a `PaiNN` of these arguments and weights, those of `networks.all_weights`."""
     f, interactions = int(arguments["features"]), int(arguments["interactions"])
-    coefficients = widened(table.coefficients.reshape(-1, interactions, 3, f), (1, f))
-    p = Program()
+    coefficients = widened(w["filters"].reshape(-1, interactions, 3, f), (1, f))
     embedding = w["representation.embedding.weight"]
     q, mu = Embedding(p, widened(embedding, (1, f))).y, None
     for k in range(interactions):
         name = f"representation.interactions.{k}.interatomic_context_net"
-        if k == 0:  # atoms of one element are still the same
-            context = dense(w, f"{name}.1", silu(dense(w, f"{name}.0", embedding)))
-            x = Embedding(p, interleaved(context, f)).y
+        if k == 0:
+            x = Embedding(p, interleaved(w["context"], f)).y
         else:
             hidden = Activation(p, linear(p, q, w, f"{name}.0", f, f), SILU).y
             x = _three_parts(p, hidden, w, f"{name}.1", f, (0, 1, 2))
@@ -62,7 +73,6 @@ def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Pr
         mixed = Mix(p, q, mu, a, joint.dots, vw)
         q, mu = mixed.out_q, mixed.out_mu
     read_out(p, q, arguments, w)
-    return p
 
 
 def interleaved(array: np.ndarray, features: int, order: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:

@@ -13,12 +13,14 @@ of messages. Rows of weights and of variables are filled up to whole panels with
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
+from ase_biasgrad.fused.compiled.operations import Operation
 from ase_biasgrad.numerics.matrix_product import COLUMNS, packed, padded
 
 
@@ -32,6 +34,7 @@ class Variable:
     width: int
     active: bool = True
     adjoint: Variable | None = None
+    tangent: Variable | None = None
     segments: tuple[int, int] | None = None
     steps: tuple[int, int] | None = None
     start: int = 0  # in numbers for each atom; −1 − start if local
@@ -48,14 +51,27 @@ class Layer(Protocol):
         """Append the instructions from the adjoint of the result to those of the inputs."""
 
 
+class LearningLayer(Layer, Protocol):
+    """A layer whose weights learn."""
+
+    def gradient(self, program: Program) -> None:
+        """Append the instructions for the gradient of its weights, once all tangents are known."""
+
+
+# appends the tangents of the results of an instruction, from its operands
+Rule = Callable[..., None]
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A finished program: instructions, weights, and how much memory it needs."""
 
     instructions: np.ndarray  # (k, longest) int64
-    segments: np.ndarray  # (s, 2) int64, first and last instruction; forward pass, then VJP
+    segments: np.ndarray  # (s, 2) int64, first and last instruction; forward pass, VJP, tangents
     forward: int  # segments of the forward pass
+    first_order: int  # segments of the forward pass and the VJP
     weights: np.ndarray  # (w,) float32 or float64
+    learnt: np.ndarray  # (w,) bool, those made of parameters
     kept: int  # numbers for each atom
     local: int  # numbers for each atom of a chunk
 
@@ -65,13 +81,18 @@ class Compiled:
 
 @dataclass
 class Program:
-    """Instructions so far."""
+    """Instructions so far.
 
+    In a program that `learns`, features of elements have adjoints, too: their tables learn.
+    """
+
+    learns: bool = False
     _layers: list[Layer] = field(default_factory=list)
-    _steps: list[tuple[int, tuple[Variable | int, ...]]] = field(default_factory=list)
+    _steps: list[tuple[Operation, tuple[Variable | int, ...]]] = field(default_factory=list)
     _segments: list[int] = field(default_factory=lambda: [0])
     _variables: list[Variable] = field(default_factory=list)
     _weights: list[np.ndarray] = field(default_factory=list)
+    _learnt: list[bool] = field(default_factory=list)
     _size: int = 0
 
     def variable(self, width: int, active: bool = True) -> Variable:
@@ -86,10 +107,30 @@ class Program:
             return variable.adjoint, 0
         return variable.adjoint, 1
 
+    def tangent(self, variable: Variable, more: int) -> Variable:
+        """Tangent of a variable to be written, or with `more` to be added to."""
+        if variable.tangent is None:
+            variable.tangent = self.variable(variable.width)
+            if more:  # what is there has no tangent
+                self.emit(Operation.ZERO, variable.tangent)
+        return variable.tangent
+
+    def tangent_or_zero(self, variable: Variable) -> Variable:
+        """Tangent of a variable to be read."""
+        return variable.tangent or self.tangent(variable, 1)
+
     def weight(self, array: np.ndarray) -> int:
-        """Place of a constant array among the weights."""
+        """Place of an array, made of parameters alone, among the weights."""
+        return self._weight(array, learnt=True)
+
+    def constant(self, array: np.ndarray) -> int:
+        """Place of an array of numbers that no training changes among the weights."""
+        return self._weight(array, learnt=False)
+
+    def _weight(self, array: np.ndarray, learnt: bool) -> int:
         flat = np.asarray(array, np.float64).ravel()
         place = self._size
+        self._learnt.append(learnt)
         flat = np.pad(flat, (0, -len(flat) % COLUMNS))
         self._weights.append(flat)
         self._size += len(flat)
@@ -99,14 +140,14 @@ class Program:
         """Place of a packed matrix `(inputs, outputs)`; outputs are a multiple of a panel's."""
         return self.weight(packed(weights))
 
-    def emit(self, operation: int, *operands: Variable | int) -> None:
+    def emit(self, operation: Operation, *operands: Variable | int) -> None:
         """Append an instruction."""
         for operand in operands:
             if isinstance(operand, Variable):
                 operand.used(len(self._segments) - 1, len(self._steps))
         self._steps.append((operation, operands))
 
-    def emit_messages(self, operation: int, *operands: Variable | int) -> None:
+    def emit_messages(self, operation: Operation, *operands: Variable | int) -> None:
         """Append an instruction that reads the variables of other atoms."""
         self._segments.append(len(self._steps))
         self.emit(operation, *operands)
@@ -114,14 +155,31 @@ class Program:
     def add(self, layer: Layer) -> None:
         self._layers.append(layer)
 
-    def finish(self) -> Compiled:
-        """Append the VJP of all layers, and give every variable its place."""
+    def finish(self, rules: Mapping[Operation, Rule] | None = None) -> Compiled:
+        """Append the VJP of all layers, and give every variable its place.
+
+        With `rules`, the tangents of every instruction follow (`tangents`), and in a program that
+        learns the gradients of the weights of every layer.
+        """
         forward = len(self._segments)
-        self._segments.append(len(self._steps))
+        steps_forward = len(self._steps)
+        self._segments.append(steps_forward)
+        of_layers = []
         for layer in reversed(self._layers):
+            first = len(self._steps)
             layer.vjp(self)
+            of_layers.append((layer, first, len(self._steps)))
+        first_order = len(self._segments)
+        if rules is not None:
+            self._segments.append(len(self._steps))
+            self._append_tangents(0, steps_forward, rules)
+            for layer, first, last in of_layers:
+                self._append_tangents(first, last, rules)
+                if self.learns and hasattr(layer, "gradient"):
+                    layer.gradient(self)
+            self._keep_first_order(first_order)
         ranges = list(pairwise([*self._segments, len(self._steps)]))
-        forward = sum(first < last for first, last in ranges[:forward])
+        counts = [sum(a < b for a, b in ranges[:end]) for end in (forward, first_order)]
         ranges = [(first, last) for first, last in ranges if first < last]
         kept = _place([v for v in self._variables if _is_kept(v)], "segments")
         local_variables = [v for v in self._variables if v.steps and not _is_kept(v)]
@@ -129,14 +187,25 @@ class Program:
         for variable in local_variables:
             variable.start = -1 - variable.start
         return Compiled(
-            self._encoded(), np.array(ranges, np.int64), forward,
-            np.concatenate(self._weights), kept, local,
+            self._encoded(), np.array(ranges, np.int64), *counts,
+            np.concatenate(self._weights),
+            np.repeat(self._learnt, [len(w) for w in self._weights]), kept, local,
         )  # fmt: skip
+
+    def _append_tangents(self, first: int, last: int, rules: Mapping[Operation, Rule]) -> None:
+        for operation, operands in self._steps[first:last]:
+            rules[operation](self, *operands)
+
+    def _keep_first_order(self, first_order: int) -> None:
+        """Keep what tangents read until the end: they may be wanted in many directions."""
+        for variable in self._variables:
+            if variable.segments and variable.segments[0] < first_order <= variable.segments[1]:
+                variable.used(len(self._segments) - 1, len(self._steps) - 1)
 
     def _encoded(self) -> np.ndarray:
         rows = []
         for operation, operands in self._steps:
-            row = [operation]
+            row = [int(operation)]
             for operand in operands:
                 row += (
                     [operand.start, operand.width] if isinstance(operand, Variable) else [operand]

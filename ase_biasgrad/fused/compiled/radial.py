@@ -6,12 +6,21 @@ f′(r) = Im f(r + iε)/ε is exact to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Weights = Mapping[str, np.ndarray]
+# arrays or, in training, tensors
+Weights = Mapping[str, Any]
+
+
+class Functions(NamedTuple):
+    """What networks need of an array library to make weights of their parameters."""
+
+    silu: Callable[[Any], Any]
+    shifted_softplus: Callable[[Any], Any]
+    concatenate: Callable[[list[Any], int], Any]  # along an axis
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -26,7 +35,10 @@ def shifted_softplus(x: np.ndarray) -> np.ndarray:
     return np.where(x.real < 0, 0.0, x) + np.log1p(e) - np.log(2.0)
 
 
-def dense(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+NUMPY = Functions(silu, shifted_softplus, np.concatenate)
+
+
+def dense(w: Weights, name: str, x: Any) -> Any:
     """x Wᵀ + b of a linear layer."""
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 

@@ -17,8 +17,7 @@ from ase_biasgrad.fused.compiled.dense import (
 )
 from ase_biasgrad.fused.compiled.messages import CFConv
 from ase_biasgrad.fused.compiled.program import Program, Variable, widened
-from ase_biasgrad.fused.compiled.radial import Weights, basis_and_cutoff, dense, shifted_softplus
-from ase_biasgrad.numerics.splines import RadialTable
+from ase_biasgrad.fused.compiled.radial import Functions, Weights, basis_and_cutoff, dense
 
 
 def radial_functions(arguments: Mapping[str, Any]) -> int:
@@ -27,36 +26,45 @@ def radial_functions(arguments: Mapping[str, Any]) -> int:
     return 4 * count if arguments["radial_basis"] == "bessel" else count
 
 
-def filters(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> np.ndarray:
+def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:
+    """Radial basis `(m, functions)` and cutoff function `(m, 1)` at distances `(m,)` in Å."""
+    return basis_and_cutoff(arguments, w, r)
+
+
+def filters(
+    arguments: Mapping[str, Any], w: Weights, basis: Any, envelope: Any, f: Functions
+) -> Any:
     """Filters `(m, interactions × f)`."""
-    basis, envelope = basis_and_cutoff(arguments, w, r)
     found = []
     for k in range(int(arguments["interactions"])):
         name = f"representation.interactions.{k}.filter_network"
-        found.append(dense(w, f"{name}.1", shifted_softplus(dense(w, f"{name}.0", basis))))
-    return np.concatenate(found, axis=1) * envelope
+        found.append(dense(w, f"{name}.1", f.shifted_softplus(dense(w, f"{name}.0", basis))))
+    return f.concatenate(found, 1) * envelope
 
 
-def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Program:
-    """The program of a `SchNet` of these arguments and parameters; `table` has its filters."""
+def derived(arguments: Mapping[str, Any], w: Weights, f: Functions) -> dict[str, Any]:
+    """Further weights, made of parameters alone."""
+    inward = w["representation.interactions.0.in2f.weight"].T
+    sent = w["representation.embedding.weight"] @ inward  # atoms of one element are still the same
+    return {"sent": sent, **scaled_readout(arguments, w)}
+
+
+def describe(arguments: Mapping[str, Any], w: Weights, p: Program) -> None:
+    """Append a `SchNet` of these arguments and weights, those of `networks.all_weights`."""
     f, interactions = int(arguments["features"]), int(arguments["interactions"])
-    coefficients = widened(table.coefficients.reshape(-1, interactions, f), (1, f))
-    p = Program()
-    embedding = w["representation.embedding.weight"]
-    x = Embedding(p, widened(embedding, (1, f))).y
+    coefficients = widened(w["filters"].reshape(-1, interactions, f), (1, f))
+    x = Embedding(p, widened(w["representation.embedding.weight"], (1, f))).y
     for k in range(interactions):
         name = f"representation.interactions.{k}"
-        inward = w[f"{name}.in2f.weight"].T
-        if k == 0:  # atoms of one element are still the same
-            y = Embedding(p, widened(embedding @ inward, (1, f))).y
+        if k == 0:
+            y = Embedding(p, widened(w["sent"], (1, f))).y
         else:
-            y = Linear(p, x, widened(inward, (1, f), (1, f))).y
+            y = Linear(p, x, widened(w[f"{name}.in2f.weight"].T, (1, f), (1, f))).y
         message = CFConv(p, y, coefficients[:, k]).y
         hidden = linear(p, message, w, f"{name}.f2out.0", f, f)
         hidden = Activation(p, hidden, SHIFTED_SOFTPLUS).y
         x = linear(p, hidden, w, f"{name}.f2out.1", f, f, add=x)
     read_out(p, x, arguments, w)
-    return p
 
 
 def linear(
@@ -68,14 +76,17 @@ def linear(
     return Linear(p, x, weight, widened(w[f"{name}.bias"], (1, outputs)), add=add).y
 
 
+def scaled_readout(arguments: Mapping[str, Any], w: Weights) -> dict[str, Any]:
+    """The last layer of the readout, in eV."""
+    scale, last = float(arguments["scale"]), f"readout.{int(arguments['readout_layers']) - 1}"
+    return {"last.weight": scale * w[f"{last}.weight"][0], "last.bias": scale * w[f"{last}.bias"]}
+
+
 def read_out(p: Program, x: Variable, arguments: Mapping[str, Any], w: Weights) -> None:
     """The readout of SchNet and PaiNN: dense layers with SiLU, each half as wide as the last."""
-    layers, scale = int(arguments["readout_layers"]), float(arguments["scale"])
     width = int(arguments["features"])
-    for k in range(layers - 1):
+    for k in range(int(arguments["readout_layers"]) - 1):
         narrower = len(w[f"readout.{k}.bias"])
         x = Activation(p, linear(p, x, w, f"readout.{k}", width, narrower), SILU).y
         width = narrower
-    last = f"readout.{layers - 1}"
-    weight = scale * widened(w[f"{last}.weight"][0], (1, width))
-    Energies(p, x, weight, scale * float(w[f"{last}.bias"][0]))
+    Energies(p, x, widened(w["last.weight"], (1, width)), w["last.bias"])

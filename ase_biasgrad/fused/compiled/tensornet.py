@@ -10,7 +10,7 @@ import numpy as np
 from ase_biasgrad.fused.compiled.dense import SILU, Activation, Energies, LayerNorm, Linear
 from ase_biasgrad.fused.compiled.messages import TensorCFConv, TensorMessage
 from ase_biasgrad.fused.compiled.program import Program, Variable, widened
-from ase_biasgrad.fused.compiled.radial import Weights, cosine_cutoff, dense, silu
+from ase_biasgrad.fused.compiled.radial import Functions, Weights, cosine_cutoff, dense
 from ase_biasgrad.fused.compiled.tensors import (
     AddSquare,
     IrrepsLinear,
@@ -19,7 +19,6 @@ from ase_biasgrad.fused.compiled.tensors import (
     SquaredNorms,
     SymmetricProduct,
 )
-from ase_biasgrad.numerics.splines import RadialTable
 
 EPSILON = 1e-5  # of the layer norms
 
@@ -29,37 +28,52 @@ def radial_functions(arguments: Mapping[str, Any]) -> int:
     return round(1.7 * arguments["radial_functions"])
 
 
-def filters(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> np.ndarray:
-    """Filters `(m, layers × 3 × f)` of the embedding and of each interaction."""
+def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:
+    """Radial basis `(m, functions)` and cutoff function `(m, 1)` at distances `(m,)` in Å."""
     cutoff, count = float(arguments["cutoff"]), int(arguments["radial_functions"])
     envelope, lowest = cosine_cutoff(r, cutoff)[:, None], np.exp(-cutoff)
     sharpness = (2.0 / count * (1.0 - lowest)) ** -2
     mapped = np.exp(-5.0 / cutoff * r)[:, None] - np.linspace(lowest, 1.0, count)
-    basis = np.exp(-sharpness * mapped**2) * envelope
+    return np.exp(-sharpness * mapped**2) * envelope, envelope
+
+
+def filters(
+    arguments: Mapping[str, Any], w: Weights, basis: Any, envelope: Any, f: Functions
+) -> Any:
+    """Filters `(m, layers × 3 × f)` of the embedding and of each interaction."""
     found = [dense(w, "embedding.radial", basis)]
     for k in range(int(arguments["interactions"])):
         hidden = basis
         for layer in range(3):
-            hidden = silu(dense(w, f"layers.{k}.radial.{layer}", hidden))
+            hidden = f.silu(dense(w, f"layers.{k}.radial.{layer}", hidden))
         found.append(hidden)
-    return np.concatenate(found, axis=1) * envelope
+    return f.concatenate(found, 1) * envelope
 
 
-def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Program:
-    """The program of a `TensorNet` of these arguments and parameters; `table` has its filters."""
+def derived(arguments: Mapping[str, Any], w: Weights, f: Functions) -> dict[str, Any]:
+    """Further weights, made of parameters alone."""
+    element, scale = w["embedding.element.weight"], float(arguments["scale"])
+    return {
+        "centre": element @ w["embedding.centre.weight"].T + w["embedding.centre.bias"],
+        "neighbour": element @ w["embedding.neighbour.weight"].T,
+        # the unit matrix is the first component times √3
+        "own": 3**0.5 * w["filters.at_zero"][: int(arguments["features"])],
+        "last.weight": scale * w["readout.2.weight"][0],
+        "last.bias": scale * w["readout.2.bias"],
+    }
+
+
+def describe(arguments: Mapping[str, Any], w: Weights, p: Program) -> None:
+    """Append a `TensorNet` of these arguments and weights, those of `networks.all_weights`."""
     f, layers = int(arguments["features"]), 1 + int(arguments["interactions"])
     shape = (layers, 3, f)
-    coefficients = widened(table.coefficients.reshape(-1, *shape), (1, f))
-    own = widened(filters(arguments, w, np.zeros(1)).reshape(shape), (1, f))
-    p = Program()
+    coefficients = widened(w["filters"].reshape(-1, *shape), (1, f))
+    own = widened(w["filters.at_zero"].reshape(shape), (1, f))
 
     # embedding: tensors from elements and directions, times functions of their norms
-    element = w["embedding.element.weight"]
-    centre = element @ w["embedding.centre.weight"].T + w["embedding.centre.bias"]
-    neighbour = element @ w["embedding.neighbour.weight"].T
     x = TensorMessage(
-        p, widened(centre, (1, f)), widened(neighbour, (1, f)), coefficients[:, 0],
-        3**0.5 * own[0, 0],
+        p, widened(w["centre"], (1, f)), widened(w["neighbour"], (1, f)), coefficients[:, 0],
+        widened(w["own"], (1, f)),
     ).y  # fmt: skip
     scalars = _normed(p, SquaredNorms(p, x, parts=False).y, w, "embedding.norm", (1, f))
     scalars = _silu(p, scalars, w, "embedding.scalars.0", (1, f), (1, 2 * f))
@@ -77,10 +91,7 @@ def describe(arguments: Mapping[str, Any], w: Weights, table: RadialTable) -> Pr
     hidden = _normed(p, SquaredNorms(p, x, parts=True).y, w, "norm", (3, f))
     hidden = _silu(p, hidden, w, "readout.0", (3, f), (1, f))
     hidden = _silu(p, hidden, w, "readout.1", (1, f), (1, half))
-    scale = float(arguments["scale"])
-    last = scale * widened(w["readout.2.weight"][0], (1, half))
-    Energies(p, hidden, last, scale * float(w["readout.2.bias"][0]))
-    return p
+    Energies(p, hidden, widened(w["last.weight"], (1, half)), w["last.bias"])
 
 
 def _silu(

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from ase_biasgrad.fused.compiled.dense import emit_linear_gradient
 from ase_biasgrad.fused.compiled.operations import Operation, locate
 from ase_biasgrad.fused.compiled.program import Program, Variable
 from ase_biasgrad.numerics.kernel_cache import compiled
@@ -26,12 +27,18 @@ class IrrepsLinear:
     def __init__(self, p: Program, x: Variable, matrices: list[np.ndarray]) -> None:
         self.x, self.y = x, p.variable(x.width)
         self.back = [p.matrix(matrix.T) for matrix in matrices]
-        self._emit(p, x, self.y, [p.matrix(matrix) for matrix in matrices], 0)
+        self.places = [p.matrix(matrix) for matrix in matrices]
+        self._emit(p, x, self.y, self.places, 0)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
         g, (out, more) = p.adjoint(self.y)[0], p.adjoint(self.x)
         self._emit(p, g, out, self.back, ACCUMULATE if more else 0)
+
+    def gradient(self, p: Program) -> None:
+        f = self.x.width // COMPONENTS
+        for (first, count), matrix in zip(PARTS, self.places, strict=True):
+            emit_linear_gradient(p, self.x, self.y, f, f, COMPONENTS, first, count, matrix, 0, 0)
 
     @staticmethod
     def _emit(p: Program, x: Variable, y: Variable, matrices: list[int], mode: int) -> None:

@@ -18,7 +18,7 @@ class NormsAndProducts:
         self.joint, self.dots = p.variable(2 * q.width), p.variable(q.width)
         p.emit(
             Operation.NORMS_AND_PRODUCTS, q, vw, self.joint, self.dots,
-            p.weight(np.array([epsilon])),
+            p.constant(np.array([epsilon])),
         )  # fmt: skip
         p.add(self)
 

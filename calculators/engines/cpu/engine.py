@@ -101,7 +101,7 @@ class CpuEngine:
         blocks = blocks_for(n)
         for m, network in enumerate(self.networks):
             memory, vectors, edges = self._buffers(network, numbers, candidates, blocks)
-            edges = edges._replace(energies=energies[m])
+            edges = edges._replace(energies=energies[m], cotangents=np.ones(n))
             h, program = network.knots.spacing, network.program
             in_blocks(
                 edges_within, blocks, positions, cells, owner, candidates, network.knots.cutoff, h,
@@ -134,7 +134,8 @@ class CpuEngine:
             )  # fmt: skip
         memory, vectors, *arrays = self._memory[key]
         energies = np.empty(0)  # another one for each evaluation
-        return memory, vectors, Edges._make((numbers, candidates.starts, *arrays, energies))
+        edges = Edges._make((numbers, candidates.starts, *arrays, energies, energies))
+        return memory, vectors, edges
 
 
 def _network(backbone: Backbone, dtype: np.dtype) -> CompiledNetwork:

@@ -85,6 +85,8 @@ class PlacedEdges(NamedTuple):
     edges: Edges
     upper: np.ndarray  # (e / 2,)
     chunk: int
+    kept: np.ndarray  # which edges there are, and their places
+    place: np.ndarray
 
     def adjoints(self, edges: Edges) -> np.ndarray:
         """Adjoints `(e / 2, 4)` of the upper edges after a run; all others are untouched."""
@@ -126,9 +128,9 @@ def placed_edges(
     edges = Edges(
         numbers, starts, *ends.T.copy(), placed(neighbour, 0, np.int32), placed(bin, 0, np.int32),
         placed(weights, np.nan, dtype), placed(unit, np.nan, dtype),
-        placed(adjoints, np.nan, np.float64), np.full(n, np.nan),
+        placed(adjoints, np.nan, np.float64), np.full(n, np.nan), np.ones(n),
     )  # fmt: skip
-    return PlacedEdges(edges, place[upper[kept]], chunk)
+    return PlacedEdges(edges, place[upper[kept]], chunk, kept, place)
 
 
 def no_edges(numbers: np.ndarray, dtype: Any, chunk: int) -> PlacedEdges:
@@ -142,7 +144,8 @@ def run(program: Compiled, placed: PlacedEdges, blocks: int) -> tuple[np.ndarray
     edges = edges._replace(adjoints=edges.adjoints.copy(), energies=edges.energies.copy())
     needed = program.kept * len(edges.numbers) + program.local * chunk * blocks
     memory = np.full(needed, np.nan, program.weights.dtype)
-    for stage in np.split(program.segments, len(program.segments)):
+    stages = program.segments[: program.first_order]
+    for stage in np.split(stages, len(stages)):
         for block in range(blocks):
             execute(
                 block, blocks, program.instructions, stage, chunk, program.kept, program.local,
@@ -155,7 +158,7 @@ class GivenAdjoint:
     """A layer after others, by which a variable has an adjoint `(n, width)`."""
 
     def __init__(self, p: Program, x: Variable, adjoint: np.ndarray) -> None:
-        self.x, self.adjoint = x, p.weight(adjoint)
+        self.x, self.adjoint = x, p.constant(adjoint)
         p.add(self)
 
     def vjp(self, p: Program) -> None:

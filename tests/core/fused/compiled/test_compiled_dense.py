@@ -136,7 +136,7 @@ def test_energies(dtype, width):
     x, weight, p = random(N, width), random(width), Program()
     copies = Copies(p)
     variable = copies.input(p, widened(x, (1, width)), True)
-    Energies(p, variable, widened(weight, (1, width)), 0.25)
+    Energies(p, variable, widened(weight, (1, width)), np.full(1, 0.25))
     program = p.finish().as_type(dtype)
     for chunk in CHUNKS:
         memory, edges = run(program, no_edges(np.arange(N), dtype, chunk), 2)

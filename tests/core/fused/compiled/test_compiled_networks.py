@@ -6,7 +6,12 @@ from ase import Atoms
 from conftest import copper, ethanol, small_potential
 from one_layer import placed_edges, run
 
-from ase_biasgrad.fused.compiled.networks import NETWORKS, compiled_network
+from ase_biasgrad.fused.compiled.networks import (
+    NETWORKS,
+    compiled_network,
+    described,
+    filters_of,
+)
 from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.graph import collate, graph_from_atoms, pairs_within
 from ase_biasgrad.numerics.splines import sampled
@@ -50,15 +55,11 @@ def weights_of(backbone) -> dict[str, np.ndarray]:
 
 def program_of_training(backbone):
     """The program on the grid of training, however exact its splines are, and the grid."""
-    network, weights = NETWORKS[backbone.name], weights_of(backbone)
-    table = sampled(
-        lambda r: network.filters(backbone.arguments, weights, r),
-        backbone.cutoff,
-        network.radial_functions(backbone.arguments),
-        np.inf,
-        np.inf,
-    )
-    return network.describe(backbone.arguments, weights, table).finish(), table.knots
+    network = NETWORKS[backbone.name]
+    given = backbone.name, backbone.arguments, weights_of(backbone)
+    functions = network.radial_functions(backbone.arguments)
+    table = sampled(filters_of(*given), backbone.cutoff, functions, np.inf, np.inf)
+    return described(*given, table).finish(), table.knots
 
 
 def results(form, graph):

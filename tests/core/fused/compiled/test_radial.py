@@ -8,6 +8,7 @@ from conftest import small_potential
 from ase_biasgrad.backbones import tensornet as torch_tensornet
 from ase_biasgrad.backbones.radial import shifted_softplus as torch_softplus
 from ase_biasgrad.fused.compiled import painn, radial, schnet, tensornet
+from ase_biasgrad.fused.compiled.networks import filters_of
 from ase_biasgrad.numerics.splines import values_and_slopes
 
 CUTOFF = 4.0
@@ -102,7 +103,7 @@ def test_filters_are_those_of_the_backbone(name, arguments):
     backbone, (network, theirs) = backbone_of(name, **arguments), FILTERS[name]
     weights = weights_of(backbone)
     assert_the_same(
-        lambda r: network.filters(backbone.arguments, weights, r),
+        filters_of(name, backbone.arguments, weights),
         lambda r: theirs(backbone, r),
         DISTANCES,
     )

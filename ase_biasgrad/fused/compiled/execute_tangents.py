@@ -1,0 +1,73 @@
+"""Execution of the tangents of programs, and of the gradients of their weights."""
+
+from __future__ import annotations
+
+from ase_biasgrad.fused.compiled.dense_tangents import (
+    activate_tangent,
+    embed_gradient,
+    energies_gradient,
+    layer_norm_gradient,
+    layer_norm_tangent,
+    layer_norm_vjp_tangent,
+    linear_gradient,
+    repeat_tangent,
+    zero,
+)
+from ase_biasgrad.fused.compiled.execute import instruct
+from ase_biasgrad.fused.compiled.operations import Operation, Place
+from ase_biasgrad.numerics.kernel_cache import compiled
+
+ZERO = int(Operation.ZERO)
+ACTIVATE_TANGENT = int(Operation.ACTIVATE_TANGENT)
+LAYER_NORM_TANGENT = int(Operation.LAYER_NORM_TANGENT)
+LAYER_NORM_VJP_TANGENT = int(Operation.LAYER_NORM_VJP_TANGENT)
+REPEAT_TANGENT = int(Operation.REPEAT_TANGENT)
+EMBED_GRADIENT = int(Operation.EMBED_GRADIENT)
+LINEAR_GRADIENT = int(Operation.LINEAR_GRADIENT)
+LAYER_NORM_GRADIENT = int(Operation.LAYER_NORM_GRADIENT)
+ENERGIES_GRADIENT = int(Operation.ENERGIES_GRADIENT)
+
+
+@compiled()
+def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type: ignore[no-untyped-def]
+    kind = row[0]
+    if kind < ZERO:
+        instruct(row, place, memory, weights, edges)
+    elif kind == ZERO:
+        zero(row, place, memory)
+    elif kind == ACTIVATE_TANGENT:
+        activate_tangent(row, place, memory)
+    elif kind == LAYER_NORM_TANGENT:
+        layer_norm_tangent(row, place, memory, weights)
+    elif kind == LAYER_NORM_VJP_TANGENT:
+        layer_norm_vjp_tangent(row, place, memory, weights)
+    elif kind == REPEAT_TANGENT:
+        repeat_tangent(row, place, memory, weights, tangents)
+    elif kind == EMBED_GRADIENT:
+        embed_gradient(row, place, memory, edges, gradients)
+    elif kind == LINEAR_GRADIENT:
+        linear_gradient(row, place, memory, gradients)
+    elif kind == LAYER_NORM_GRADIENT:
+        layer_norm_gradient(row, place, memory, gradients)
+    elif kind == ENERGIES_GRADIENT:
+        energies_gradient(row, place, memory, edges, tangents, gradients)
+
+
+@compiled()
+def execute_tangents(  # type: ignore[no-untyped-def]
+    block, blocks, instructions, segments, chunk, kept, local, memory, weights, edges, tangents,
+    gradients,
+):  # fmt: skip
+    """Run segments of the second order, as `execute` runs the others.
+
+    Gradients are added to `gradients (w,)`, which only one block at a time may have.
+    """
+    n = len(edges.numbers)
+    chunks = (n + chunk - 1) // chunk
+    first, last = chunks * block // blocks * chunk, min(chunks * (block + 1) // blocks * chunk, n)
+    mine = kept * n + local * chunk * block
+    for s in range(len(segments)):
+        for start in range(first, last, chunk):
+            place = Place(n, start, min(chunk, last - start), mine, chunk)
+            for k in range(segments[s, 0], segments[s, 1]):
+                _instruct(instructions[k], place, memory, weights, edges, tangents, gradients)
