@@ -86,7 +86,7 @@ class PairSprings(Springs):
         i, j = self.pairs
         blocks = self.along[:, :, None] * self.along[:, None, :]  # (p, 3, 3)
         for rows, columns, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
-            np.add.at(matrix, (rows, slice(None), columns), sign * blocks)
+            np.add.at(matrix, (rows, slice(None), columns), sign * blocks)  # type: ignore[arg-type]
         inverse: np.ndarray = np.linalg.inv(matrix.reshape(3 * n, 3 * n))
         return inverse
 
