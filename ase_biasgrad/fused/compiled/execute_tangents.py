@@ -15,6 +15,18 @@ from ase_biasgrad.fused.compiled.dense_tangents import (
 )
 from ase_biasgrad.fused.compiled.execute import instruct
 from ase_biasgrad.fused.compiled.operations import Operation, Place
+from ase_biasgrad.fused.compiled.tensor_tangents import (
+    add_square_tangent,
+    add_square_vjp_tangent,
+    normalise_vjp_tangent,
+    squared_norms_tangent,
+)
+from ase_biasgrad.fused.compiled.vector_tangents import (
+    mix_tangent,
+    mix_vjp_tangent,
+    norms_and_products_tangent,
+    norms_and_products_vjp_tangent,
+)
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 ZERO = int(Operation.ZERO)
@@ -26,6 +38,14 @@ EMBED_GRADIENT = int(Operation.EMBED_GRADIENT)
 LINEAR_GRADIENT = int(Operation.LINEAR_GRADIENT)
 LAYER_NORM_GRADIENT = int(Operation.LAYER_NORM_GRADIENT)
 ENERGIES_GRADIENT = int(Operation.ENERGIES_GRADIENT)
+NORMALISE_VJP_TANGENT = int(Operation.NORMALISE_VJP_TANGENT)
+ADD_SQUARE_TANGENT = int(Operation.ADD_SQUARE_TANGENT)
+ADD_SQUARE_VJP_TANGENT = int(Operation.ADD_SQUARE_VJP_TANGENT)
+SQUARED_NORMS_TANGENT = int(Operation.SQUARED_NORMS_TANGENT)
+NORMS_AND_PRODUCTS_TANGENT = int(Operation.NORMS_AND_PRODUCTS_TANGENT)
+NORMS_AND_PRODUCTS_VJP_TANGENT = int(Operation.NORMS_AND_PRODUCTS_VJP_TANGENT)
+MIX_TANGENT = int(Operation.MIX_TANGENT)
+MIX_VJP_TANGENT = int(Operation.MIX_VJP_TANGENT)
 
 
 @compiled()
@@ -51,6 +71,22 @@ def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type:
         layer_norm_gradient(row, place, memory, gradients)
     elif kind == ENERGIES_GRADIENT:
         energies_gradient(row, place, memory, edges, tangents, gradients)
+    elif kind == NORMALISE_VJP_TANGENT:
+        normalise_vjp_tangent(row, place, memory)
+    elif kind == ADD_SQUARE_TANGENT:
+        add_square_tangent(row, place, memory)
+    elif kind == ADD_SQUARE_VJP_TANGENT:
+        add_square_vjp_tangent(row, place, memory)
+    elif kind == SQUARED_NORMS_TANGENT:
+        squared_norms_tangent(row, place, memory)
+    elif kind == NORMS_AND_PRODUCTS_TANGENT:
+        norms_and_products_tangent(row, place, memory)
+    elif kind == NORMS_AND_PRODUCTS_VJP_TANGENT:
+        norms_and_products_vjp_tangent(row, place, memory)
+    elif kind == MIX_TANGENT:
+        mix_tangent(row, place, memory)
+    elif kind == MIX_VJP_TANGENT:
+        mix_vjp_tangent(row, place, memory)
 
 
 @compiled()

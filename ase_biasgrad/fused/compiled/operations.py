@@ -54,7 +54,6 @@ class Operation(IntEnum):
     LINEAR_GRADIENT = auto()
     LAYER_NORM_GRADIENT = auto()
     ENERGIES_GRADIENT = auto()
-    NORMALISE_TANGENT = auto()
     NORMALISE_VJP_TANGENT = auto()
     ADD_SQUARE_TANGENT = auto()
     ADD_SQUARE_VJP_TANGENT = auto()

@@ -39,12 +39,41 @@ def activate(p: Program, x: Variable, y: Variable, derivative: Variable, kind: i
         p.emit(Operation.ACTIVATE_TANGENT, x, x.tangent, *of_results, kind)
 
 
-def multiply(p: Program, x: Variable, y: Variable, z: Variable, more: int) -> None:
-    """z = x y (+ z)."""
-    for a, b in ((x.tangent, y), (x, y.tangent)):
-        if a is not None and b is not None:
-            p.emit(Operation.MULTIPLY, a, b, p.tangent(z, more), more)
-            more = 1
+def product(operation: Operation) -> Rule:
+    """z (+)= what is linear in x and in y."""
+
+    def rule(p: Program, x: Variable, y: Variable, z: Variable, more: int) -> None:
+        for a, b in ((x.tangent, y), (x, y.tangent)):
+            if a is not None and b is not None:
+                p.emit(operation, a, b, p.tangent(z, more), more)
+                more = 1
+
+    return rule
+
+
+def product_vjp(operation: Operation) -> Rule:
+    """Adjoints of x and y, linear in g and y, and in g and x."""
+
+    def rule(
+        p: Program, g: Variable, x: Variable, y: Variable, adj_x: Variable, adj_y: Variable,
+        more: int, again: int,
+    ) -> None:  # fmt: skip
+        operands = []
+        if moves(g):
+            operands.append((p.tangent_or_zero(g), x, y))
+        if moves(x, y):
+            operands.append((g, p.tangent_or_zero(x), p.tangent_or_zero(y)))
+        for three in operands:
+            of_results = p.tangent(adj_x, more), p.tangent(adj_y, again)
+            p.emit(operation, *three, *of_results, more, again)
+            more, again = 1, 1
+
+    return rule
+
+
+def moves(*variables: Variable) -> bool:
+    """Any of these variables has a tangent."""
+    return any(x.tangent is not None for x in variables)
 
 
 def add(p: Program, x: Variable, y: Variable, more: int) -> None:
@@ -87,16 +116,116 @@ def repeat(p: Program, y: Variable, weight: int) -> None:
     p.emit(Operation.REPEAT_TANGENT, p.tangent(y, 0), weight)
 
 
+def normalise(p: Program, x: Variable, y: Variable) -> None:
+    """The matrix of ∂y/∂x is symmetric: its product with a tangent is the VJP."""
+    if x.tangent is not None:
+        p.emit(Operation.NORMALISE_VJP, x.tangent, x, p.tangent(y, 0), 0)
+
+
+def normalise_vjp(p: Program, g: Variable, x: Variable, out: Variable, more: int) -> None:
+    """See `tensor_tangents`."""
+    if moves(g, x):
+        moved = p.tangent_or_zero(g), x, p.tangent_or_zero(x)
+        p.emit(Operation.NORMALISE_VJP_TANGENT, g, *moved, p.tangent(out, more), more)
+
+
+def add_square(p: Program, x: Variable, d: Variable, y: Variable) -> None:
+    """y = x + d + d²."""
+    if moves(x, d):
+        moved = p.tangent_or_zero(x), d, p.tangent_or_zero(d)
+        p.emit(Operation.ADD_SQUARE_TANGENT, *moved, p.tangent(y, 0))
+
+
+def add_square_vjp(p: Program, g: Variable, d: Variable, out: Variable, more: int) -> None:
+    """See `tensor_tangents`."""
+    if moves(g, d):
+        moved = p.tangent_or_zero(g), d, p.tangent_or_zero(d)
+        p.emit(Operation.ADD_SQUARE_VJP_TANGENT, g, *moved, p.tangent(out, more), more)
+
+
+def squared_norms(p: Program, x: Variable, y: Variable) -> None:
+    """y = Σ x²."""
+    if x.tangent is not None:
+        p.emit(Operation.SQUARED_NORMS_TANGENT, x, x.tangent, p.tangent(y, 0))
+
+
+def norms_and_products(
+    p: Program, q: Variable, vw: Variable, joint: Variable, dots: Variable, epsilon: int
+) -> None:
+    """See `vectors.NormsAndProducts`."""
+    if moves(q, vw):
+        moved = p.tangent_or_zero(q), vw, p.tangent_or_zero(vw)
+        of_results = p.tangent(joint, 0), p.tangent(dots, 0)
+        p.emit(Operation.NORMS_AND_PRODUCTS_TANGENT, *moved, joint, *of_results)
+
+
+def norms_and_products_vjp(
+    p: Program, g: Variable, of_dots: Variable, joint: Variable, vw: Variable, gq: Variable,
+    gvw: Variable, more: int, again: int,
+) -> None:  # fmt: skip
+    """Linear in g; what V and W change is added."""
+    if moves(g, of_dots):
+        p.emit(
+            Operation.NORMS_AND_PRODUCTS_VJP, p.tangent_or_zero(g), p.tangent_or_zero(of_dots),
+            joint, vw, p.tangent(gq, more), p.tangent(gvw, again), more, again,
+        )  # fmt: skip
+    if moves(vw):
+        p.emit(
+            Operation.NORMS_AND_PRODUCTS_VJP_TANGENT, g, of_dots, joint, p.tangent_or_zero(joint),
+            vw, p.tangent_or_zero(vw), p.tangent(gvw, 1),
+        )  # fmt: skip
+
+
+def mix(p: Program, *operands: Variable) -> None:
+    """The same of dq, dμ and da, which is linear in them; what V·W and W change is added."""
+    q, mu, a, dots, vw, out_q, out_mu = operands
+    if moves(q, mu, a, dots, vw):
+        moved = [p.tangent_or_zero(x) for x in (q, mu, a)]
+        of_results = p.tangent(out_q, 0), p.tangent(out_mu, 0)
+        p.emit(Operation.MIX, *moved, dots, vw, *of_results)
+        if moves(dots, vw):
+            moved = [p.tangent_or_zero(x) for x in (dots, vw)]
+            p.emit(Operation.MIX_TANGENT, a, *moved, *of_results)
+
+
+def mix_vjp(
+    p: Program, gq: Variable, gmu: Variable, a: Variable, dots: Variable, vw: Variable,
+    ga: Variable, gdots: Variable, gvw: Variable, some: int,
+) -> None:  # fmt: skip
+    """Linear in the adjoints of the results; what a, V·W and W change is added."""
+    of_results = [p.tangent(x, 0) for x in (ga, gdots, gvw)]
+    moved = [p.tangent_or_zero(x) for x in ((gq, gmu) if some else (gq, gq))]
+    p.emit(Operation.MIX_VJP, *moved, a, dots, vw, *of_results, some)
+    if moves(a, dots, vw):
+        moved = [p.tangent_or_zero(x) for x in (a, dots, vw)]
+        given = (gq, gmu) if some else (gq, gq)  # nobody has written the adjoint of μ
+        p.emit(Operation.MIX_VJP_TANGENT, *given, *moved, *of_results, some)
+
+
 HESSIAN: dict[Operation, Rule] = {
     Operation.EMBED: embed,
     Operation.LINEAR: linear,
     Operation.ACTIVATE: activate,
-    Operation.MULTIPLY: multiply,
+    Operation.MULTIPLY: product(Operation.MULTIPLY),
     Operation.ADD: add,
     Operation.LAYER_NORM: layer_norm,
     Operation.LAYER_NORM_VJP: layer_norm_vjp,
     Operation.ENERGIES: energies,
     Operation.REPEAT: repeat,
+    Operation.NORMALISE: normalise,
+    Operation.NORMALISE_VJP: normalise_vjp,
+    Operation.SYMMETRIC_PRODUCT: product(Operation.SYMMETRIC_PRODUCT),
+    Operation.SYMMETRIC_PRODUCT_VJP: product_vjp(Operation.SYMMETRIC_PRODUCT_VJP),
+    Operation.ADD_SQUARE: add_square,
+    Operation.ADD_SQUARE_VJP: add_square_vjp,
+    Operation.SCALE_IRREPS: product(Operation.SCALE_IRREPS),
+    Operation.SCALE_IRREPS_VJP: product_vjp(Operation.SCALE_IRREPS_VJP),
+    Operation.SQUARED_NORMS: squared_norms,
+    Operation.SQUARED_NORMS_VJP: product(Operation.SQUARED_NORMS_VJP),
+    Operation.NORMS_AND_PRODUCTS: norms_and_products,
+    Operation.NORMS_AND_PRODUCTS_VJP: norms_and_products_vjp,
+    Operation.MIX: mix,
+    Operation.MIX_VJP: mix_vjp,
 }
 # the VJP of messages gives gradients of filters in place of the change of forces
 TRAINING: dict[Operation, Rule] = {**HESSIAN}

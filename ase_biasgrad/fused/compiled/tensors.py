@@ -67,7 +67,7 @@ def normalise(row, place, memory, weights, edges):  # type: ignore[no-untyped-de
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             c = components(memory, x + o)
-            store_components(memory, y + o, times(one / (one + _dot(c, c)), c))
+            store_components(memory, y + o, times(one / (one + dot(c, c)), c))
 
 
 @compiled()
@@ -78,9 +78,9 @@ def normalise_vjp(row, place, memory, weights, edges):  # type: ignore[no-untype
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             c, d = components(memory, x + o), components(memory, g + o)
-            factor = one / (one + _dot(c, c))
-            along = (factor + factor) * factor * _dot(d, c)
-            _put(memory, out + o, _minus(times(factor, d), times(along, c)), row[7])
+            factor = one / (one + dot(c, c))
+            along = (factor + factor) * factor * dot(d, c)
+            put(memory, out + o, minus(times(factor, d), times(along, c)), row[7])
 
 
 class SymmetricProduct:
@@ -88,7 +88,7 @@ class SymmetricProduct:
 
     def __init__(self, p: Program, x: Variable, y: Variable) -> None:
         self.x, self.y, self.z = x, y, p.variable(x.width)
-        p.emit(Operation.SYMMETRIC_PRODUCT, x, y, self.z)
+        p.emit(Operation.SYMMETRIC_PRODUCT, x, y, self.z, 0)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
@@ -99,28 +99,28 @@ class SymmetricProduct:
 @compiled()
 def symmetric_product(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, y, z = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
-    step, norms = row[2] // 9, _norms(memory)
+    step, norms = row[2] // 9, inverse_norms(memory)
     for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            one = _matrix(components(memory, x + o), norms)
-            two = _matrix(components(memory, y + o), norms)
-            store_components(memory, z + o, _of_matrix(_both_ways(one, two), norms))
+            one = matrix_of(components(memory, x + o), norms)
+            two = matrix_of(components(memory, y + o), norms)
+            put(memory, z + o, of_matrix(both_ways(one, two), norms), row[7])
 
 
 @compiled()
 def symmetric_product_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, x, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
     adj_x, adj_y = locate(row, 7, place), locate(row, 9, place)
-    step, norms = row[2] // 9, _norms(memory)
+    step, norms = row[2] // 9, inverse_norms(memory)
     for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
-            c = _matrix(components(memory, g + o), norms)
-            one = _transposed(_matrix(components(memory, x + o), norms))
-            two = _transposed(_matrix(components(memory, y + o), norms))
-            _put(memory, adj_x + o, _of_matrix(_both_ways(c, two), norms), row[11])
-            _put(memory, adj_y + o, _of_matrix(_both_ways(c, one), norms), row[12])
+            c = matrix_of(components(memory, g + o), norms)
+            one = transposed(matrix_of(components(memory, x + o), norms))
+            two = transposed(matrix_of(components(memory, y + o), norms))
+            put(memory, adj_x + o, of_matrix(both_ways(c, two), norms), row[11])
+            put(memory, adj_y + o, of_matrix(both_ways(c, one), norms), row[12])
 
 
 class AddSquare:
@@ -140,13 +140,13 @@ class AddSquare:
 @compiled()
 def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     x, d, y = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
-    step, norms = row[2] // 9, _norms(memory)
+    step, norms = row[2] // 9, inverse_norms(memory)
     for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             change = components(memory, d + o)
-            matrix = _matrix(change, norms)
-            square = _of_matrix(_product(matrix, matrix), norms)
+            matrix = matrix_of(change, norms)
+            square = of_matrix(_product(matrix, matrix), norms)
             total = plus(components(memory, x + o), plus(change, square))
             store_components(memory, y + o, total)
 
@@ -154,14 +154,14 @@ def add_square(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
 @compiled()
 def add_square_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     g, d, out = locate(row, 1, place), locate(row, 3, place), locate(row, 5, place)
-    step, norms = row[2] // 9, _norms(memory)
+    step, norms = row[2] // 9, inverse_norms(memory)
     for a in range(place.size):
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             of_y = components(memory, g + o)
-            turned = _transposed(_matrix(components(memory, d + o), norms))
-            bent = _of_matrix(_both_ways(_matrix(of_y, norms), turned), norms)
-            _put(memory, out + o, plus(of_y, bent), row[7])
+            turned = transposed(matrix_of(components(memory, d + o), norms))
+            bent = of_matrix(both_ways(matrix_of(of_y, norms), turned), norms)
+            put(memory, out + o, plus(of_y, bent), row[7])
 
 
 class ScaleIrreps:
@@ -169,7 +169,7 @@ class ScaleIrreps:
 
     def __init__(self, p: Program, x: Variable, s: Variable) -> None:
         self.x, self.s, self.y = x, s, p.variable(x.width)
-        p.emit(Operation.SCALE_IRREPS, x, s, self.y)
+        p.emit(Operation.SCALE_IRREPS, x, s, self.y, 0)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
@@ -185,7 +185,7 @@ def scale_irreps(row, place, memory, weights, edges):  # type: ignore[no-untyped
         for f in range(0, step, WIDTH):
             o = a * row[2] + 9 * f
             factors = three(memory, s + a * row[4] + f, step)
-            store_components(memory, y + o, by_part(factors, components(memory, x + o)))
+            put(memory, y + o, by_part(factors, components(memory, x + o)), row[7])
 
 
 @compiled()
@@ -197,7 +197,7 @@ def scale_irreps_vjp(row, place, memory, weights, edges):  # type: ignore[no-unt
             o, p = a * row[2] + 9 * f, a * row[6] + f
             of_y = components(memory, g + o)
             by_parts = dots(of_y, components(memory, x + o))
-            _put(memory, adj_x + o, by_part(three(memory, s + p, step), of_y), row[11])
+            put(memory, adj_x + o, by_part(three(memory, s + p, step), of_y), row[11])
             for k, dot in enumerate(by_parts):
                 to = adj_s + p + k * step
                 store(memory, to, load(memory, to) + dot if row[12] else dot)
@@ -221,14 +221,7 @@ def squared_norms(row, place, memory, weights, edges):  # type: ignore[no-untype
     for a in range(place.size):
         for f in range(0, step, WIDTH):
             c = components(memory, x + a * row[2] + 9 * f)
-            a1, a2, a3 = dots(c, c)
-            o = y + a * row[4] + f
-            if row[4] == step:
-                store(memory, o, a1 + a2 + a3)
-            else:
-                store(memory, o, a1)
-                store(memory, o + step, a2)
-                store(memory, o + 2 * step, a3)
+            store_sums(memory, y + a * row[4] + f, dots(c, c), step, row[4] > step)
 
 
 @compiled()
@@ -240,7 +233,7 @@ def squared_norms_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
             o = a * row[4] + 9 * f
             s = three(memory, g + a * row[2] + f, next_part)
             twice = (s[0] + s[0], s[1] + s[1], s[2] + s[2])
-            _put(memory, out + o, by_part(twice, components(memory, x + o)), row[7])
+            put(memory, out + o, by_part(twice, components(memory, x + o)), row[7])
 
 
 _inline = compiled(forceinline=True)
@@ -270,9 +263,20 @@ def store_components(memory, o, c):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _put(memory, o, c, more):  # type: ignore[no-untyped-def]
+def put(memory, o, c, more):  # type: ignore[no-untyped-def]
     """Store components, or add them to what is there."""
     store_components(memory, o, plus(c, components(memory, o)) if more else c)
+
+
+@_inline
+def store_sums(memory, o, sums, step, parts):  # type: ignore[no-untyped-def]
+    """Store sums over the components of each part, or the sum of all."""
+    if parts:
+        store(memory, o, sums[0])
+        store(memory, o + step, sums[1])
+        store(memory, o + 2 * step, sums[2])
+    else:
+        store(memory, o, sums[0] + sums[1] + sums[2])
 
 
 @_inline
@@ -297,7 +301,7 @@ def dots(a, b):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _dot(a, b):  # type: ignore[no-untyped-def]
+def dot(a, b):  # type: ignore[no-untyped-def]
     one, two, three = dots(a, b)
     return one + two + three
 
@@ -326,7 +330,7 @@ def plus(a, b):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _minus(a, b):  # type: ignore[no-untyped-def]
+def minus(a, b):  # type: ignore[no-untyped-def]
     return (
         a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3], a[4] - b[4],
         a[5] - b[5], a[6] - b[6], a[7] - b[7], a[8] - b[8],
@@ -334,7 +338,7 @@ def _minus(a, b):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _norms(memory):  # type: ignore[no-untyped-def]
+def inverse_norms(memory):  # type: ignore[no-untyped-def]
     """Inverse norms in the basis: of the unit matrix, of most others, and of the last."""
     kind = memory.dtype
     return (
@@ -344,7 +348,7 @@ def _norms(memory):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _matrix(x, norms):  # type: ignore[no-untyped-def]
+def matrix_of(x, norms):  # type: ignore[no-untyped-def]
     """The matrix, row by row, of components."""
     h = norms[1]
     one, a, b, c = norms[0] * x[0], h * x[1], h * x[2], h * x[3]
@@ -353,8 +357,8 @@ def _matrix(x, norms):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _of_matrix(m, norms):  # type: ignore[no-untyped-def]
-    """Components of a matrix; the transpose of `_matrix`, and its inverse."""
+def of_matrix(m, norms):  # type: ignore[no-untyped-def]
+    """Components of a matrix; the transpose of `matrix_of`, and its inverse."""
     h, trace = norms[1], m[0] + m[4]
     return (
         norms[0] * (trace + m[8]),
@@ -365,7 +369,7 @@ def _of_matrix(m, norms):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _transposed(m):  # type: ignore[no-untyped-def]
+def transposed(m):  # type: ignore[no-untyped-def]
     return m[0], m[3], m[6], m[1], m[4], m[7], m[2], m[5], m[8]
 
 
@@ -385,6 +389,6 @@ def _product(a, b):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _both_ways(a, b):  # type: ignore[no-untyped-def]
+def both_ways(a, b):  # type: ignore[no-untyped-def]
     """ab + ba."""
     return plus(_product(a, b), _product(b, a))

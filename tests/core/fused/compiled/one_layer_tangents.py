@@ -157,16 +157,16 @@ def _by_autograd(function, inputs, weights, edges, inactive, idle) -> _Expected:
     first = torch.autograd.grad(total, leaves, create_graph=True, **kind)
     change = sum((g * torch.from_numpy(v)).sum() for g, v in zip(first, directions, strict=True))
     moved = torch.autograd.grad(change, adjoints, retain_graph=True, **kind)
-    out.results = [v.numpy() for v in moved]
+    out.results = [v.detach().numpy() for v in moved]
     total_used = sum((results[k] * adjoints[k]).sum() for k in used)
     first = torch.autograd.grad(total_used, leaves, create_graph=True, **kind)
     change = sum(
         (g * torch.from_numpy(v)).sum() for g, v in zip(first, directions, strict=True)
     ) + sum((results[k] * torch.from_numpy(out.along_adjoints[k])).sum() for k in used)
     second = torch.autograd.grad(change, [*x, *pairs, *theta], **kind)
-    out.inputs = [v.numpy() for v in second[: len(x)]]
-    out.edges = [v.numpy() for v in second[len(x) : len(x) + len(pairs)]]
-    out.weights = [v.numpy() for v in second[len(x) + len(pairs) :]]
+    out.inputs = [v.detach().numpy() for v in second[: len(x)]]
+    out.edges = [v.detach().numpy() for v in second[len(x) : len(x) + len(pairs)]]
+    out.weights = [v.detach().numpy() for v in second[len(x) + len(pairs) :]]
     return out
 
 

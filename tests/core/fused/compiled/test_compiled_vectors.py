@@ -1,9 +1,14 @@
 """PaiNN's mixing in programs against autograd."""
 
 import pytest
-import torch
-from one_layer import TOLERANCES, N, assert_agrees, random
-from torch import Tensor
+from layer_functions import (
+    EPSILON,
+    inputs_of_mix,
+    inputs_of_norms_and_products,
+    mix,
+    norms_and_products,
+)
+from one_layer import TOLERANCES, assert_agrees
 
 from ase_biasgrad.fused.compiled.vectors import Mix, NormsAndProducts
 
@@ -11,7 +16,6 @@ pytestmark = [
     pytest.mark.parametrize("dtype", TOLERANCES),
     pytest.mark.parametrize("width", [16, 21]),
 ]
-EPSILON = 0.01
 
 
 @pytest.mark.parametrize("shared", [(), (0,), (1,), (0, 1)])
@@ -20,14 +24,8 @@ def test_norms_and_products(dtype, width, shared):
         layer = NormsAndProducts(p, q, vw, EPSILON)
         return layer.joint, layer.dots
 
-    def function(q: Tensor, vw: Tensor) -> tuple[Tensor, Tensor]:
-        v, w = vw[:, :1], vw[:, 1:]
-        norms = (v.square().sum(dim=2, keepdim=True) + EPSILON).sqrt()
-        return torch.cat([q, norms], dim=1), (v * w).sum(dim=2, keepdim=True)
-
-    inputs = [random(N, 1, 1, width), random(N, 2, 3, width)]
-    inputs[1][2, 0] = 0  # a vector without direction
-    assert_agrees(build, function, inputs, dtype, shared=shared)
+    inputs = inputs_of_norms_and_products(width)
+    assert_agrees(build, norms_and_products, inputs, dtype, shared=shared)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +37,4 @@ def test_mix(dtype, width, shared, idle):
         layer = Mix(p, *inputs)
         return layer.out_q, layer.out_mu
 
-    def function(q: Tensor, mu: Tensor, a: Tensor, dots: Tensor, vw: Tensor) -> tuple[Tensor, ...]:
-        a1, a2, a3 = a.split(1, dim=2)
-        return q + a1 + a2 * dots, mu + a3 * vw[:, 1:]
-
-    shapes = [(1, 1), (1, 3), (1, 3), (1, 1), (2, 3)]
-    inputs = [random(N, *shape, width, seed=k) for k, shape in enumerate(shapes)]
-    assert_agrees(build, function, inputs, dtype, shared=shared, idle=idle)
+    assert_agrees(build, mix, inputs_of_mix(width), dtype, shared=shared, idle=idle)
