@@ -22,6 +22,9 @@ from ase_biasgrad.data.splits import PARTS
 # options of earlier versions, and the value with which a configuration still means the same
 RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
 
+# options that name files
+PATHS = {"data": ("path", *PARTS), "fine_tuning": ("checkpoint",)}
+
 MAX_TEXT = 100_000  # letters of a file of options
 MAX_DEPTH = 16  # of nested options
 
@@ -242,11 +245,24 @@ class TrainerOptions(_Options):
     )
 
 
+class FineTuningOptions(_Options):
+    """Begin from the network of a checkpoint, which brings its backbone and cutoff."""
+
+    checkpoint: Path = Field(description="the checkpoint; --from names it, too")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="learning rate after warm-up, instead of force_stage.learning_rate"
+    )
+    warmup_steps: int = Field(
+        100, ge=0, description="steps of warm-up, instead of force_stage.schedule.warmup_steps"
+    )
+
+
 class TrainConfig(_Options):
     """A whole training run."""
 
     data: DataOptions
     backbone: BackboneOptions = Field(default_factory=BackboneOptions)
+    fine_tuning: FineTuningOptions | None = None
     force_stage: ForceStageOptions = Field(default_factory=ForceStageOptions)
     bias_stage: BiasStageOptions = Field(default_factory=BiasStageOptions)
     trainer: TrainerOptions = Field(default_factory=TrainerOptions)
@@ -262,11 +278,15 @@ class TrainConfig(_Options):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+def load_config(
+    path: str | Path,
+    overrides: list[str] | tuple[str, ...] = (),
+    more: dict[str, Any] | None = None,
+) -> TrainConfig:
     """Read a YAML file and apply overrides such as `force_stage.epochs=50`.
 
-    Relative paths of `data` in the file are taken from the file's folder, those in an override
-    from the working folder.
+    Relative paths in the file are taken from the file's folder, those in an override from the
+    working folder. `more` has values by the names of options, which count last.
 
     Raises
     ------
@@ -275,13 +295,18 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     options = read_options(path)
-    data = options.get("data")
-    if isinstance(data, dict):
-        for name in ("path", *PARTS):
-            if isinstance(data.get(name), str):
-                data[name] = str(path.parent / data[name])
+    for group, names in PATHS.items():
+        if isinstance(of_group := options.get(group), dict):
+            for name in names:
+                if isinstance(of_group.get(name), str):
+                    of_group[name] = str(path.parent / of_group[name])
     for override in overrides:
-        _apply(options, override)
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r}: write it as option=value")
+        _apply(options, key, plain_yaml(value, f"override {override!r}"))
+    for key, value in (more or {}).items():
+        _apply(options, key, value)
     return config_from(options, str(path))
 
 
@@ -364,16 +389,15 @@ def _complaint(item: Any) -> str:
     return f"{name}: {item['msg'].removeprefix('Value error, ')}{value}"
 
 
-def _apply(options: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as option=value")
+def _apply(options: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        options = options.setdefault(parent, {})
+        if options.get(parent) is None:  # a group that is off is turned on
+            options[parent] = {}
+        options = options[parent]
         if not isinstance(options, dict):
-            raise ConfigError(f"override {override!r}: {parent} is a value, not a group of options")
-    options[last] = plain_yaml(value, f"override {override!r}")
+            raise ConfigError(f"{key}={value}: {parent} is a value, not a group of options")
+    options[last] = value
 
 
 def describe_options() -> str:

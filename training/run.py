@@ -28,7 +28,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import save_checkpoint
-from ase_biasgrad.data.seen import seen_record
 from ase_biasgrad.levels_of_theory import LevelComparison
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ConfigError, TrainConfig
@@ -142,7 +141,7 @@ class _Prepared:
 
 def _prepare(run: RunFolder) -> _Prepared:
     config = run.config
-    potential = _new_potential(config, run.dataset.compositions()[run.split["train"]])
+    potential = _new_potential(run)
     potential, levels = _with_levels(run, potential)
     trainer = _trainer(config, run.path)
     frames = {
@@ -257,15 +256,19 @@ def _report(
         log_report(loggers, "test", result.test, step, pictures)
 
 
-def _new_potential(config: TrainConfig, compositions: np.ndarray) -> Potential:
+def _new_potential(run: RunFolder) -> Potential:
+    config, precision = run.config, getattr(torch, run.config.trainer.precision)
     pl.seed_everything(config.seed, verbose=False)
     try:
-        backbone = build_backbone(config.backbone.name, config.backbone.arguments)
+        if run.parent is not None:
+            backbone = run.parent.backbone(precision)
+        else:
+            backbone = build_backbone(config.backbone.name, config.backbone.arguments).to(precision)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone: {error}") from error
+    compositions = run.dataset.compositions()[run.split["train"]]
     elements = np.flatnonzero(compositions.sum(axis=0))  # of training frames
-    potential = Potential(backbone, elements=elements.tolist())
-    return potential.double() if config.trainer.precision == "float64" else potential
+    return Potential(backbone, elements=elements.tolist())
 
 
 def _with_levels(
@@ -444,5 +447,5 @@ def _provenance(run: RunFolder, training: DeviceFrames, result: TrainingResult) 
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
         "validation": result.after_bias.summary(),
         "test": None if result.test is None else result.test.summary(),
-        "seen": seen_record(run.digests),
+        "seen": run.seen_record(),
     }

@@ -1,7 +1,7 @@
 """A run folder's inputs: written before the training begins, read when it goes on.
 
 `config.yaml` as used, with absolute paths; `data.json` with the digest of the dataset; `split.json`
-with the frames of each part.
+with the frames of each part; `parent.json` with the digest of the checkpoint that is fine-tuned.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ import numpy as np
 import yaml
 
 from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.data.seen import frame_digests
+from ase_biasgrad.data.seen import frame_digests, seen_record, with_more
 from ase_biasgrad.data.splits import PARTS, split_dataset
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, read_options
+from ase_biasgrad.training.fine_tuning import Parent, parent_of, with_parent
 
 CHECKPOINT_NAME = "potential.safetensors"
-INPUTS = {"data.json": {"sha256", "frames"}, "split.json": set(PARTS)}  # keys of each
+INPUTS = {  # keys of each
+    "data.json": {"sha256", "frames"},
+    "split.json": set(PARTS),
+    "parent.json": {"checkpoint", "sha256"},
+}
 RESULTS = ("metrics.csv", "states", CHECKPOINT_NAME, "evaluation.json", "report", "test")
 
 
@@ -67,28 +72,51 @@ class RunFolder:
     """A training run: where it lives, its options, its frames.
 
     `split` has the frames `(k,)` of `train`, `validation` and `test`; runs of earlier versions
-    have no `test`. `notes` are what a user should read before it begins.
+    have no `test`. `parent` is the checkpoint that it begins from, if any. `notes` are what a user
+    should read before it begins.
     """
 
     path: Path
     config: TrainConfig
     dataset: Dataset
     split: dict[str, np.ndarray]
+    parent: Parent | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
     def new(cls, config: TrainConfig, path: Path) -> RunFolder:
-        """Split the data for a run that nothing is written of yet; errors as in `split_dataset`."""
+        """Split the data for a run that nothing is written of yet.
+
+        Errors are those of `split_dataset`, `parent_of` and `with_parent`.
+        """
+        if (parent := parent_of(config)) is not None:
+            config = with_parent(config, parent)
         dataset, data = Dataset(config.data.path), config.data
         sizes = {part: getattr(data, part) for part in PARTS}
         split, notes = split_dataset(len(dataset), sizes, data.seed, data.contiguous)
-        run = cls(path, config, dataset, split)
-        if copies := int(run.seen(dataset, split["test"]).sum()):
+        run = cls(path, config, dataset, split, parent)
+        if parent is not None:
+            notes += run._check_parent(parent)
+        own = np.isin(frame_digests(dataset, split["test"]), run.digests)
+        if copies := int(own.sum()):
             notes.append(
                 f"{copies} of the {len(split['test'])} test frames have the structure of a "
                 "training or validation frame; leave copies out of the data"
             )
-        return cls(path, config, dataset, split, tuple(notes))
+        return cls(path, config, dataset, split, parent, tuple(notes))
+
+    def _check_parent(self, parent: Parent) -> list[str]:
+        """Notes on frames that the parent was trained on; it must know all elements."""
+        parent.check_elements(self.dataset.compositions(), self.dataset.path)
+        notes = []
+        for part in ("validation", "test"):
+            digests = frame_digests(self.dataset, self.split[part])
+            if seen := int(np.isin(digests, parent.seen()).sum()):
+                notes.append(
+                    f"{parent.loaded.path} was trained on {seen} of the {len(digests)} {part} "
+                    "frames, and their errors are flattered; leave them out"
+                )
+        return notes
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -105,6 +133,13 @@ class RunFolder:
         dataset = Dataset(config.data.path)
         if _read_json(path / "data.json").get("sha256") != dataset.hash():
             raise ConfigError(f"{config.data.path}: has changed since the run in {path} began")
+        parent = parent_of(config)
+        if parent is not None:
+            known = _read_json(path / "parent.json").get("sha256")
+            if known != parent.loaded.sha256:
+                raise ConfigError(
+                    f"{parent.loaded.path}: has changed since the run in {path} began"
+                )
         stored = _read_json(path / "split.json")
         # an empty part, of no type of its own, is one
         split = {k: np.array(v, np.int64 if v == [] else None) for k, v in stored.items()}
@@ -112,7 +147,7 @@ class RunFolder:
         own = frames.dtype.kind == "i" and np.isin(frames, np.arange(len(dataset))).all()
         if not own or not {"train", "validation"} <= set(split):
             raise ConfigError(f"{path / 'split.json'}: holds no frames of {config.data.path}")
-        return cls(path, config, dataset, split)
+        return cls(path, config, dataset, split, parent)
 
     def write(self) -> None:
         """Write the inputs; `config.yaml` last, because its presence makes the folder a run."""
@@ -121,7 +156,12 @@ class RunFolder:
         self._write("split.json", json.dumps(split))
         content = {"sha256": self.dataset.hash(), "frames": len(self.dataset)}
         self._write("data.json", json.dumps(content))
+        if self.parent is not None:
+            known = {key: self.parent.record[key] for key in INPUTS["parent.json"]}
+            self._write("parent.json", json.dumps(known))
         options = self.config.model_dump(mode="json")
+        if (tuning := self.config.fine_tuning) is not None:
+            options["fine_tuning"]["checkpoint"] = str(tuning.checkpoint.resolve())
         for name in ("path", *PARTS):
             if isinstance(given := getattr(self.config.data, name), Path):
                 options["data"][name] = str(given.resolve())
@@ -148,8 +188,18 @@ class RunFolder:
         return frame_digests(self.dataset, frames)
 
     def seen(self, dataset: Dataset, frames: np.ndarray) -> np.ndarray:
-        """Mask of `frames` with the structure of a training or validation frame, `(m,)` bool."""
-        return np.isin(frame_digests(dataset, frames), self.digests)
+        """Mask of `frames` whose structure was in training or validation, `(m,)` bool.
+
+        That is the parent's training, too.
+        """
+        found = frame_digests(dataset, frames)
+        before = np.zeros(0, np.uint64) if self.parent is None else self.parent.seen()
+        return np.isin(found, self.digests) | np.isin(found, before)
+
+    def seen_record(self) -> dict[str, Any]:
+        """Record of all frames that were seen, for the checkpoint."""
+        before = None if self.parent is None else self.parent.loaded.training.get("seen")
+        return seen_record(self.digests) if before is None else with_more(before, self.digests)
 
     def origin(self) -> dict[str, Any]:
         """Options and data of the run as JSON values, without paths of this machine."""
@@ -157,5 +207,8 @@ class RunFolder:
         for part in PARTS:
             if isinstance(given := getattr(self.config.data, part), Path):
                 options["data"][part] = given.name
+        if (tuning := self.config.fine_tuning) is not None:
+            options["fine_tuning"]["checkpoint"] = tuning.checkpoint.name
         content = {"sha256": self.dataset.hash(), "frames": len(self.dataset), "parts": self.sizes}
-        return {"config": options, "data": content}
+        origin = {"config": options, "data": content}
+        return origin if self.parent is None else {**origin, "parent": self.parent.record}

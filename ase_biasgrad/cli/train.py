@@ -19,6 +19,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="go on with the interrupted run in this folder")
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="begin from the network of this checkpoint (fine-tuning)"),
+    ] = None,
     options: Annotated[
         bool, typer.Option("--options", help="print every option with its default and meaning")
     ] = False,
@@ -39,7 +43,8 @@ def train(
             folder, result = resume, run.resume(resume)
         else:
             assert config is not None
-            folder, result = output, run.train(load_config(config, overrides or []), output)
+            more = {} if from_ is None else {"fine_tuning.checkpoint": str(from_)}
+            folder, result = output, run.train(load_config(config, overrides or [], more), output)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True)
         raise typer.Exit(130) from None
