@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.calculators.charged_particles import ChargedParticles
     from ase_biasgrad.calculators.dense_calculator import DenseCalculator
     from ase_biasgrad.calculators.elastic import elastic_constants
+    from ase_biasgrad.calculators.extrapolation import ExtrapolationError, ExtrapolationWarning
 
 __all__ = [
     "BiasGradCalculator",
@@ -18,6 +19,8 @@ __all__ = [
     "ChargedParticles",
     "DenseCalculator",
     "EnergyZeroWarning",
+    "ExtrapolationError",
+    "ExtrapolationWarning",
     "elastic_constants",
     "register",
 ]
@@ -30,6 +33,8 @@ __getattr__ = lazy_names(
         "ChargedParticles": "ase_biasgrad.calculators.charged_particles",
         "DenseCalculator": "ase_biasgrad.calculators.dense_calculator",
         "EnergyZeroWarning": "ase_biasgrad.calculators.calculator",
+        "ExtrapolationError": "ase_biasgrad.calculators.extrapolation",
+        "ExtrapolationWarning": "ase_biasgrad.calculators.extrapolation",
         "elastic_constants": "ase_biasgrad.calculators.elastic",
         "register": "ase_biasgrad.calculators.ase_plugin",
     },
