@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from ase_biasgrad.fused.compiled.cfconv_tangents import (
+    cfconv_gradient,
+    cfconv_tangent,
+    cfconv_vjp_tangent,
+    tensor_cfconv_gradient,
+    tensor_cfconv_tangent,
+    tensor_cfconv_vjp_tangent,
+)
 from ase_biasgrad.fused.compiled.dense_tangents import (
     activate_tangent,
     embed_gradient,
@@ -15,11 +23,21 @@ from ase_biasgrad.fused.compiled.dense_tangents import (
 )
 from ase_biasgrad.fused.compiled.execute import instruct
 from ase_biasgrad.fused.compiled.operations import Operation, Place
+from ase_biasgrad.fused.compiled.tensor_message_tangents import (
+    tensor_message_gradient,
+    tensor_message_tangent,
+    tensor_message_vjp_tangent,
+)
 from ase_biasgrad.fused.compiled.tensor_tangents import (
     add_square_tangent,
     add_square_vjp_tangent,
     normalise_vjp_tangent,
     squared_norms_tangent,
+)
+from ase_biasgrad.fused.compiled.vector_message_tangents import (
+    vector_message_gradient,
+    vector_message_tangent,
+    vector_message_vjp_tangent,
 )
 from ase_biasgrad.fused.compiled.vector_tangents import (
     mix_tangent,
@@ -46,6 +64,18 @@ NORMS_AND_PRODUCTS_TANGENT = int(Operation.NORMS_AND_PRODUCTS_TANGENT)
 NORMS_AND_PRODUCTS_VJP_TANGENT = int(Operation.NORMS_AND_PRODUCTS_VJP_TANGENT)
 MIX_TANGENT = int(Operation.MIX_TANGENT)
 MIX_VJP_TANGENT = int(Operation.MIX_VJP_TANGENT)
+CFCONV_TANGENT = int(Operation.CFCONV_TANGENT)
+CFCONV_VJP_TANGENT = int(Operation.CFCONV_VJP_TANGENT)
+CFCONV_GRADIENT = int(Operation.CFCONV_GRADIENT)
+TENSOR_CFCONV_TANGENT = int(Operation.TENSOR_CFCONV_TANGENT)
+TENSOR_CFCONV_VJP_TANGENT = int(Operation.TENSOR_CFCONV_VJP_TANGENT)
+TENSOR_CFCONV_GRADIENT = int(Operation.TENSOR_CFCONV_GRADIENT)
+TENSOR_MESSAGE_TANGENT = int(Operation.TENSOR_MESSAGE_TANGENT)
+TENSOR_MESSAGE_VJP_TANGENT = int(Operation.TENSOR_MESSAGE_VJP_TANGENT)
+TENSOR_MESSAGE_GRADIENT = int(Operation.TENSOR_MESSAGE_GRADIENT)
+VECTOR_MESSAGE_TANGENT = int(Operation.VECTOR_MESSAGE_TANGENT)
+VECTOR_MESSAGE_VJP_TANGENT = int(Operation.VECTOR_MESSAGE_VJP_TANGENT)
+VECTOR_MESSAGE_GRADIENT = int(Operation.VECTOR_MESSAGE_GRADIENT)
 
 
 @compiled()
@@ -87,6 +117,30 @@ def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type:
         mix_tangent(row, place, memory)
     elif kind == MIX_VJP_TANGENT:
         mix_vjp_tangent(row, place, memory)
+    elif kind == CFCONV_TANGENT:
+        cfconv_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == CFCONV_VJP_TANGENT:
+        cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == CFCONV_GRADIENT:
+        cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == TENSOR_CFCONV_TANGENT:
+        tensor_cfconv_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_CFCONV_VJP_TANGENT:
+        tensor_cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_CFCONV_GRADIENT:
+        tensor_cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == TENSOR_MESSAGE_TANGENT:
+        tensor_message_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_MESSAGE_VJP_TANGENT:
+        tensor_message_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_MESSAGE_GRADIENT:
+        tensor_message_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == VECTOR_MESSAGE_TANGENT:
+        vector_message_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == VECTOR_MESSAGE_VJP_TANGENT:
+        vector_message_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == VECTOR_MESSAGE_GRADIENT:
+        vector_message_gradient(row, place, memory, weights, edges, tangents, gradients)
 
 
 @compiled()

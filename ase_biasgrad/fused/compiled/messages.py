@@ -48,8 +48,11 @@ class TensorMessage:
         own: np.ndarray,
     ) -> None:  # fmt: skip
         self.y = p.variable(9 * centre.shape[1])
-        self.constants = p.weight(centre), p.weight(neighbour), p.weight(_interleaved(coefficients))
-        p.emit_messages(Operation.TENSOR_MESSAGE, self.y, *self.constants, p.weight(own))
+        self.constants = (
+            p.weight(centre), p.weight(neighbour), p.weight(_interleaved(coefficients)),
+            p.weight(own),
+        )  # fmt: skip
+        p.emit_messages(Operation.TENSOR_MESSAGE, self.y, *self.constants)
         p.add(self)
 
     def vjp(self, p: Program) -> None:
@@ -71,23 +74,23 @@ def tensor_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
         i = place.first + a
         of_i = edges.numbers[i] * features
         for e in range(edges.starts[i], edges.ends[i]):
-            w, j = _splats(edges, e, 0), edges.neighbour[e]
+            w, j = splats(edges, e, 0), edges.neighbour[e]
             at, inner = row[5] + edges.bin[e] * 3 * features, e < edges.inners[i]
             of_j, r = edges.numbers[j] * features, y + (j - place.first) * width
-            t0, t1, t2, t3, t4, t5, t6, t7, t8 = _splat_tensor(edges.unit, e, memory)
+            t0, t1, t2, t3, t4, t5, t6, t7, t8 = splat_pair_tensor(edges.unit, e, memory)
             for f in range(0, features, WIDTH):
-                w0, w1, w2 = _three_sampled(weights, at + 3 * f, 3 * features, w)
+                w0, w1, w2 = three_sampled(weights, at + 3 * f, 3 * features, w)
                 c0, c1, c2, c3, c4 = t0 * w0, t1 * w1, t2 * w1, t3 * w1, t4 * w2
                 c5, c6, c7, c8 = t5 * w2, t6 * w2, t7 * w2, t8 * w2
                 sent = load(weights, centres + of_i + f) + load(weights, neighbours + of_j + f)
-                _add_components(
+                add_components(
                     memory, y + a * width + 9 * f,
                     times(sent, (c0, c1, c2, c3, c4, c5, c6, c7, c8)),
                 )  # fmt: skip
                 if inner:
                     sent = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
                     c1, c2, c3 = zero - c1, zero - c2, zero - c3
-                    _add_components(
+                    add_components(
                         memory, r + 9 * f, times(sent, (c0, c1, c2, c3, c4, c5, c6, c7, c8))
                     )
 
@@ -103,13 +106,13 @@ def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
         for e in range(edges.starts[i], edges.middles[i]):
             j = edges.neighbour[e]
             of_j, zero = edges.numbers[j] * step, splat(kind.type(0))
-            t0, t1, t2, t3, t4, t5, t6, t7, t8 = _tensor(edges.unit, e, memory)
-            w, s, at = _splats(edges, e, 0), _splats(edges, e, 1), row[5] + edges.bin[e] * 3 * step
+            t0, t1, t2, t3, t4, t5, t6, t7, t8 = pair_tensor(edges.unit, e, memory)
+            w, s, at = splats(edges, e, 0), splats(edges, e, 1), row[5] + edges.bin[e] * 3 * step
             slope, d1, d2, d3, d4, d5, d6, d7, d8 = (
                 zero, zero, zero, zero, zero, zero, zero, zero, zero,
             )  # fmt: skip
             for f in range(0, step, WIDTH):
-                (_, w1, w2), (s0, s1, s2) = _three_jets(weights, at + 3 * f, 3 * step, w, s)
+                (_, w1, w2), (s0, s1, s2) = three_jets(weights, at + 3 * f, 3 * step, w, s)
                 to_i = load(weights, centres + of_i + f) + load(weights, neighbours + of_j + f)
                 to_j = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
                 o, q = g + i * row[2] + 9 * f, g + j * row[2] + 9 * f
@@ -132,13 +135,24 @@ def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
             x, y, z = edges.unit[e, 0], edges.unit[e, 1], edges.unit[e, 2]
             e4, e5, e6, e7 = total(d4), total(d5), total(d6), total(d7)
             e8 = kind.type(math.sqrt(1 / 3)) * total(d8)
-            adj[e, 1] += two * (total(d1) + e4 * y + e6 * z + e7 * x - e8 * x)
-            adj[e, 2] += two * (total(d2) + e4 * x + e5 * z - e7 * y - e8 * y)
-            adj[e, 3] += two * (total(d3) + e5 * y + e6 * x + (e8 + e8) * z)
+            of_x, of_y, of_z = bent(e4, e5, e6, e7, e8, x, y, z)
+            adj[e, 1] += two * (total(d1) + of_x)
+            adj[e, 2] += two * (total(d2) + of_y)
+            adj[e, 3] += two * (total(d3) + of_z)
 
 
 @compiled(forceinline=True)
-def _tensor(unit, e, memory):  # type: ignore[no-untyped-def]
+def bent(e4, e5, e6, e7, e8, x, y, z):  # type: ignore[no-untyped-def]
+    """Adjoint of the direction, by √2, from those of the symmetric components of T."""
+    return (
+        e4 * y + e6 * z + e7 * x - e8 * x,
+        e4 * x + e5 * z - e7 * y - e8 * y,
+        e5 * y + e6 * x + (e8 + e8) * z,
+    )
+
+
+@compiled(forceinline=True)
+def pair_tensor(unit, e, memory):  # type: ignore[no-untyped-def]
     """`backbones.tensornet.pair_tensors` of the direction of edge e."""
     kind = memory.dtype
     x, y, z = unit[e, 0], unit[e, 1], unit[e, 2]
@@ -150,8 +164,8 @@ def _tensor(unit, e, memory):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _splat_tensor(unit, e, memory):  # type: ignore[no-untyped-def]
-    t = _tensor(unit, e, memory)
+def splat_pair_tensor(unit, e, memory):  # type: ignore[no-untyped-def]
+    t = pair_tensor(unit, e, memory)
     return (
         splat(t[0]), splat(t[1]), splat(t[2]), splat(t[3]), splat(t[4]), splat(t[5]), splat(t[6]),
         splat(t[7]), splat(t[8]),
@@ -184,17 +198,17 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
         i, to = place.first + a, y + a * width
         mine = x + i * width
         for e in range(edges.starts[i], edges.inners[i]):
-            w, at, j = _splats(edges, e, 0), row[5] + edges.bin[e] * step, edges.neighbour[e]
+            w, at, j = splats(edges, e, 0), row[5] + edges.bin[e] * step, edges.neighbour[e]
             sent, r = x + j * width, y + (j - place.first) * width
             for f in range(0, width // 9, WIDTH):
-                filters = _three_sampled(weights, at + 3 * f, step, w)
+                filters = three_sampled(weights, at + 3 * f, step, w)
                 _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
                 _add_by_part(memory, r + 9 * f, filters, mine + 9 * f)
         for e in range(edges.inners[i], edges.ends[i]):
-            w, at = _splats(edges, e, 0), row[5] + edges.bin[e] * step
+            w, at = splats(edges, e, 0), row[5] + edges.bin[e] * step
             sent = x + edges.neighbour[e] * width
             for f in range(0, width // 9, WIDTH):
-                filters = _three_sampled(weights, at + 3 * f, step, w)
+                filters = three_sampled(weights, at + 3 * f, step, w)
                 _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
 
 
@@ -215,7 +229,7 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
         i, to = place.first + a, out + a * width
         gi, xi = g + i * width, x + i * width
         for e in range(edges.starts[i], edges.middles[i]):
-            w, s, j = _splats(edges, e, 0), _splats(edges, e, 1), edges.neighbour[e]
+            w, s, j = splats(edges, e, 0), splats(edges, e, 1), edges.neighbour[e]
             at, inner, slope = (
                 row[7] + edges.bin[e] * step,
                 e < edges.inners[i],
@@ -223,7 +237,7 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
             )
             gj, xj, r = g + j * width, x + j * width, out + (j - place.first) * width
             for f in range(0, width // 9, WIDTH):
-                filters, (s0, s1, s2) = _three_jets(weights, at + 3 * f, step, w, s)
+                filters, (s0, s1, s2) = three_jets(weights, at + 3 * f, step, w, s)
                 _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
                 if inner:
                     _add_by_part(memory, r + 9 * f, filters, gi + 9 * f)
@@ -232,20 +246,20 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
                 slope = slope + s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
             edges.adjoints[e, 0] += total(slope)
         for e in range(edges.middles[i], edges.ends[i]):
-            w, at = _splats(edges, e, 0), row[7] + edges.bin[e] * step
+            w, at = splats(edges, e, 0), row[7] + edges.bin[e] * step
             gj = g + edges.neighbour[e] * width
             for f in range(0, width // 9, WIDTH):
-                filters = _three_sampled(weights, at + 3 * f, step, w)
+                filters = three_sampled(weights, at + 3 * f, step, w)
                 _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
 
 
 @compiled(forceinline=True)
 def _add_by_part(memory, o, filters, x):  # type: ignore[no-untyped-def]
-    _add_components(memory, o, by_part(filters, components(memory, x)))
+    add_components(memory, o, by_part(filters, components(memory, x)))
 
 
 @compiled(forceinline=True)
-def _add_components(memory, o, c):  # type: ignore[no-untyped-def]
+def add_components(memory, o, c):  # type: ignore[no-untyped-def]
     store_components(memory, o, plus(components(memory, o), c))
 
 
@@ -273,17 +287,17 @@ def cfconv(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
         i, to = place.first + a, y + a * width
         mine = x + i * width
         for e in range(edges.starts[i], edges.inners[i]):
-            w, at, j = _splats(edges, e, 0), row[5] + edges.bin[e] * width, edges.neighbour[e]
+            w, at, j = splats(edges, e, 0), row[5] + edges.bin[e] * width, edges.neighbour[e]
             sent, r = x + j * width, y + (j - place.first) * width
             for f in range(0, width, WIDTH):
-                filter = _sampled(weights, at + f, width, w)
+                filter = sampled(weights, at + f, width, w)
                 store(memory, to + f, load(memory, to + f) + filter * load(memory, sent + f))
                 store(memory, r + f, load(memory, r + f) + filter * load(memory, mine + f))
         for e in range(edges.inners[i], edges.ends[i]):
-            w, at = _splats(edges, e, 0), row[5] + edges.bin[e] * width
+            w, at = splats(edges, e, 0), row[5] + edges.bin[e] * width
             sent = x + edges.neighbour[e] * width
             for f in range(0, width, WIDTH):
-                filter = _sampled(weights, at + f, width, w)
+                filter = sampled(weights, at + f, width, w)
                 store(memory, to + f, load(memory, to + f) + filter * load(memory, sent + f))
 
 
@@ -301,8 +315,8 @@ def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
         gi, xi = g + i * width, x + i * width
         for e in range(edges.starts[i], edges.middles[i]):
             w, v, at, j = (
-                _splats(edges, e, 0),
-                _splats(edges, e, 1),
+                splats(edges, e, 0),
+                splats(edges, e, 1),
                 row[7] + edges.bin[e] * width,
                 edges.neighbour[e],
             )
@@ -310,33 +324,33 @@ def cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-d
             if e < edges.inners[i] and wanted:
                 for f in range(0, width, WIDTH):
                     h, k = load(memory, gj + f), load(memory, gi + f)
-                    filter, change = _jet(weights, at + f, width, w, v)
+                    filter, change = jet(weights, at + f, width, w, v)
                     slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
                     store(memory, to + f, load(memory, to + f) + filter * h)
                     store(memory, r + f, load(memory, r + f) + filter * k)
             elif wanted:
                 for f in range(0, width, WIDTH):
                     h, k = load(memory, gj + f), load(memory, gi + f)
-                    filter, change = _jet(weights, at + f, width, w, v)
+                    filter, change = jet(weights, at + f, width, w, v)
                     slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
                     store(memory, to + f, load(memory, to + f) + filter * h)
             else:
                 for f in range(0, width, WIDTH):
                     h, k = load(memory, gj + f), load(memory, gi + f)
-                    change = _sampled(weights, at + f, width, v)
+                    change = sampled(weights, at + f, width, v)
                     slope = slope + change * (k * load(memory, xj + f) + h * load(memory, xi + f))
             edges.adjoints[e, 0] += total(slope)
         if wanted:
             for e in range(edges.middles[i], edges.ends[i]):
-                w, at = _splats(edges, e, 0), row[7] + edges.bin[e] * width
+                w, at = splats(edges, e, 0), row[7] + edges.bin[e] * width
                 gj = g + edges.neighbour[e] * width
                 for f in range(0, width, WIDTH):
-                    filter = _sampled(weights, at + f, width, w)
+                    filter = sampled(weights, at + f, width, w)
                     store(memory, to + f, load(memory, to + f) + filter * load(memory, gj + f))
 
 
 @compiled(forceinline=True)
-def _splats(edges, e, kind):  # type: ignore[no-untyped-def]
+def splats(edges, e, kind):  # type: ignore[no-untyped-def]
     """Weights of the six coefficients at the distance of edge e: for values (0), slopes (1)."""
     w = edges.weights
     return (
@@ -346,7 +360,7 @@ def _splats(edges, e, kind):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _sampled(c, at, step, w):  # type: ignore[no-untyped-def]
+def sampled(c, at, step, w):  # type: ignore[no-untyped-def]
     """The spline with weights w of six coefficients `step` apart from `at` on."""
     a = w[0] * load(c, at) + w[1] * load(c, at + step)
     b = w[2] * load(c, at + 2 * step) + w[3] * load(c, at + 3 * step)
@@ -355,7 +369,7 @@ def _sampled(c, at, step, w):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _jet(c, at, step, w, v):  # type: ignore[no-untyped-def]
+def jet(c, at, step, w, v):  # type: ignore[no-untyped-def]
     """The splines with weights w and v."""
     p = load(c, at)
     a, b = w[0] * p, v[0] * p
@@ -387,12 +401,14 @@ class VectorMessage:
 
     def vjp(self, p: Program) -> None:
         gq, gmu = p.adjoint(self.out_q)[0], p.adjoint(self.out_mu)[0]
-        if self.mu is None:  # q and x are those of the elements
-            spare = p.variable(self.x.width)
+        if self.mu is None:  # q and x are those of the elements, which may learn
+            out_x = p.adjoint(self.x)[0] if p.learns else p.variable(self.x.width)
             p.emit_messages(
-                Operation.VECTOR_MESSAGE_VJP, gq, gmu, self.x, self.x, spare, spare,
-                *self.constants, 0,
+                Operation.VECTOR_MESSAGE_VJP, gq, gmu, self.x, self.x, out_x, out_x,
+                *self.constants, 2 if p.learns else 0,
             )  # fmt: skip
+            if p.learns:
+                p.emit(Operation.ADD, gq, *p.adjoint(self.q))
             return
         (out_mu, more), (out_x, again) = p.adjoint(self.mu), p.adjoint(self.x)
         assert more == again == 0  # nothing else reads them
@@ -418,28 +434,28 @@ def vector_message(row, place, memory, weights, edges):  # type: ignore[no-untyp
     for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.ends[i]):
-            w, u, j = _splats(edges, e, 0), _direction(edges, e), edges.neighbour[e]
+            w, u, j = splats(edges, e, 0), direction(edges, e), edges.neighbour[e]
             at, inner, b = row[11] + edges.bin[e] * step, e < edges.inners[i], j - place.first
             for f in range(0, width, WIDTH):
-                w0, w1, w2 = _three_sampled(weights, at + 3 * f, step, w)
+                w0, w1, w2 = three_sampled(weights, at + 3 * f, step, w)
                 o, r = x + j * step + 3 * f, out_mu + a * step + 3 * f
                 k = out_q + a * width + f
                 store(memory, k, load(memory, k) + w0 * load(memory, o))
-                v = _plus_scaled(three(memory, r, WIDTH), w1 * load(memory, o + WIDTH), u)
+                v = plus_scaled(three(memory, r, WIDTH), w1 * load(memory, o + WIDTH), u)
                 if carries:
                     passed = w2 * load(memory, o + 2 * WIDTH)
-                    v = _plus_scaled(v, passed, three(memory, mu + j * step + 3 * f, WIDTH))
-                _store_three(memory, r, v)
+                    v = plus_scaled(v, passed, three(memory, mu + j * step + 3 * f, WIDTH))
+                store_three(memory, r, v)
                 if inner:
                     o, r = x + i * step + 3 * f, out_mu + b * step + 3 * f
                     k = out_q + b * width + f
                     store(memory, k, load(memory, k) + w0 * load(memory, o))
                     along = zero - w1 * load(memory, o + WIDTH)
-                    v = _plus_scaled(three(memory, r, WIDTH), along, u)
+                    v = plus_scaled(three(memory, r, WIDTH), along, u)
                     if carries:
                         passed = w2 * load(memory, o + 2 * WIDTH)
-                        v = _plus_scaled(v, passed, three(memory, mu + i * step + 3 * f, WIDTH))
-                    _store_three(memory, r, v)
+                        v = plus_scaled(v, passed, three(memory, mu + i * step + 3 * f, WIDTH))
+                    store_three(memory, r, v)
 
 
 @compiled()
@@ -450,104 +466,141 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
     (Σ_j W¹ ∂E/∂q_j, −Σ_j W² u · ∂E/∂μ_j, μ_i · h).
     """
     gq, gmu, mu, x = row[1] * place.n, row[3] * place.n, row[5] * place.n, row[7] * place.n
-    out_mu, out_x, carries = locate(row, 9, place), locate(row, 11, place), row[14]
+    out_mu, out_x, carries = locate(row, 9, place), locate(row, 11, place), row[14] == 1
+    learns = row[14] == 2  # x has an adjoint, without μ
     width, step, zero = row[2], row[4], splat(memory.dtype.type(0))
     if carries:  # h and the adjoints of x¹, x², until all edges are done
         for k in range(0, place.size * step, WIDTH):
             store(memory, out_mu + k, zero)
             store(memory, out_x + k, zero)
+    elif learns:
+        for k in range(0, place.size * step, WIDTH):
+            store(memory, out_x + k, zero)
     for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.middles[i]):
-            w, s, u = _splats(edges, e, 0), _splats(edges, e, 1), _direction(edges, e)
+            w, s, u = splats(edges, e, 0), splats(edges, e, 1), direction(edges, e)
             j, at = edges.neighbour[e], row[13] + edges.bin[e] * step
             b, inner = j - place.first, e < edges.inners[i]
             slope, along = zero, (zero, zero, zero)
             for f in range(0, width, WIDTH):
-                (w0, w1, w2), (s0, s1, s2) = _three_jets(weights, at + 3 * f, step, w, s)
+                (w0, w1, w2), (s0, s1, s2) = three_jets(weights, at + 3 * f, step, w, s)
                 o, p = i * step + 3 * f, j * step + 3 * f
                 gi, gj = load(memory, gq + i * width + f), load(memory, gq + j * width + f)
                 bi, bj = three(memory, gmu + o, WIDTH), three(memory, gmu + p, WIDTH)
                 xi, xj = three(memory, x + o, WIDTH), three(memory, x + p, WIDTH)
-                d = _plus_scaled(_plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
-                slope = slope + s0 * (gi * xj[0] + gj * xi[0]) + s1 * _product(u, d)
-                along = _plus_scaled(along, w1, d)
+                d = plus_scaled(plus_scaled((zero, zero, zero), xj[1], bi), zero - xi[1], bj)
+                slope = slope + s0 * (gi * xj[0] + gj * xi[0]) + s1 * dot(u, d)
+                along = plus_scaled(along, w1, d)
                 if carries:
                     mi, mj = three(memory, mu + o, WIDTH), three(memory, mu + p, WIDTH)
-                    slope = slope + s2 * (xj[2] * _product(bi, mj) + xi[2] * _product(bj, mi))
+                    slope = slope + s2 * (xj[2] * dot(bi, mj) + xi[2] * dot(bj, mi))
                     o = a * step + 3 * f
                     _receive(
-                        memory, out_mu + o, out_x + o, w0 * gj, w2, bj, zero - w1 * _product(u, bj)
+                        memory,
+                        out_mu + o,
+                        out_x + o,
+                        w0 * gj,
+                        w2,
+                        bj,
+                        zero - w1 * dot(u, bj),
                     )
                     if inner:
                         o = b * step + 3 * f
                         _receive(
-                            memory, out_mu + o, out_x + o, w0 * gi, w2, bi, w1 * _product(u, bi)
+                            memory,
+                            out_mu + o,
+                            out_x + o,
+                            w0 * gi,
+                            w2,
+                            bi,
+                            w1 * dot(u, bi),
                         )
+                elif learns:
+                    o = out_x + a * step + 3 * f
+                    _receive_alone(memory, o, w0 * gj, zero - w1 * dot(u, bj))
+                    if inner:
+                        o = out_x + b * step + 3 * f
+                        _receive_alone(memory, o, w0 * gi, w1 * dot(u, bi))
             edges.adjoints[e, 0] += total(slope)
             edges.adjoints[e, 1] += total(along[0])
             edges.adjoints[e, 2] += total(along[1])
             edges.adjoints[e, 3] += total(along[2])
         if carries:
             for e in range(edges.middles[i], edges.ends[i]):
-                w, u, j = _splats(edges, e, 0), _direction(edges, e), edges.neighbour[e]
+                w, u, j = splats(edges, e, 0), direction(edges, e), edges.neighbour[e]
                 at = row[13] + edges.bin[e] * step
                 for f in range(0, width, WIDTH):
-                    w0, w1, w2 = _three_sampled(weights, at + 3 * f, step, w)
+                    w0, w1, w2 = three_sampled(weights, at + 3 * f, step, w)
                     bj, o = three(memory, gmu + j * step + 3 * f, WIDTH), a * step + 3 * f
                     g = w0 * load(memory, gq + j * width + f)
-                    _receive(memory, out_mu + o, out_x + o, g, w2, bj, zero - w1 * _product(u, bj))
+                    _receive(memory, out_mu + o, out_x + o, g, w2, bj, zero - w1 * dot(u, bj))
+        elif learns:
+            for e in range(edges.middles[i], edges.ends[i]):
+                w, u, j = splats(edges, e, 0), direction(edges, e), edges.neighbour[e]
+                at = row[13] + edges.bin[e] * step
+                for f in range(0, width, WIDTH):
+                    w0 = sampled(weights, at + 3 * f, step, w)
+                    w1 = sampled(weights, at + 3 * f + WIDTH, step, w)
+                    bj, o = three(memory, gmu + j * step + 3 * f, WIDTH), a * step + 3 * f
+                    g = w0 * load(memory, gq + j * width + f)
+                    _receive_alone(memory, out_x + o, g, zero - w1 * dot(u, bj))
     if carries:
         for a in range(place.size):
             for f in range(0, width, WIDTH):
                 o, here = (place.first + a) * step + 3 * f, a * step + 3 * f
                 h, carried = three(memory, out_mu + here, WIDTH), load(memory, x + o + 2 * WIDTH)
-                of_x = _product(h, three(memory, mu + o, WIDTH))
+                of_x = dot(h, three(memory, mu + o, WIDTH))
                 store(memory, out_x + here + 2 * WIDTH, of_x)
-                moved = _plus_scaled(three(memory, gmu + o, WIDTH), carried, h)
-                _store_three(memory, out_mu + here, moved)
+                moved = plus_scaled(three(memory, gmu + o, WIDTH), carried, h)
+                store_three(memory, out_mu + here, moved)
 
 
 @compiled(forceinline=True)
 def _receive(memory, h, x, one, filter, of_mu, two):  # type: ignore[no-untyped-def]
     """Add to h, and to the adjoints of x¹ and x²."""
-    _store_three(memory, h, _plus_scaled(three(memory, h, WIDTH), filter, of_mu))
+    store_three(memory, h, plus_scaled(three(memory, h, WIDTH), filter, of_mu))
+    _receive_alone(memory, x, one, two)
+
+
+@compiled(forceinline=True)
+def _receive_alone(memory, x, one, two):  # type: ignore[no-untyped-def]
     store(memory, x, load(memory, x) + one)
     store(memory, x + WIDTH, load(memory, x + WIDTH) + two)
 
 
 @compiled(forceinline=True)
-def _three_sampled(c, at, step, w):  # type: ignore[no-untyped-def]
+def three_sampled(c, at, step, w):  # type: ignore[no-untyped-def]
     return (
-        _sampled(c, at, step, w), _sampled(c, at + WIDTH, step, w),
-        _sampled(c, at + 2 * WIDTH, step, w),
+        sampled(c, at, step, w), sampled(c, at + WIDTH, step, w),
+        sampled(c, at + 2 * WIDTH, step, w),
     )  # fmt: skip
 
 
 @compiled(forceinline=True)
-def _three_jets(c, at, step, w, v):  # type: ignore[no-untyped-def]
-    (a, d), (b, e) = _jet(c, at, step, w, v), _jet(c, at + WIDTH, step, w, v)
-    f, g = _jet(c, at + 2 * WIDTH, step, w, v)
+def three_jets(c, at, step, w, v):  # type: ignore[no-untyped-def]
+    (a, d), (b, e) = jet(c, at, step, w, v), jet(c, at + WIDTH, step, w, v)
+    f, g = jet(c, at + 2 * WIDTH, step, w, v)
     return (a, b, f), (d, e, g)
 
 
 @compiled(forceinline=True)
-def _store_three(memory, o, v):  # type: ignore[no-untyped-def]
+def store_three(memory, o, v):  # type: ignore[no-untyped-def]
     store(memory, o, v[0])
     store(memory, o + WIDTH, v[1])
     store(memory, o + 2 * WIDTH, v[2])
 
 
 @compiled(forceinline=True)
-def _direction(edges, e):  # type: ignore[no-untyped-def]
+def direction(edges, e):  # type: ignore[no-untyped-def]
     return splat(edges.unit[e, 0]), splat(edges.unit[e, 1]), splat(edges.unit[e, 2])
 
 
 @compiled(forceinline=True)
-def _plus_scaled(v, s, u):  # type: ignore[no-untyped-def]
+def plus_scaled(v, s, u):  # type: ignore[no-untyped-def]
     return v[0] + s * u[0], v[1] + s * u[1], v[2] + s * u[2]
 
 
 @compiled(forceinline=True)
-def _product(u, v):  # type: ignore[no-untyped-def]
+def dot(u, v):  # type: ignore[no-untyped-def]
     return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]

@@ -16,6 +16,8 @@ variables get the instruction once for each of them.
 
 from __future__ import annotations
 
+from functools import partial
+
 from ase_biasgrad.fused.compiled.operations import Operation
 from ase_biasgrad.fused.compiled.program import Program, Rule, Variable
 from ase_biasgrad.numerics.matrix_product import ACCUMULATE
@@ -202,6 +204,89 @@ def mix_vjp(
         p.emit(Operation.MIX_VJP_TANGENT, *given, *moved, *of_results, some)
 
 
+def cfconv(p: Program, x: Variable, y: Variable, coefficients: int) -> None:
+    """See `messages.CFConv`."""
+    p.emit_messages(
+        Operation.CFCONV_TANGENT, x, x.tangent or x, p.tangent(y, 0), coefficients,
+        int(x.tangent is not None),
+    )  # fmt: skip
+
+
+def cfconv_vjp(
+    p: Program, g: Variable, x: Variable, out: Variable, coefficients: int, more: int,
+    operation: Operation = Operation.CFCONV_VJP_TANGENT,
+) -> None:  # fmt: skip
+    """See `messages.CFConv`."""
+    moved = g, p.tangent_or_zero(g), x, p.tangent_or_zero(x)
+    of_out, more = (x, more) if more == 2 else _added(p, out, more)
+    p.emit_messages(operation, *moved, of_out, coefficients, more)
+
+
+def tensor_cfconv(p: Program, x: Variable, y: Variable, coefficients: int, own: int) -> None:
+    """See `messages.TensorCFConv`."""
+    moved = x, p.tangent_or_zero(x), p.tangent(y, 0)
+    p.emit_messages(Operation.TENSOR_CFCONV_TANGENT, *moved, coefficients, own)
+
+
+def tensor_cfconv_vjp(
+    p: Program, g: Variable, x: Variable, out: Variable, coefficients: int, own: int, more: int,
+    operation: Operation = Operation.TENSOR_CFCONV_VJP_TANGENT,
+) -> None:  # fmt: skip
+    """See `messages.TensorCFConv`."""
+    moved = g, p.tangent_or_zero(g), x, p.tangent_or_zero(x)
+    of_out, more = _added(p, out, more)
+    p.emit_messages(operation, *moved, of_out, coefficients, own, more)
+
+
+def tensor_message(p: Program, y: Variable, *constants: int) -> None:
+    """See `messages.TensorMessage`."""
+    p.emit_messages(Operation.TENSOR_MESSAGE_TANGENT, p.tangent(y, 0), *constants)
+
+
+def tensor_message_vjp(
+    p: Program, g: Variable, *constants: int,
+    operation: Operation = Operation.TENSOR_MESSAGE_VJP_TANGENT,
+) -> None:  # fmt: skip
+    """See `messages.TensorMessage`."""
+    p.emit_messages(operation, g, p.tangent_or_zero(g), *constants)
+
+
+def vector_message(
+    p: Program, x: Variable, q: Variable, mu: Variable, out_q: Variable, out_mu: Variable,
+    coefficients: int, carries: int,
+) -> None:  # fmt: skip
+    """See `messages.VectorMessage`."""
+    moved = x, q, mu
+    if carries:
+        moved = p.tangent_or_zero(x), p.tangent_or_zero(q), p.tangent_or_zero(mu)
+    p.emit_messages(
+        Operation.VECTOR_MESSAGE_TANGENT, x, mu, *moved, p.tangent(out_q, 0), p.tangent(out_mu, 0),
+        coefficients, carries,
+    )  # fmt: skip
+
+
+def vector_message_vjp(
+    p: Program, gq: Variable, gmu: Variable, mu: Variable, x: Variable, out_mu: Variable,
+    out_x: Variable, coefficients: int, kind: int,
+    operation: Operation = Operation.VECTOR_MESSAGE_VJP_TANGENT,
+) -> None:  # fmt: skip
+    """See `messages.VectorMessage`."""
+    given = gq, p.tangent_or_zero(gq), gmu, p.tangent_or_zero(gmu)
+    if kind == 1:
+        moved = mu, p.tangent_or_zero(mu), x, p.tangent_or_zero(x)
+        of_results = p.tangent(out_mu, 0), p.tangent(out_x, 0), p.variable(mu.width)
+    else:  # x does not move
+        of_x = p.tangent(out_x, 0) if kind == 2 else p.variable(x.width)
+        moved, of_results = (x, x, x, x), (of_x, of_x, of_x)
+    p.emit_messages(operation, *given, *moved, *of_results, coefficients, kind)
+
+
+def _added(p: Program, variable: Variable, more: int) -> tuple[Variable, int]:
+    """Tangent of a variable to be written, and 1 if it holds something to be added to, else 0."""
+    more = int(more and variable.tangent is not None)
+    return p.tangent(variable, more), more
+
+
 HESSIAN: dict[Operation, Rule] = {
     Operation.EMBED: embed,
     Operation.LINEAR: linear,
@@ -226,6 +311,26 @@ HESSIAN: dict[Operation, Rule] = {
     Operation.NORMS_AND_PRODUCTS_VJP: norms_and_products_vjp,
     Operation.MIX: mix,
     Operation.MIX_VJP: mix_vjp,
+    Operation.CFCONV: cfconv,
+    Operation.CFCONV_VJP: cfconv_vjp,
+    Operation.TENSOR_CFCONV: tensor_cfconv,
+    Operation.TENSOR_CFCONV_VJP: tensor_cfconv_vjp,
+    Operation.TENSOR_MESSAGE: tensor_message,
+    Operation.TENSOR_MESSAGE_VJP: tensor_message_vjp,
+    Operation.VECTOR_MESSAGE: vector_message,
+    Operation.VECTOR_MESSAGE_VJP: vector_message_vjp,
 }
 # the VJP of messages gives gradients of filters in place of the change of forces
-TRAINING: dict[Operation, Rule] = {**HESSIAN}
+TRAINING: dict[Operation, Rule] = {
+    **HESSIAN,
+    Operation.CFCONV_VJP: partial(cfconv_vjp, operation=Operation.CFCONV_GRADIENT),
+    Operation.TENSOR_CFCONV_VJP: partial(
+        tensor_cfconv_vjp, operation=Operation.TENSOR_CFCONV_GRADIENT
+    ),
+    Operation.TENSOR_MESSAGE_VJP: partial(
+        tensor_message_vjp, operation=Operation.TENSOR_MESSAGE_GRADIENT
+    ),
+    Operation.VECTOR_MESSAGE_VJP: partial(
+        vector_message_vjp, operation=Operation.VECTOR_MESSAGE_GRADIENT
+    ),
+}

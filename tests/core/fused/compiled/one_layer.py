@@ -60,12 +60,12 @@ class RandomEdges:
         self.distances = torch.cat([self.of_pairs[0]] * 2)
         self.unit = torch.cat([self.of_pairs[1], -self.of_pairs[1]])
 
-    def filters(self, coefficients: np.ndarray) -> Tensor:
+    def filters(self, coefficients: np.ndarray | Tensor) -> Tensor:
         """Splines `(e, …)` with coefficients `(KNOTS, …)` at the distances."""
         bin = self.distances.detach().long()
         powers = (self.distances - bin)[:, None] ** torch.arange(N_WEIGHTS)
         weights = powers @ torch.from_numpy(polynomials())  # (e, 6)
-        near = torch.from_numpy(coefficients)[bin[:, None] + torch.arange(N_WEIGHTS)]
+        near = torch.as_tensor(coefficients)[bin[:, None] + torch.arange(N_WEIGHTS)]
         return torch.einsum("et,et...->e...", weights, near)
 
     def gathered(self, messages: Tensor) -> Tensor:
