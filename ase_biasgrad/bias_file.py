@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from ase.data import atomic_numbers, chemical_symbols
 
-from ase_biasgrad.bias import Bias, EnergyZero
+from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.units import N_ELEMENTS
+
+if TYPE_CHECKING:
+    from ase_biasgrad.bias import Bias
 
 FORMAT, VERSION = "ase-biasgrad bias", 1
 UNITS = {"energy": "eV"}
@@ -42,10 +44,10 @@ class BiasFileError(ValueError):
 
 def save_bias(path: str | Path, bias: Bias) -> None:
     """Write a bias to `path` (`*.json`), whole or not at all."""
-    energies = bias.per_element.cpu().numpy()
-    counts = bias.compositions.cpu().numpy()
+    arrays = bias.arrays()
+    energies, counts = arrays.per_element, arrays.compositions
     numbers = np.flatnonzero((energies != 0) | counts.any(axis=0))
-    columns = (bias.offsets, bias.residuals, bias.errors, bias.isolated)
+    columns = (arrays.offsets, arrays.residuals, arrays.errors, arrays.isolated)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -53,8 +55,8 @@ def save_bias(path: str | Path, bias: Bias) -> None:
         "zero": bias.zero,
         "elements": [chemical_symbols[z] for z in numbers],
         "energies": energies[numbers].tolist(),
-        "covariance": _nulls(bias.covariance.cpu().numpy()[np.ix_(numbers, numbers)].tolist()),
-        "misfit": _nulls(float(bias.misfit)),
+        "covariance": _nulls(arrays.covariance[np.ix_(numbers, numbers)].tolist()),
+        "misfit": _nulls(float(arrays.misfit)),
         "compositions": [
             {
                 "counts": {chemical_symbols[z]: int(row[z]) for z in np.flatnonzero(row)},
@@ -75,7 +77,14 @@ def save_bias(path: str | Path, bias: Bias) -> None:
 
 
 def load_bias(path: str | Path) -> Bias:
-    """Read a bias that `save_bias` wrote.
+    """Read a bias as a module of torch; errors are those of `read_bias`."""
+    from ase_biasgrad.bias import Bias
+
+    return Bias.from_arrays(read_bias(path))
+
+
+def read_bias(path: str | Path) -> BiasArrays:
+    """Read a bias that `save_bias` wrote as NumPy arrays, without torch.
 
     Raises
     ------
@@ -93,7 +102,7 @@ def load_bias(path: str | Path) -> Bias:
         raise BiasFileError(f"{path}: {error}") from error
 
 
-def _read(content: Any) -> Bias:
+def _read(content: Any) -> BiasArrays:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError("no bias of ase-biasgrad; write one with `biasgrad fit-bias … -o x.json`")
     if type(version := content.get("version")) is not int or version < 1:
@@ -114,11 +123,11 @@ def _read(content: Any) -> Bias:
     counts = np.array([row["counts"] for row in rows]).reshape(-1, N_ELEMENTS)
     if counts[:, [z for z in range(N_ELEMENTS) if z not in numbers]].any():
         raise ValueError("compositions: hold an element that is not in elements")
-    bias, n = Bias(), len(numbers)
+    n = len(numbers)
     energies = _reals(content["energies"], "energies", (n,))
     covariance = _covariance(content["covariance"], n)
-    state = bias.state_dict()
-    state["per_element"][numbers] = torch.from_numpy(energies)
+    per_element = np.zeros(N_ELEMENTS)
+    per_element[numbers] = energies
     whole = np.full((N_ELEMENTS, N_ELEMENTS), np.nan if np.isnan(covariance).all() else 0.0)
     whole[np.ix_(numbers, numbers)] = covariance
     columns = {
@@ -133,15 +142,15 @@ def _read(content: Any) -> Bias:
     misfit = _reals(content.get("misfit"), "misfit", (), unknown=True)
     if misfit < 0:
         raise ValueError(f"misfit: {misfit}, a standard deviation is not negative")
-    for name, values in {
-        "compositions": counts.astype(np.int64),
-        "covariance": whole,
-        "misfit": misfit,
+    return BiasArrays(
+        content["zero"],
+        content["fit"],
+        per_element,
+        covariance=whole,
+        misfit=np.asarray(misfit),
+        compositions=counts.astype(np.int64),
         **columns,
-    }.items():
-        setattr(bias, name, torch.from_numpy(np.asarray(values)))
-    bias.zero, bias.fit_report = content["zero"], content["fit"]
-    return bias
+    )
 
 
 def _covariance(value: Any, n: int) -> np.ndarray:

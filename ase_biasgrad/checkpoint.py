@@ -11,25 +11,33 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
+import numpy as np
 
-from ase_biasgrad.backbones import backbone_arguments, backbone_class, build_backbone
-from ase_biasgrad.bias import Bias, EnergyZero
+from ase_biasgrad.architectures import ARCHITECTURES, Architecture, check_arguments
+from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero, of_version_1
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.potential import Potential
+from ase_biasgrad.lazy import required
+from ase_biasgrad.potential_arrays import (
+    NetworkArrays,
+    PotentialArrays,
+    bias_prefix,
+    checked_name,
+)
 from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
+from ase_biasgrad.training_range import TrainingRange
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ase_biasgrad.potential import Potential
 
 FORMAT = "ase-biasgrad checkpoint"
 FORMAT_VERSION = 3  # 2: with a digest; 3: standard errors, references by name and standard errors
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
 INTEGERS = ("compositions", "isolated")  # tensors of a bias
+Shape = tuple[str, list[int]]  # of a stored tensor: its type (`F32`, `F64`, `I64`) and its sizes
 ERRORS = ("covariance", "misfit", "errors")  # of a bias; NaN is not known, as before version 3
 MAX_REFERENCES = 1000  # each takes 0.1 MB, before its tensors are looked at
 MAX_BIAS = 1e12  # eV; no sum of atomic energies comes near
@@ -55,6 +63,37 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class StoredPotential:
+    """A checkpoint as read, on NumPy arrays."""
+
+    potential: PotentialArrays
+    metadata: dict[str, Any]
+    path: Path
+    sha256: str
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Provenance: data hash, split, versions, validation metrics, where recorded."""
+        return self.metadata["training"]
+
+    @property
+    def training_range(self) -> TrainingRange | None:
+        """Range of the structures seen in training, None where it was not recorded.
+
+        Raises
+        ------
+        CheckpointError
+            If the record is damaged.
+        """
+        if (record := self.training.get("range")) is None:
+            return None
+        try:
+            return TrainingRange.from_record(record)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: training.range: {error}") from error
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A potential as loaded: on the CPU, in evaluation mode, no parameter wanting gradients."""
 
@@ -76,30 +115,44 @@ def save_checkpoint(
 
     `training` is recorded unchanged (JSON values).
     """
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
+    arrays = potential.arrays()
+    network = arrays.network
     metadata = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "backbone": {"name": potential.backbone.name, "arguments": potential.backbone.arguments},
-        "elements": list(potential.elements),
-        "cutoff": potential.cutoff,
+        "backbone": {"name": network.name, "arguments": network.arguments},
+        "elements": list(arrays.elements),
+        "cutoff": network.cutoff,
         "units": UNITS,
-        "reference": potential.reference,
+        "reference": arrays.reference,
         "references": {
             name: {"zero": bias.zero, "fit": bias.fit_report}
-            for name, bias in potential.biases().items()
+            for name, bias in arrays.biases.items()
         },
         "training": training or {},
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in potential.state_dict().items()}
+    tensors = {key: np.asarray(array, order="C") for key, array in arrays.tensors().items()}
     stored = {"ase_biasgrad": json.dumps(metadata)}
     with whole_file(path) as temporary:
         temporary.write_bytes(with_digest(save, tensors, stored))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a potential.
+    """Read a potential as a module of torch; errors are those of `read_checkpoint`."""
+    from ase_biasgrad.potential import Potential
+
+    stored = read_checkpoint(path)
+    try:
+        potential = Potential.from_arrays(stored.potential)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(potential, stored.metadata, stored.path, stored.sha256)
+
+
+def read_checkpoint(path: str | Path) -> StoredPotential:
+    """Read a potential as NumPy arrays, without torch if its network runs without.
 
     Everything is compared before anything is built: the digest, every argument with its type and
     bounds, the shapes of the tensors with those that the arguments give.
@@ -112,7 +165,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         If the file is not a checkpoint of ours, is damaged, or needs a newer version.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.numpy import load
 
     path = Path(path)
     if not path.is_file():
@@ -121,12 +174,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         header, data = split_file(content)
         metadata = _metadata(header, data)
-        with torch.inference_mode(False):  # what is loaded in it can never be differentiated
-            potential = _empty_potential(metadata, _shapes(header))
-            _fill(potential, metadata, load(content))
+        _check_network(metadata, _shapes(header))
+        potential = _potential(metadata, load(content))
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(potential, metadata, path, hashlib.sha256(content).hexdigest())
+    return StoredPotential(potential, metadata, path, hashlib.sha256(content).hexdigest())
 
 
 def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
@@ -164,6 +216,7 @@ def _check_references(reference: str, references: dict[str, Any]) -> None:
         raise ValueError(f"references: {len(references)}, more than {MAX_REFERENCES}")
     _check_kinds("references.", references, {reference: dict, **dict.fromkeys(references, dict)})
     for name, stored in references.items():
+        checked_name(name)
         _check_kinds(f"references.{name}.", stored, {"zero": str, "fit": dict})
         if stored["zero"] not in get_args(EnergyZero):
             raise ValueError(
@@ -178,8 +231,8 @@ def _check_kinds(where: str, values: dict[str, Any], kinds: dict[str, type]) -> 
             raise ValueError(f"{where}{key}: {got}, must be of type {kind.__name__}")
 
 
-def _shapes(header: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
-    """Type (`F32`, `F64`, `I64`) and shape of each tensor."""
+def _shapes(header: dict[str, Any]) -> dict[str, Shape]:
+    """Type and shape of each tensor."""
     shapes = {}
     for name, entry in header.items():
         if name != "__metadata__":
@@ -193,48 +246,54 @@ def _shapes(header: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
     return shapes
 
 
-def _empty_potential(metadata: dict[str, Any], shapes: dict[str, Any]) -> Potential:
-    """The potential without memory for its tensors, whose types and shapes are those stored."""
+def _architecture(name: str) -> Architecture:
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    required("torch", f"the network {name!r}")
+    from ase_biasgrad.backbones import architecture_of
+
+    return architecture_of(name)
+
+
+def _check_network(metadata: dict[str, Any], shapes: dict[str, Shape]) -> None:
+    """Compare arguments, elements and cutoff, then the stored tensors with what follows."""
     name, arguments = metadata["backbone"]["name"], metadata["backbone"]["arguments"]
-    cls = backbone_class(name)
-    if missing := sorted(set(backbone_arguments(cls)) - set(arguments)):
+    network = _architecture(name)
+    if missing := sorted(set(network.defaults) - set(arguments)):
         raise ValueError(f"backbone.arguments.{missing[0]}: missing")
-    for key in cls.depths:  # each layer brings tensors of its own, and takes time to build
+    for key in network.depths:  # each layer brings tensors of its own, and takes time to build
         if isinstance(arguments[key], int) and arguments[key] > len(shapes):
             raise ValueError(
                 f"backbone.arguments.{key}: {arguments[key]} layers, and {len(shapes)} tensors"
             )
     try:
-        with torch.device("meta"):
-            backbone = build_backbone(name, arguments)
+        check_arguments(name, network.defaults, arguments)
+        expected = network.shapes(arguments)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"backbone.arguments: the network cannot be built: {error}") from error
-    elements = metadata["elements"]
-    if not all(type(z) is int and 0 < z <= cls.largest_number for z in elements):
-        raise ValueError(f"elements: {str(elements)[:80]}, of 1 to {cls.largest_number} in {name}")
-    potential = Potential(backbone, Bias(), elements, metadata["reference"])
-    if list(potential.elements) != elements:
+    elements, largest = metadata["elements"], network.largest_number
+    if not all(type(z) is int and 0 < z <= largest for z in elements):
+        raise ValueError(f"elements: {str(elements)[:80]}, of 1 to {largest} in {name}")
+    if sorted(set(elements)) != elements:
         raise ValueError(f"elements: {elements} are not sorted, each once")
-    if metadata["cutoff"] != backbone.cutoff:
-        raise ValueError(f"cutoff: {metadata['cutoff']}, and the backbone's is {backbone.cutoff}")
-    for name in metadata["references"]:
-        if name != potential.reference:
-            potential.add_reference(name, Bias())
-    _compare_shapes(potential, shapes)
-    return potential
+    cutoff = float(arguments["cutoff"])
+    if metadata["cutoff"] != cutoff:
+        raise ValueError(f"cutoff: {metadata['cutoff']}, and the backbone's is {cutoff}")
+    _compare_shapes(metadata, {f"backbone.{key}": s for key, s in expected.items()}, shapes)
 
 
-def _compare_shapes(potential: Potential, shapes: dict[str, tuple[str, list[int]]]) -> None:
+def _compare_shapes(
+    metadata: dict[str, Any], of_network: dict[str, list[int]], shapes: dict[str, Shape]
+) -> None:
     """Raise `ValueError` naming the first tensor that is not one of the potential's."""
     kinds = {kind for key, (kind, _) in shapes.items() if key.startswith("backbone.")}
     width = "F64" if "F64" in kinds else "F32"
-    expected = {key: (width, list(t.shape)) for key, t in potential.state_dict().items()}
-    for prefix, bias in _prefixed_biases(potential).items():
-        fitted = shapes.get(f"{prefix}compositions", ("", []))[1][:1]
-        for name, shape in _bias_shapes(bias, fitted).items():
-            expected[f"{prefix}{name}"] = ("I64" if name in INTEGERS else "F64", shape)
-            if name in ERRORS and f"{prefix}{name}" not in shapes:
-                del expected[f"{prefix}{name}"]
+    expected = {key: (width, shape) for key, shape in of_network.items()}
+    for prefix in _prefixes(metadata):
+        rows = shapes.get(f"{prefix}compositions", ("", []))[1][:1]
+        for name, shape in _bias_shapes(rows).items():
+            if name not in ERRORS or f"{prefix}{name}" in shapes:
+                expected[f"{prefix}{name}"] = ("I64" if name in INTEGERS else "F64", shape)
     if "bias.constant" in shapes:  # format version 1; upgraded when the tensors are there
         del expected["bias.residuals"], expected["bias.isolated"]
         expected["bias.constant"] = ("F64", [])
@@ -245,46 +304,49 @@ def _compare_shapes(potential: Potential, shapes: dict[str, tuple[str, list[int]
             raise ValueError(f"{key}: {shapes[key]}, and by the arguments it is {expected[key]}")
 
 
-def _prefixed_biases(potential: Potential) -> dict[str, Bias]:
-    """Biases by what the names of their tensors begin with."""
-    own = potential.reference
-    return {
-        "bias." if name == own else f"references.{name}.": bias
-        for name, bias in potential.biases().items()
-    }
+def _prefixes(metadata: dict[str, Any]) -> dict[str, str]:
+    """References by what the names of the tensors of their biases begin with, the own one first."""
+    own = metadata["reference"]
+    names = [own, *(name for name in metadata["references"] if name != own)]
+    return {bias_prefix(name, own): name for name in names}
 
 
-def _bias_shapes(unfitted: Bias, fitted: list[int]) -> dict[str, list[int]]:
+def _bias_shapes(rows: list[int]) -> dict[str, list[int]]:
     """Shapes of the tensors of a bias, some with a row for each of the compositions of its fit."""
-    shapes = {name: list(tensor.shape) for name, tensor in unfitted.state_dict().items()}
-    return {name: fitted + s[1:] if s[:1] == [0] else s for name, s in shapes.items()}
+    shapes = {name: list(array.shape) for name, array in BiasArrays.unfitted().tensors.items()}
+    return {name: rows + s[1:] if s[:1] == [0] else s for name, s in shapes.items()}
 
 
-def _fill(potential: Potential, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        may_be_nan = name.rpartition(".")[2] in ERRORS and not name.startswith("backbone.")
-        if not bool((torch.isfinite(tensor) | (may_be_nan & tensor.isnan())).all()):
-            raise ValueError(f"{name}: holds NaN or infinity")
-        if not name.startswith("backbone.") and bool((tensor.abs() > MAX_BIAS).any()):
-            raise ValueError(f"{name}: beyond {MAX_BIAS:g} eV")
-        if name.endswith(".compositions") and bool((tensor < 0).any()):
-            raise ValueError(f"{name}: negative numbers of atoms")
-        if name.endswith((".misfit", ".errors")) and may_be_nan and bool((tensor < 0).any()):
-            raise ValueError(f"{name}: negative standard errors")
-        if name.endswith(".isolated") and bool(((tensor < 0) | (tensor > 2)).any()):
-            raise ValueError(f"{name}: kinds of rows are 0, 1 and 2")
-        if name.endswith(".cutoff") and not math.isclose(tensor, potential.cutoff, rel_tol=1e-6):
-            raise ValueError(f"{name}: {float(tensor)}, and the cutoff is {potential.cutoff}")
-    for (name, bias), prefix in zip(
-        potential.biases().items(), _prefixed_biases(potential), strict=True
-    ):
+def _potential(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> PotentialArrays:
+    for name, array in tensors.items():
+        _check_numbers(name, array, metadata["cutoff"])
+    biases = {}
+    for prefix, name in _prefixes(metadata).items():
         stored = metadata["references"][name]
-        bias.zero, bias.fit_report = stored["zero"], stored["fit"]
-        tensors = bias.upgraded(tensors, prefix)
-        rows = [len(tensors[f"{prefix}compositions"])]
-        for key, shape in _bias_shapes(bias, rows).items():
-            if key in ERRORS:
-                tensors.setdefault(f"{prefix}{key}", torch.full(shape, torch.nan).double())
-            setattr(bias, key, tensors[f"{prefix}{key}"])
-    potential.load_state_dict(tensors, assign=True)
-    potential.requires_grad_(False).eval()
+        own = {key.removeprefix(prefix): a for key, a in tensors.items() if key.startswith(prefix)}
+        if "constant" in own:
+            own = of_version_1(own, stored["zero"])
+        unknown = BiasArrays.unfitted().with_rows(own["compositions"])
+        biases[name] = replace(unknown, zero=stored["zero"], fit_report=stored["fit"], **own)
+    stored, prefix = metadata["backbone"], "backbone."
+    weights = {k.removeprefix(prefix): a for k, a in tensors.items() if k.startswith(prefix)}
+    network = NetworkArrays(stored["name"], stored["arguments"], weights, metadata["cutoff"])
+    return PotentialArrays(network, tuple(metadata["elements"]), metadata["reference"], biases)
+
+
+def _check_numbers(name: str, array: np.ndarray, cutoff: float) -> None:
+    """Raise `ValueError` on numbers that a tensor of this name cannot hold."""
+    of_bias = not name.startswith("backbone.")
+    may_be_nan = name.rpartition(".")[2] in ERRORS and of_bias
+    if not (np.isfinite(array) | (may_be_nan & np.isnan(array))).all():
+        raise ValueError(f"{name}: holds NaN or infinity")
+    if of_bias and (np.abs(array) > MAX_BIAS).any():
+        raise ValueError(f"{name}: beyond {MAX_BIAS:g} eV")
+    if name.endswith(".compositions") and (array < 0).any():
+        raise ValueError(f"{name}: negative numbers of atoms")
+    if name.endswith((".misfit", ".errors")) and may_be_nan and (array < 0).any():
+        raise ValueError(f"{name}: negative standard errors")
+    if name.endswith(".isolated") and ((array < 0) | (array > 2)).any():
+        raise ValueError(f"{name}: kinds of rows are 0, 1 and 2")
+    if name.endswith(".cutoff") and not math.isclose(array.item(), cutoff, rel_tol=1e-6):
+        raise ValueError(f"{name}: {array.item()}, and the cutoff is {cutoff}")

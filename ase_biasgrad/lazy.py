@@ -1,9 +1,10 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Imports when something is first asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -19,3 +20,23 @@ def lazy_names(package: str, module_of: Mapping[str, str]) -> Callable[[str], An
         return getattr(import_module(module_of[name]), name)
 
     return attribute
+
+
+def required(package: str, purpose: str) -> ModuleType:
+    """Import a package that not every installation has.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is missing; the message says what needs it, and what to install.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ModuleNotFoundError(
+            f"{purpose} needs the package {package}, which is not installed: `pip install "
+            f"{package}`",
+            name=package,
+        ) from error

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+# libraries of the drivers, and the file of AMD's
+CUDA_DRIVERS = {"linux": ("libcuda.so.1",), "win32": ("nvcuda.dll",)}
+AMD_DRIVER = Path("/dev/kfd")
 
 PACKAGES = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
 
 
 def hardware(device: torch.device | str = "cpu", threads: int | None = None) -> str:
     """The processor, how many of its cores torch uses, and the CUDA device if it is one."""
+    import torch
+
     used = torch.get_num_threads() if threads is None else threads
     line = f"{_processor()}, {used} of {os.cpu_count()} cores"
     if torch.device(device).type == "cuda":
@@ -35,6 +45,8 @@ def torch_device(name: str) -> torch.device:
     ValueError
         If it is not `cpu` or a CUDA device of this machine.
     """
+    import torch
+
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     known = ["cpu", *(f"cuda:{k}" for k in range(there)), *(["cuda"] if there else [])]
     if name == "auto":
@@ -42,6 +54,21 @@ def torch_device(name: str) -> torch.device:
     if name not in known:
         raise ValueError(f"there is no device {name!r} here; choose of auto, {', '.join(known)}")
     return torch.device(name)
+
+
+def may_have_cuda() -> bool:
+    """False where no driver of a GPU is installed, so that torch, slow to import, need not say."""
+    if "torch" in sys.modules:
+        return bool(sys.modules["torch"].cuda.is_available())
+    return AMD_DRIVER.exists() or any(map(_loads, CUDA_DRIVERS.get(sys.platform, ())))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _processor() -> str:

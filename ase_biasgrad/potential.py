@@ -6,21 +6,21 @@ This is the reference that every engine is checked against.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
+from ase_biasgrad.potential_arrays import NetworkArrays, PotentialArrays, checked_name
 
 PROPERTIES = ("energy", "energies", "forces", "stress")
 # atoms and edges that are differentiated at once: more, and a chunk no longer fits into caches
 AT_ONCE = 2000
 ROUNDING = 1e-8  # of second derivatives, relative to the largest
-REFERENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # no dot, which parts names of tensors
 
 
 class Potential(nn.Module):
@@ -50,8 +50,32 @@ class Potential(nn.Module):
         self.backbone = backbone
         self.bias = Bias() if bias is None else bias
         self.elements = tuple(sorted({int(z) for z in elements}))
-        self.reference = _checked_name(reference)
+        self.reference = checked_name(reference)
         self.references = nn.ModuleDict()
+
+    @classmethod
+    def from_arrays(cls, arrays: PotentialArrays) -> Potential:
+        """The module of a potential on NumPy arrays, with which it shares no memory.
+
+        It is on the CPU, in evaluation mode, and no parameter wants gradients.
+
+        Raises
+        ------
+        ValueError
+            If the name of a reference cannot be used.
+        """
+        with torch.inference_mode(False):  # what is made in it can never be differentiated
+            backbone = backbone_of(arrays.network)
+            own, *others = arrays.biases.items()
+            potential = cls(backbone, Bias.from_arrays(own[1]), arrays.elements, own[0])
+            for name, bias in others:
+                potential.add_reference(name, Bias.from_arrays(bias))
+            return potential.requires_grad_(False).eval()
+
+    def arrays(self) -> PotentialArrays:
+        """The same potential on NumPy arrays; what is on the CPU shares its memory."""
+        biases = {name: bias.arrays() for name, bias in self.biases().items()}
+        return PotentialArrays(arrays_of(self.backbone), self.elements, self.reference, biases)
 
     @property
     def cutoff(self) -> float:
@@ -92,9 +116,9 @@ class Potential(nn.Module):
         ValueError
             If the name cannot be used, or is that of `bias`.
         """
-        if _checked_name(name) == self.reference:
+        if checked_name(name) == self.reference:
             raise ValueError(f"reference={name!r} is that of the potential's own bias")
-        self.references[name] = bias
+        self.references._modules[name] = bias  # not as an attribute, which might be a method
 
     def forward(self, graph: AtomGraph) -> tuple[Tensor, Tensor]:
         """Energy of each structure `(b,)` and its parts by atom `(n,)`, float64 eV."""
@@ -172,6 +196,21 @@ class Potential(nn.Module):
         of_structures = (graph.numbers, graph.batch, graph.n_structures)
         energy = sum_per_structure(own, graph) + self.bias(*of_structures)
         return {"energy": energy, "energies": own + self.bias.per_atom(*of_structures)}
+
+
+def arrays_of(backbone: Backbone) -> NetworkArrays:
+    """A backbone on NumPy arrays; parameters on the CPU share their memory."""
+    tensors = {key: t.detach().cpu().numpy() for key, t in backbone.state_dict().items()}
+    return NetworkArrays(backbone.name, backbone.arguments, tensors, float(backbone.cutoff))
+
+
+def backbone_of(network: NetworkArrays) -> Backbone:
+    """The module of a network on NumPy arrays, with which it shares no memory."""
+    with torch.device("meta"):
+        backbone = build_backbone(network.name, network.arguments)
+    tensors = {key: torch.from_numpy(array.copy()) for key, array in network.tensors.items()}
+    backbone.load_state_dict(tensors, assign=True)
+    return backbone.requires_grad_(False).eval()
 
 
 def second_derivatives(backbone: Backbone, graph: AtomGraph, strain: bool = False) -> Tensor:
@@ -255,13 +294,3 @@ def freeze_energy_shifts(potential: Potential) -> None:
             bias.per_element += shift
     for parameter in potential.backbone.energy_shifts():
         parameter.requires_grad_(False)
-
-
-def _checked_name(reference: str) -> str:
-    """The name of a reference, if it can name one."""
-    if not REFERENCE_NAME.fullmatch(reference) or hasattr(nn.ModuleDict, reference):
-        raise ValueError(
-            f"reference={reference[:80]!r} cannot be a name: use letters, digits, _, + and -, "
-            "such as r2scan"
-        )
-    return reference

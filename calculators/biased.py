@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from ase.calculators.calculator import BaseCalculator, Calculator, CalculatorSetupError, InputError
 from ase.outputs import Properties, all_outputs
 
-from ase_biasgrad.bias import N_ELEMENTS, Bias
-from ase_biasgrad.bias_file import load_bias
+from ase_biasgrad.bias_arrays import BiasArrays
+from ase_biasgrad.bias_file import read_bias
 from ase_biasgrad.calculators.calculator import EnergyZeroWarning, unknown_zero
 from ase_biasgrad.neighbours import is_isolated
+from ase_biasgrad.units import N_ELEMENTS
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from ase_biasgrad.bias import Bias
 
 CORRECTED = ("energy", "free_energy", "energies")
 # all other public names are those of the calculator underneath
@@ -58,13 +60,13 @@ class BiasedCalculator(Calculator):
         On a file that is no bias.
     """
 
-    def __init__(self, calc: BaseCalculator, zero: str | Path | Bias, strict: bool = False) -> None:
+    def __init__(
+        self, calc: BaseCalculator, zero: str | Path | Bias | BiasArrays, strict: bool = False
+    ) -> None:
         if not callable(getattr(calc, "get_property", None)):
             raise CalculatorSetupError(f"{calc!r} is no calculator of ASE: it has no get_property")
-        if not isinstance(zero, (str, Path, Bias)):
-            raise CalculatorSetupError(f"{zero!r} is neither the path of a bias nor a Bias")
         self.calc = calc
-        self.zero = copy.deepcopy(zero).cpu() if isinstance(zero, Bias) else load_bias(zero)
+        self.zero = _arrays(zero)
         self.strict = strict
         self._warned = False
         self._bias_of: tuple[tuple[bytes, bool], _Correction] | None = None
@@ -172,10 +174,9 @@ class BiasedCalculator(Calculator):
 class _Correction:
     """Bias of a composition by atom, its standard error, and the state of both."""
 
-    def __init__(self, zero: Bias, numbers: np.ndarray, isolated: bool) -> None:
-        z = torch.from_numpy(numbers.astype(np.int64))
+    def __init__(self, zero: BiasArrays, numbers: np.ndarray, isolated: bool) -> None:
         counts = np.bincount(numbers, minlength=N_ELEMENTS)
-        self.by_atom: np.ndarray = zero.per_atom(z, torch.zeros_like(z), 1).numpy()
+        self.by_atom = zero.per_atom(numbers)
         self.error = float(zero.standard_error(counts[None])[0])
         self.known = not len(numbers) or zero.knows(counts, isolated)
 
@@ -187,6 +188,18 @@ class _Correction:
         if energy.size != 1:  # of the members of a committee
             return energy + self.by_atom.sum()
         return energy.item() + float(self.by_atom.sum())
+
+
+def _arrays(zero: str | Path | Bias | BiasArrays) -> BiasArrays:
+    if isinstance(zero, (str, Path)):
+        return read_bias(zero)
+    if isinstance(zero, BiasArrays):
+        return zero
+    from ase_biasgrad.bias import Bias
+
+    if not isinstance(zero, Bias):
+        raise CalculatorSetupError(f"{zero!r} is neither the path of a bias nor a Bias")
+    return copy.deepcopy(zero.arrays())
 
 
 def class_name(kind: type) -> str:

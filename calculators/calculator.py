@@ -10,26 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.symbols import Symbols
 
-from ase_biasgrad.bias import KNOWN_WITHIN, N_ELEMENTS, Bias, EnergyZero
+from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero
 from ase_biasgrad.calculators.base import PotentialCalculator
 from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
-from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.graph import graph_from_arrays
+from ase_biasgrad.calculators.extrapolation import ClosePairs, Notice, RangeCheck
+from ase_biasgrad.checkpoint import read_checkpoint
+from ase_biasgrad.composition_fit import KNOWN_WITHIN
+from ase_biasgrad.lazy import required
+from ase_biasgrad.machine import may_have_cuda
 from ase_biasgrad.neighbours import complete_cell, is_isolated
-from ase_biasgrad.potential import Potential, second_derivatives
+from ase_biasgrad.potential_arrays import PotentialArrays
+from ase_biasgrad.training_range import TrainingRange, joined
+from ase_biasgrad.units import N_ELEMENTS
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ase_biasgrad.potential import Potential
+
 SAME_ZERO = 0.5  # eV per atom between mean reference energies; another temperature gives less
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = ("float32", "float64")
 
 
 class EnergyZeroWarning(UserWarning):
@@ -68,10 +74,21 @@ class BiasGradCalculator(PotentialCalculator):
         Neighbour lists reach this far (Å) beyond the cutoff and are searched anew only when an
         atom could have come in. Results do not depend on it.
     strict
-        Raise an error instead of a warning where the energy zero is not known.
+        Raise an error instead of a warning where the energy zero is not known, and for structures
+        outside of the training range (`ExtrapolationError`).
     reference
         Reference energies that the bias leads to, one of the checkpoint's by name; by default the
         one it was trained with. Forces and stress are the same for all.
+    repulsion
+        Repel atoms that come closer than any of their elements did in training, which keeps them
+        from collapsing where the networks know nothing. Within the training range nothing changes.
+
+    Attributes
+    ----------
+    outside
+        How the last structure is outside of the training range, None if it is inside. The first
+        such structure gets an `ExtrapolationWarning`. A checkpoint that does not say what its
+        training saw, or a `Potential`, is not checked.
 
     Raises
     ------
@@ -99,47 +116,53 @@ class BiasGradCalculator(PotentialCalculator):
         skin: float = 1.0,
         strict: bool = False,
         reference: str | None = None,
+        repulsion: bool = True,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
-            raise CalculatorSetupError(f"dtype={dtype!r} is unknown; choose from {sorted(DTYPES)}")
+            raise CalculatorSetupError(f"dtype={dtype!r} is unknown; choose from {DTYPES}")
         if not isinstance(checkpoint, (list, tuple)):
             checkpoint = [checkpoint]  # type: ignore[list-item]
         if not checkpoint:
             raise CalculatorSetupError("no checkpoint was given")
         self.sources: list[dict[str, str]] = []
+        self._seen: list[TrainingRange | None] = []
         self.device = _device(device)
         self.dtype, self.skin, self.strict = dtype, float(skin), strict
-        with torch.inference_mode(False):  # weights made in it could never be differentiated
-            potentials = [self._loaded(source) for source in checkpoint]
-            try:
-                self._engine = select_engine(
-                    [p.backbone for p in potentials], self.device, DTYPES[dtype], engine, self.skin
-                )
-            except ValueError as error:
-                raise CalculatorSetupError(str(error)) from error
+        potentials = [self._loaded(source) for source in checkpoint]
+        self._networks = [p.network for p in potentials]
         try:
-            self.biases: list[Bias] = [p.bias_of(reference).cpu() for p in potentials]
+            self._engine = select_engine(self._networks, self.device, dtype, engine, self.skin)
+            self.biases: list[BiasArrays] = [p.bias_of(reference) for p in potentials]
         except ValueError as error:
             raise CalculatorSetupError(str(error)) from error
         self.reference = reference or potentials[0].reference
         _check_one_zero(self.biases)
-        self._cutoff = max(p.cutoff for p in potentials)
+        self._cutoff = max(network.cutoff for network in self._networks)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False
+        self.repulsion, self._notice = repulsion, Notice(strict)
+        self.outside: str | None = None
+        self._range: RangeCheck | None = None
+        if (seen := joined(self._seen)) is not None:
+            self._range = RangeCheck(seen, self._cutoff, self.skin, self.elements)
         self._bias_of: tuple[tuple[bytes, bool], np.ndarray, float] | None = None
 
-    def _loaded(self, source: str | Path | Potential) -> Potential:
-        if isinstance(source, Potential):
-            self.sources.append({"potential": source.backbone.name})
-            return copy.deepcopy(source)
-        if not isinstance(source, (str, Path)):
+    def _loaded(self, source: str | Path | Potential) -> PotentialArrays:
+        if isinstance(source, (str, Path)):
+            stored = read_checkpoint(source)
+            self.sources.append({"checkpoint": stored.path.name, "sha256": stored.sha256})
+            self._seen.append(stored.training_range)
+            return stored.potential
+        from ase_biasgrad.potential import Potential
+
+        if not isinstance(source, Potential):
             raise CalculatorSetupError(
                 f"{source!r} is neither the path of a checkpoint nor a Potential"
             )
-        loaded = load_checkpoint(source)
-        self.sources.append({"checkpoint": loaded.path.name, "sha256": loaded.sha256})
-        return loaded.potential
+        self.sources.append({"potential": source.backbone.name})
+        self._seen.append(None)
+        return copy.deepcopy(source.arrays())
 
     @property
     def engine(self) -> str:
@@ -157,23 +180,27 @@ class BiasGradCalculator(PotentialCalculator):
             super().reset()
             if hasattr(self, "_engine"):
                 self._engine.reset()
+            if getattr(self, "_range", None) is not None:
+                self._range.reset()
 
     def copy(self) -> BiasGradCalculator:
         """Another calculator without results that shares the weights, for another thread, say."""
         with self._lock:
             other = copy.copy(self)
             other.atoms, other.results, other._bias_of, other._kept = None, {}, None, None
-            other._engine = self._engine.fresh()
+            other._engine, other._notice = self._engine.fresh(), Notice(self.strict)
+            other._range = None if self._range is None else self._range.fresh()
         return other
 
     def todict(self) -> dict[str, Any]:
         """Description of this calculator in JSON values."""
         return {
             "potentials": self.sources,
-            "device": str(self.device),
+            "device": self.device,
             "dtype": self.dtype,
             "engine": self.engine,
             "reference": self.reference,
+            "repulsion": self.repulsion,
         }
 
     # --- calculation -----------------------------------------------------------------------
@@ -184,8 +211,10 @@ class BiasGradCalculator(PotentialCalculator):
         if len(structure.numbers) == 0:
             return self._results(structure, _nothing(len(self.biases)))
         derivatives = bool({"forces", "stress"} & set(properties))
-        with torch.inference_mode(False):  # autograd does not work in it
-            return self._results(structure, self._engine.evaluate(structure, derivatives))
+        pairs, self.outside = self._close_pairs(structure)
+        evaluation = self._engine.evaluate(structure, derivatives)
+        self.outside = self.outside or self._too_large(structure, evaluation)
+        return self._results(structure, self._repelled(structure, pairs, evaluation))
 
     def check(self, atoms: Atoms) -> None:
         """Raise `InputError` on a structure that the potential cannot describe."""
@@ -197,6 +226,36 @@ class BiasGradCalculator(PotentialCalculator):
                 complete_cell(atoms.cell.array, atoms.pbc)
             except ValueError as error:
                 raise InputError(str(error)) from error
+
+    # --- the training range ----------------------------------------------------------------
+
+    def _close_pairs(
+        self, structure: Structure, keep_list: bool = True
+    ) -> tuple[ClosePairs | None, str | None]:
+        """Pairs closer than any in training, and a message about them, which is given."""
+        if self._range is None:
+            return None, None
+        pairs = self._range.close_pairs(structure, keep_list)
+        message = None if pairs is None else self._range.told(structure.numbers, pairs)
+        self._notice.give(message)
+        return pairs, message
+
+    def _too_large(self, structure: Structure, evaluation: Evaluation) -> str | None:
+        """Message about a force larger than those in training, which is given."""
+        if self._range is None or evaluation.forces is None:
+            return None
+        forces = evaluation.forces
+        mean = forces[0] if len(forces) == 1 else forces.mean(axis=0)
+        message = self._range.too_large(structure.numbers, mean)
+        self._notice.give(message)
+        return message
+
+    def _repelled(
+        self, structure: Structure, pairs: ClosePairs | None, evaluation: Evaluation
+    ) -> Evaluation:
+        if self._range is None or pairs is None or not self.repulsion:
+            return evaluation
+        return self._range.repelled(structure.numbers, pairs, evaluation)
 
     def _results(self, structure: Structure, evaluation: Evaluation) -> dict[str, Any]:
         bias, error = self._bias_per_atom(structure)
@@ -221,8 +280,7 @@ class BiasGradCalculator(PotentialCalculator):
         key = (numbers.tobytes(), isolated)
         if self._bias_of is None or self._bias_of[0] != key:
             self._check_energy_zero(numbers, isolated)
-            z, batch = torch.from_numpy(numbers), torch.zeros(len(numbers), dtype=torch.int64)
-            values = [bias.per_atom(z, batch, 1).numpy() for bias in self.biases]
+            values = [bias.per_atom(numbers) for bias in self.biases]
             counts = np.bincount(numbers, minlength=N_ELEMENTS)[None]
             errors = [float(bias.standard_error(counts)[0]) for bias in self.biases]
             self._bias_of = (key, np.stack(values), float(np.mean(errors)))
@@ -261,16 +319,28 @@ class BiasGradCalculator(PotentialCalculator):
         s = _structure(atoms)
         if len(s.numbers) == 0:
             return np.zeros((6, 6) if strain else (0, 0))
-        with self._lock, torch.inference_mode(False):
-            graph = graph_from_arrays(s.numbers, s.positions, self._cutoff, s.cell, s.pbc)
-            graph = graph.to(self.device)
+        with self._lock:
             try:
-                members = [second_derivatives(b, graph, strain) for b in self._engine.backbones]
+                hessian = self._hessian(s, strain)
             except ArithmeticError as error:
                 raise CalculationFailed(str(error)) from error
-            hessian = torch.stack(members).mean(dim=0).cpu().numpy()
+            pairs, _ = self._close_pairs(s, keep_list=False)
+            if self._range is not None and pairs is not None and self.repulsion:
+                hessian = hessian + self._range.hessian(s.numbers, pairs, strain)
         check_finite({"Hessian": hessian}, len(s.numbers), self.advice)
         return hessian
+
+    def _hessian(self, s: Structure, strain: bool) -> np.ndarray:
+        torch = required("torch", "get_hessian")
+
+        from ase_biasgrad.graph import graph_from_arrays
+        from ase_biasgrad.potential import backbone_of, second_derivatives
+
+        with torch.inference_mode(False):
+            graph = graph_from_arrays(s.numbers, s.positions, self._cutoff, s.cell, s.pbc)
+            graph, backbones = graph.to(self.device), map(backbone_of, self._networks)
+            members = [second_derivatives(b.to(self.device), graph, strain) for b in backbones]
+            return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy())
 
     # --- many structures -------------------------------------------------------------------
 
@@ -291,7 +361,7 @@ class BiasGradCalculator(PotentialCalculator):
         checked = [_structure(atoms) for atoms in structures]
         sizes = np.cumsum([max(1, len(s.numbers)) for s in checked]) // atoms_per_batch
         results: list[dict[str, Any]] = []
-        with self._lock, torch.inference_mode(False):
+        with self._lock:
             for which in np.unique(sizes):
                 batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
                 for s, evaluation in zip(batch, self._evaluate_batch(batch), strict=True):
@@ -301,7 +371,14 @@ class BiasGradCalculator(PotentialCalculator):
 
     def _evaluate_batch(self, batch: list[Structure]) -> list[Evaluation]:
         full = [s for s in batch if len(s.numbers)]
-        evaluations = iter(self._engine.evaluate_many(full) if full else [])
+        close = [self._close_pairs(s, keep_list=False)[0] for s in full]
+        found = self._engine.evaluate_many(full) if full else []
+        for s, evaluation in zip(full, found, strict=True):
+            self._too_large(s, evaluation)
+        evaluations = iter(
+            self._repelled(s, pairs, evaluation)
+            for s, pairs, evaluation in zip(full, close, found, strict=True)
+        )
         return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
 
 
@@ -324,7 +401,7 @@ def _structure(atoms: Atoms) -> Structure:
     return Structure(numbers, positions, atoms.cell.array.copy(), atoms.pbc.copy())
 
 
-def _check_one_zero(biases: list[Bias]) -> None:
+def _check_one_zero(biases: list[BiasArrays]) -> None:
     """Refuse a committee whose energies have different zeros: their mean would have none.
 
     Members may know different compositions, but were fitted all or none, and to the same level of
@@ -376,9 +453,12 @@ def _nothing(members: int) -> Evaluation:
     return Evaluation(np.zeros((members, 0)), np.zeros((members, 0, 3)), np.zeros((members, 3, 3)))
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str) -> str:
+    if name == "cpu" or (name == "auto" and not may_have_cuda()):
+        return "cpu"
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if _has_cuda() else "cpu"
+    torch = required("torch", f"device={name!r}")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -391,4 +471,12 @@ def _device(name: str) -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise CalculatorSetupError(f"device={name!r} has no float64; use cpu or cuda")
-    return device
+    return str(device)
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ModuleNotFoundError:  # the CPU engine runs without
+        return False
+    return bool(torch.cuda.is_available())

@@ -17,14 +17,25 @@ BASE = {
     "units",
     "files",
     "tensor_file",
+    "architectures",
     "machine",
     "lazy",
     "progress",
     "neighbours",
     "charged_particles",
+    "training_range",
 }
-BIAS = {"bias", "bias_errors", "bias_file", "bias_fits", "composition_fit", "levels_of_theory"}
-CORE = {*BASE, *BIAS, "graph", "metrics", "potential", "checkpoint", "convert"}
+BIAS = {
+    "bias",
+    "bias_arrays",
+    "bias_errors",
+    "bias_file",
+    "bias_fits",
+    "composition_fit",
+    "levels_of_theory",
+}
+POTENTIAL = {"potential", "potential_arrays", "checkpoint", "convert"}
+CORE = {*BASE, *BIAS, *POTENTIAL, "graph", "metrics"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
 # a row for each room: what it may import besides itself
@@ -32,23 +43,30 @@ MAY_IMPORT = {
     "numerics": {"files"},
     **{name: set() for name in ("units", "files", "machine", "lazy", "progress")},
     "tensor_file": set(),
+    "architectures": {"units"},
+    "training_range": {"units"},
     "charged_particles": {"progress"},
     "neighbours": set(),
     "graph": {"neighbours"},
     "bias_fits": set(),
     "bias_errors": {"bias_fits"},
     "composition_fit": {"bias_errors", "bias_fits", "units"},
-    "bias": {"bias_fits", "composition_fit", "units"},
-    "bias_file": {"bias", "files", "units"},
+    "bias_arrays": {"bias_fits", "composition_fit", "units"},
+    "bias": {"bias_arrays", "bias_fits", "composition_fit", "units"},
+    "bias_file": {"bias", "bias_arrays", "files", "units"},
     "levels_of_theory": {"bias"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},
     "dense": {"files", "numerics", "tensor_file"},
-    "backbones": {"graph", "differentiable_graph", "se3_transformer", "units"},
+    "backbones": {"architectures", "graph", "differentiable_graph", "se3_transformer", "units"},
     "fused": {"backbones", "graph", "numerics"},
-    "potential": {"backbones", "bias", "graph"},
-    "checkpoint": {"backbones", "bias", "files", "potential", "tensor_file"},
+    "potential_arrays": {"bias_arrays"},
+    "potential": {"backbones", "bias", "graph", "potential_arrays"},
+    "checkpoint": {
+        *("architectures", "backbones", "bias_arrays", "files", "lazy", "potential"),
+        *("potential_arrays", "tensor_file", "training_range"),
+    },
     "convert": {"backbones", "potential", "units"},
     "data": {"units", "files", "neighbours", "charged_particles", "lazy", "progress"},
     "calculators": CORE | NETWORKS | SYSTEMS,

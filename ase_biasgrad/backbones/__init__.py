@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from ase_biasgrad.architectures import Architecture, Shapes, check_arguments
 from ase_biasgrad.backbones.atomgraph import AtomGraphNet
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.graph_convolution import GraphConvolution
@@ -20,12 +24,11 @@ __all__ = [
     "SE3TransformerBackbone",
     "SchNet",
     "TensorNet",
+    "architecture_of",
     "backbone_arguments",
     "backbone_class",
     "build_backbone",
 ]
-
-MAX_ARGUMENT = 100_000  # of a size, a range in Å, or a unit in eV
 
 BACKBONES: tuple[type[Backbone], ...] = (
     SchNet,
@@ -61,41 +64,8 @@ def build_backbone(name: str, arguments: dict[str, Any]) -> Backbone:
         If an argument is unknown, or not of its type or within its bounds.
     """
     cls = backbone_class(name)
-    known = backbone_arguments(cls)
-    for key, value in arguments.items():
-        if key not in known:
-            raise ValueError(f"{name} has no argument {key!r}; choose from {sorted(known)}")
-        if not _alike(value, known[key]):
-            raise ValueError(
-                f"{key}={str(value)[:80]} must be like {known[key]!r}: {_expected(known[key])}"
-            )
+    check_arguments(name, backbone_arguments(cls), arguments)
     return cls(**arguments)
-
-
-def _expected(default: Any) -> str:
-    """Name what an argument with this default may be."""
-    if isinstance(default, bool):
-        return "true or false"
-    if isinstance(default, int):
-        return f"a whole number from 0 to {MAX_ARGUMENT:g}"
-    if isinstance(default, float):
-        return f"a number from {-MAX_ARGUMENT:g} to {MAX_ARGUMENT:g}"
-    return "a word" if isinstance(default, str) else "a list of words"
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Tell whether an argument has the type of its default, and is no number out of bounds."""
-    if isinstance(default, (bool, str)):
-        return type(value) is type(default)
-    if isinstance(default, (int, float)):
-        kinds = (int, float) if isinstance(default, float) else int
-        least = -MAX_ARGUMENT if isinstance(default, float) else 0
-        return (
-            not isinstance(value, bool)
-            and isinstance(value, kinds)
-            and (least <= value <= MAX_ARGUMENT)
-        )
-    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
 
 
 def backbone_arguments(cls: type[Backbone]) -> dict[str, Any]:
@@ -109,3 +79,18 @@ def backbone_arguments(cls: type[Backbone]) -> dict[str, Any]:
                 if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
             }
     return arguments
+
+
+def architecture_of(name: str) -> Architecture:
+    """The architecture of backbone `name`, whose shapes are found by building it without memory.
+
+    Errors are those of `backbone_class`.
+    """
+    cls = backbone_class(name)
+
+    def shapes(arguments: Mapping[str, Any]) -> Shapes:
+        with torch.inference_mode(False), torch.device("meta"):
+            backbone = build_backbone(name, dict(arguments))
+        return {key: list(tensor.shape) for key, tensor in backbone.state_dict().items()}
+
+    return Architecture(name, backbone_arguments(cls), cls.depths, cls.largest_number, shapes)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, pad, softplus
 
-from ase_biasgrad.backbones.base import Backbone, require_positive
+from ase_biasgrad.architectures import require_positive
+from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.element_features import FEATURES, element_table
 from ase_biasgrad.differentiable_graph import (
     Adjacency,

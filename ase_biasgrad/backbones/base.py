@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -65,10 +64,3 @@ class ReadoutBackbone(Backbone):
         bias = self.readout[-1].bias
         assert isinstance(bias, nn.Parameter)
         return bias
-
-
-def require_positive(arguments: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise `ValueError` naming the first of these arguments that is not above zero."""
-    for name in names:
-        if not arguments[name] > 0:
-            raise ValueError(f"{name}={arguments[name]} must be above zero")

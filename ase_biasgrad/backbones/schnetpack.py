@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
+from ase_biasgrad.architectures import N_EMBEDDED, check_schnetpack
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.backbones.radial import (
     BesselRBF,
     CosineCutoff,
@@ -29,7 +30,6 @@ CUTOFF_FUNCTIONS: dict[str, type[nn.Module]] = {
     "cosine": CosineCutoff,
     "mollifier": MollifierCutoff,
 }
-N_EMBEDDED = 100  # elements up to fermium, as SchNetPack has them
 
 
 class SchNetPackBackbone(ReadoutBackbone):
@@ -84,14 +84,11 @@ class SchNetPackBackbone(ReadoutBackbone):
             "readout_layers": readout_layers,
             "scale": scale,
         }
-        require_positive(
-            self.arguments,
-            ("features", "interactions", "cutoff", "radial_functions", "readout_layers"),
-        )
+        check_schnetpack(self.arguments)
         self.cutoff = float(cutoff)
         self.scale = float(scale)
-        radial = _choose("radial_basis", radial_basis, RADIAL_BASES)(radial_functions, cutoff)
-        envelope = _choose("cutoff_function", cutoff_function, CUTOFF_FUNCTIONS)(cutoff)
+        radial = RADIAL_BASES[radial_basis](radial_functions, cutoff)
+        envelope = CUTOFF_FUNCTIONS[cutoff_function](cutoff)
         self.representation = self.layers(features, interactions, radial, envelope)
         self.readout = halving_readout(features, readout_layers)
 
@@ -234,9 +231,3 @@ class PaiNN(SchNetPackBackbone):
 
     name: ClassVar[str] = "painn"
     layers: ClassVar[type[nn.Module]] = PaiNNLayers
-
-
-def _choose(argument: str, value: str, choices: dict[str, type[nn.Module]]) -> type[nn.Module]:
-    if value not in choices:
-        raise ValueError(f"{argument}={value!r} is unknown; choose from {sorted(choices)}")
-    return choices[value]

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
+from ase_biasgrad.architectures import require_positive
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.units import N_ELEMENTS
 

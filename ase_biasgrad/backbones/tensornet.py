@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from ase_biasgrad.backbones.base import ReadoutBackbone, require_positive
+from ase_biasgrad.architectures import require_positive
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.graph import AtomGraph, pairs_within
 from ase_biasgrad.units import N_ELEMENTS
 

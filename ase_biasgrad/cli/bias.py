@@ -246,7 +246,7 @@ def _errors(fit: dict[str, Any]) -> list[str]:
 
 def _residuals_by_composition(bias: Bias) -> list[str]:
     """Lines with the mean residual of each composition, the largest by atom first; 20 at most."""
-    from ase_biasgrad.bias import KNOWN_WITHIN
+    from ase_biasgrad.composition_fit import KNOWN_WITHIN
     from ase_biasgrad.data.dataset import formula
 
     rows = zip(bias.compositions.cpu().numpy(), bias.residuals.tolist(), bias.isolated, strict=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ase import Atoms
 
-    from ase_biasgrad.bias import Bias
+    from ase_biasgrad.bias_arrays import BiasArrays
 
 ARROW = re.compile(r"\s*(?:<=>|->|→|=>|=)\s*")
 # 3 O2, 3O2, 1/2 O2, 0.5 O2; a name that begins with a digit needs a blank after its number
@@ -86,7 +86,7 @@ def _calculator(
     zero: Path | None,
     reference: str | None,
     device: str,
-) -> tuple[Any, Bias]:
+) -> tuple[Any, BiasArrays]:
     if name is not None:
         calculator, _ = made_calculator(name, arguments)  # tblite comes before torch
         from ase_biasgrad.calculators import BiasedCalculator
@@ -204,7 +204,7 @@ def _copies(atoms: Atoms, counts: dict[str, int]) -> int:
     return copies if copies == 1 or atoms.pbc.any() else 0
 
 
-def _check_known(species: list[Species], bias: Bias) -> None:
+def _check_known(species: list[Species], bias: BiasArrays) -> None:
     """Raise `ValueError` naming the species whose energy zero is not known."""
     from ase_biasgrad.neighbours import is_isolated
 
@@ -221,7 +221,7 @@ def _check_known(species: list[Species], bias: Bias) -> None:
         )
 
 
-def _error(species: list[Species], bias: Bias) -> str:
+def _error(species: list[Species], bias: BiasArrays) -> str:
     """Standard error of the reaction energy, with its parts.
 
     σ² = σ_zero² + Σ_s ν_s² noise²: the error of the bias, in which energies per element cancel, and

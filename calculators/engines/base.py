@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ase_biasgrad.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ class Engine(Protocol):
 
     name: str
     cutoff: float
-    backbones: list[Backbone]
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""

@@ -42,6 +42,10 @@ class ReferenceEngine:
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
+        with torch.inference_mode(False):  # autograd does not work in it
+            return self._evaluate(structure, derivatives)
+
+    def _evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         s = structure
         edges = self.list.edges(s.numbers, s.positions, s.cell, s.pbc)
         graph = graph_from_arrays(
@@ -56,6 +60,10 @@ class ReferenceEngine:
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
         """Evaluate several structures, with derivatives, in one batch."""
+        with torch.inference_mode(False):
+            return self._evaluate_many(structures)
+
+    def _evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
         graph = collate(
             [
                 graph_from_arrays(s.numbers, s.positions, self.cutoff, s.cell, s.pbc)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 
-import torch
+import numpy as np
 
-from ase_biasgrad.backbones import Backbone
 from ase_biasgrad.calculators.engines.base import Engine
-from ase_biasgrad.calculators.engines.reference import ReferenceEngine
+from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine, fits
+from ase_biasgrad.lazy import required
 from ase_biasgrad.numerics.splines import SplineError
+from ase_biasgrad.potential_arrays import NetworkArrays
 
 ENGINES = ("auto", "cpu", "reference")
 
 
 def select_engine(
-    backbones: list[Backbone], device: torch.device, dtype: torch.dtype, engine: str, skin: float
+    networks: list[NetworkArrays], device: str, dtype: str, engine: str, skin: float
 ) -> Engine:
-    """The engine for these backbones.
+    """The engine for these networks.
 
     The CPU engine evaluates SchNet, PaiNN and TensorNet; everything else runs by autograd.
 
@@ -28,22 +29,31 @@ def select_engine(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose from {ENGINES}")
-    if engine == "reference" or (engine == "auto" and device.type == "cuda"):
-        return ReferenceEngine(backbones, device, dtype, skin)
-    from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine, fits
-
+    if engine == "reference" or (engine == "auto" and device.startswith("cuda")):
+        return _by_autograd(networks, device, dtype, skin)
     obstacle = None
-    if device.type != "cpu":
+    if not device.startswith("cpu"):
         obstacle = f"the device is {device}"
-    elif not fits(backbones):
+    elif not fits(networks):
         obstacle = "it evaluates SchNet, PaiNN and TensorNet"
     else:
         try:
-            return CpuEngine(backbones, dtype, skin)
+            return CpuEngine(networks, np.dtype(dtype), skin)
         except SplineError as error:
             obstacle = f"its radial filters cannot be sampled: {error}"
             if engine == "auto":
                 warnings.warn(f"the potential runs by autograd: {obstacle}", stacklevel=4)
     if engine != "auto":
         raise ValueError(f"engine={engine!r} does not fit: {obstacle}; use engine='auto'")
-    return ReferenceEngine(backbones, device, dtype, skin)
+    return _by_autograd(networks, device, dtype, skin)
+
+
+def _by_autograd(networks: list[NetworkArrays], device: str, dtype: str, skin: float) -> Engine:
+    torch = required("torch", "evaluating this potential by autograd")
+
+    from ase_biasgrad.calculators.engines.reference import ReferenceEngine
+    from ase_biasgrad.potential import backbone_of
+
+    backbones = [backbone_of(network) for network in networks]
+    kind = {"float32": torch.float32, "float64": torch.float64}[dtype]
+    return ReferenceEngine(backbones, torch.device(device), kind, skin)

@@ -55,11 +55,11 @@ def with_references(**levels: float):
 
 
 def test_references_are_kept_by_name(tmp_path):
-    potential = with_references(default=-1.0, r2scan=-2.0, pbe=-3.0)
+    potential = with_references(default=-1.0, r2scan=-2.0, keys=-3.0)
     save_checkpoint(tmp_path / "p.safetensors", potential)
     loaded = load_checkpoint(tmp_path / "p.safetensors")
     biases = loaded.potential.biases()
-    assert list(biases) == ["default", "r2scan", "pbe"]
+    assert list(biases) == ["default", "r2scan", "keys"]
     assert loaded.metadata["reference"] == "default"
     counts = counts_of({6: 2, 1: 6, 8: 1})[0]
     for (name, bias), level in zip(biases.items(), (-1.0, -2.0, -3.0), strict=True):
@@ -67,13 +67,13 @@ def test_references_are_kept_by_name(tmp_path):
         assert bias.zero == "scalar"
         assert bias.knows(counts)
         assert float(bias.per_element.numpy() @ counts) == pytest.approx(9 * level, rel=1e-12)
-    assert loaded.potential.bias_of("pbe") is biases["pbe"]
+    assert loaded.potential.bias_of("keys") is biases["keys"]
     assert loaded.potential.bias_of() is loaded.potential.bias
-    with pytest.raises(ValueError, match="'scan' is unknown; there are default, r2scan, pbe"):
+    with pytest.raises(ValueError, match="'scan' is unknown; there are default, r2scan, keys"):
         loaded.potential.bias_of("scan")
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a b", "../x", "keys", "x" * 99 + "!"])
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "../x", "x" * 99 + "!"])
 def test_names_that_cannot_be_stored_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="cannot be a name"):
         small_potential().add_reference(name, Bias())

@@ -6,28 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from ase_biasgrad.backbones import Backbone
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
-from ase_biasgrad.calculators.engines.cpu.arrangement import (
-    Candidates,
-    SortedEdges,
-    by_centre,
-    put_back,
-)
-from ase_biasgrad.calculators.engines.cpu.geometry import add_forces, edges_within
+from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, by_centre, put_back
 from ase_biasgrad.calculators.engines.cpu.threads import blocks_for, in_blocks
+from ase_biasgrad.fused.compiled.candidates import Candidates
 from ase_biasgrad.fused.compiled.execute import atoms_at_once, execute, numbers_needed
+from ase_biasgrad.fused.compiled.geometry import add_forces, edges_within
 from ase_biasgrad.fused.compiled.networks import NETWORKS, CompiledNetwork, compiled_network
 from ase_biasgrad.fused.compiled.operations import Edges
 from ase_biasgrad.neighbours import neighbour_list
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
+from ase_biasgrad.potential_arrays import NetworkArrays
 
 
-def fits(backbones: Sequence[Backbone]) -> bool:
-    """True if this engine can evaluate these backbones."""
-    return all(backbone.name in NETWORKS for backbone in backbones)
+def fits(networks: Sequence[NetworkArrays]) -> bool:
+    """True if this engine can evaluate these networks."""
+    return all(network.name in NETWORKS for network in networks)
 
 
 class CpuEngine:
@@ -39,17 +34,17 @@ class CpuEngine:
 
     name = "cpu"
 
-    def __init__(self, backbones: Sequence[Any], dtype: torch.dtype, skin: float) -> None:
-        self.backbones: list[Backbone] = [b.requires_grad_(False).eval() for b in backbones]
-        self.torch_dtype = dtype
-        self.dtype = torch.empty(0, dtype=dtype).numpy().dtype
-        self.cutoff = max(float(backbone.cutoff) for backbone in backbones)
-        self.networks = [_network(backbone, self.dtype) for backbone in backbones]
+    def __init__(self, networks: Sequence[NetworkArrays], dtype: np.dtype, skin: float) -> None:
+        self.of, self.dtype = list(networks), np.dtype(dtype)
+        self.cutoff = max(network.cutoff for network in networks)
+        self.networks = [
+            compiled_network(n.name, n.arguments, n.tensors, self.dtype) for n in networks
+        ]
         self.list = SortedEdges(self.cutoff, skin)
         self._memory: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbones": self.backbones, "dtype": self.torch_dtype, "skin": self.list.skin}
+        return {"networks": self.of, "dtype": self.dtype, "skin": self.list.skin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -136,8 +131,3 @@ class CpuEngine:
         energies = np.empty(0)  # another one for each evaluation
         edges = Edges._make((numbers, candidates.starts, *arrays, energies, energies))
         return memory, vectors, edges
-
-
-def _network(backbone: Backbone, dtype: np.dtype) -> CompiledNetwork:
-    parameters = {name: tensor.cpu().numpy() for name, tensor in backbone.state_dict().items()}
-    return compiled_network(backbone.name, backbone.arguments, parameters, dtype)

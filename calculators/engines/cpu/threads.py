@@ -8,11 +8,10 @@ its threads do not survive a fork and its settings are torch's, too.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import torch
 
 # below this many atoms, handing out work costs more than it saves
 THREADS_FROM = 48
@@ -20,8 +19,24 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def blocks_for(atoms: int) -> int:
-    """Number of blocks to cut the work into: as many as torch may use threads."""
-    return 1 if atoms < THREADS_FROM else max(1, min(torch.get_num_threads(), atoms // 16))
+    """Number of blocks to cut the work into: one for each thread, 16 atoms each or more."""
+    return 1 if atoms < THREADS_FROM else max(1, min(threads_allowed(), atoms // 16))
+
+
+def threads_allowed() -> int:
+    """Threads to use: as many as torch may, where it is loaded (`torch.set_num_threads`).
+
+    Elsewhere the first number of `OMP_NUM_THREADS`, or else as many as this process may use cores.
+    """
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, int(asked)) if asked.isdecimal() else _cores()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def in_blocks(function: Callable[..., None], blocks: int, *arguments: Any) -> None:

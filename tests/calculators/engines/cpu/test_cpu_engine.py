@@ -17,6 +17,7 @@ from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
 from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.numerics.splines import SplineError
+from ase_biasgrad.potential import arrays_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ase_biasgrad.calculators.calculator.EnergyZeroWarning"
@@ -36,7 +37,11 @@ VARIANTS = {
     "one interaction": {"interactions": 1},
 }
 # of the largest force, or 1 eV/Å; in float64 what splines may be off
-TOLERANCES = {torch.float64: 2e-6, torch.float32: 1e-5}
+TOLERANCES = {"float64": 2e-6, "float32": 1e-5}
+
+
+def cpu_engine(backbones, dtype: str, skin: float) -> CpuEngine:
+    return CpuEngine([arrays_of(backbone) for backbone in backbones], np.dtype(dtype), skin)
 
 
 def reference(backbones) -> ReferenceEngine:
@@ -59,12 +64,12 @@ def assert_agree(ours, exact, tolerance=1e-5) -> None:
 @pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_committees_agree_with_autograd(name, structure, dtype):
     backbones = [small_potential(name, seed).backbone for seed in range(2)]
-    s, engine = structure_of(STRUCTURES[structure]()), CpuEngine(backbones, dtype, 0.5)
+    s, engine = structure_of(STRUCTURES[structure]()), cpu_engine(backbones, dtype, 0.5)
     ours = engine.evaluate(s, True)
     assert ours.forces.shape == (2, len(s.numbers), 3)
     assert ours.forces.dtype == np.float64
     assert_agree(ours, reference(backbones).evaluate(s, True), TOLERANCES[dtype])
-    energies = CpuEngine(backbones, dtype, 0.5).evaluate(s, False)
+    energies = cpu_engine(backbones, dtype, 0.5).evaluate(s, False)
     assert energies.forces is None
     np.testing.assert_array_equal(energies.energies, ours.energies)
     # in memory that the evaluation before left
@@ -82,9 +87,9 @@ def test_a_committee_of_different_networks(dtype):
         small_potential("painn", interactions=1).backbone,
     ]
     s = structure_of(copper())
-    ours = CpuEngine(backbones, dtype, 0.5).evaluate(s, True)
+    ours = cpu_engine(backbones, dtype, 0.5).evaluate(s, True)
     for k, backbone in enumerate(backbones):
-        alone = CpuEngine([backbone], dtype, 0.5).evaluate(s, True)
+        alone = cpu_engine([backbone], dtype, 0.5).evaluate(s, True)
         exact = reference([backbone]).evaluate(s, True)
         assert_agree(alone, exact, TOLERANCES[dtype])
         # edges out of a network's reach are candidates here and not there
@@ -104,7 +109,7 @@ def test_a_committee_of_different_networks(dtype):
 def test_every_architecture_agrees_with_autograd(name, variant, dtype):
     backbones = [small_potential(name, **VARIANTS[variant]).backbone]
     s = structure_of(copper())
-    ours = CpuEngine(backbones, dtype, 0.5).evaluate(s, True)
+    ours = cpu_engine(backbones, dtype, 0.5).evaluate(s, True)
     assert_agree(ours, reference(backbones).evaluate(s, True), TOLERANCES[dtype])
 
 
@@ -112,10 +117,10 @@ def test_every_architecture_agrees_with_autograd(name, variant, dtype):
 def test_several_threads_give_the_same(name, monkeypatch):
     backbones = [small_potential(name).backbone]
     s = structure_of(copper() * (3, 3, 3))
-    one = CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True)
+    one = cpu_engine(backbones, "float32", 0.5).evaluate(s, True)
     blocks_for = "ase_biasgrad.calculators.engines.cpu.engine.blocks_for"
     monkeypatch.setattr(blocks_for, lambda atoms: 3)
-    several = CpuEngine(backbones, torch.float32, 0.5).evaluate(s, True)
+    several = cpu_engine(backbones, "float32", 0.5).evaluate(s, True)
     np.testing.assert_array_equal(several.energies, one.energies)
     np.testing.assert_array_equal(several.forces, one.forces)
     np.testing.assert_array_equal(several.strain_gradient, one.strain_gradient)
@@ -131,7 +136,7 @@ def test_threads_are_limited_by_torch_and_by_atoms(monkeypatch):
 @pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_forces_in_molecular_dynamics_follow_the_energy(name):
     """Work done along a path equals the change of energy, to float32's rounding."""
-    engine = CpuEngine([small_potential(name).backbone], torch.float32, 0.3)
+    engine = cpu_engine([small_potential(name).backbone], "float32", 0.3)
     start, direction = ethanol(), np.random.default_rng(1).normal(size=(9, 3))
     places, weights = np.polynomial.legendre.leggauss(12)
     work = 0.0
@@ -149,9 +154,9 @@ def test_forces_in_molecular_dynamics_follow_the_energy(name):
 
 
 @pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
 def test_many_structures_at_once(name, dtype, tolerance):
-    engine = CpuEngine([small_potential(name, seed).backbone for seed in range(2)], dtype, 0.5)
+    engine = cpu_engine([small_potential(name, seed).backbone for seed in range(2)], dtype, 0.5)
     structures = [structure_of(make()) for make in STRUCTURES.values()]
     for s, at_once in zip(structures, engine.evaluate_many(structures), strict=True):
         alone = engine.evaluate(s, True)
@@ -163,7 +168,7 @@ def test_many_structures_at_once(name, dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_pickles_and_copies_share_results(dtype):
-    engine = CpuEngine([small_potential("painn").backbone], dtype, 0.5)
+    engine = cpu_engine([small_potential("painn").backbone], dtype, 0.5)
     s = structure_of(copper())
     forces = engine.evaluate(s, True).forces
     for again in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine), engine.fresh()):
@@ -213,4 +218,4 @@ def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
 def test_filters_are_those_of_training(name, basis):
     """Training on CPU or CUDA samples filters at the same knots: one function from start to end."""
     backbone = small_potential(name, radial_basis=basis, radial_functions=20, cutoff=5.0).backbone
-    assert CpuEngine([backbone], torch.float32, 0.5).networks[0].knots == fused_form(backbone).knots
+    assert cpu_engine([backbone], "float32", 0.5).networks[0].knots == fused_form(backbone).knots
