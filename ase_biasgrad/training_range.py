@@ -46,7 +46,7 @@ class TrainingRange:
             raise ValueError(f"the record of the training range is damaged: {error!r}") from error
 
     def record(self) -> dict[str, Any]:
-        """JSON values: distances by pairs such as `C-H`, and the largest force."""
+        """JSON values: distances by pairs such as `H-C`, and the largest force."""
         named = {
             f"{chemical_symbols[a]}-{chemical_symbols[b]}": distance
             for (a, b), distance in sorted(self.closest.items())

@@ -34,6 +34,7 @@ from ase_biasgrad.training.config import ConfigError, TrainConfig
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
+from ase_biasgrad.training.frames.range_seen import range_of_frames
 from ase_biasgrad.training.lightning.loggers import (
     EpochTable,
     log_bias,
@@ -235,7 +236,9 @@ def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> Traini
         if found is not None and found.by_composition_alone is False:
             _warn_of_mixed_levels(found, run.config.data.path)
         save_json(after, run.path / "evaluation.json")
-        save_checkpoint(run.checkpoint, potential, _provenance(run, prepared.training, result))
+        distances = range_of_frames(prepared.training, potential.cutoff).record()
+        provenance = {**_provenance(run, prepared.training, result), "range": distances}
+        save_checkpoint(run.checkpoint, potential, provenance)
         _report(run, prepared.trainer, potential, result)
     return result
 

@@ -203,6 +203,7 @@ def info(checkpoint: CheckpointPath) -> None:
     if "data" in loaded.training:
         own = loaded.metadata["references"][loaded.potential.reference]
         own["fit"].setdefault("data", "the data of the training")
+    content["training"].setdefault("range", "not recorded: structures outside are not noticed")
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 

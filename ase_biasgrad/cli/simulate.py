@@ -92,6 +92,12 @@ def md(
     restart: Annotated[
         bool, typer.Option("--restart", help="go on from the last frame of the trajectory")
     ] = False,
+    stop_outside: Annotated[
+        bool,
+        typer.Option(
+            "--stop-outside", help="end with the first structure outside of the training range"
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -135,15 +141,24 @@ def md(
         atoms.get_forces()  # frames hold what is known, and nothing is before the first evaluation
         with whole_file(output) as part, Trajectory(str(part), "w", atoms) as first:
             first.write()  # a trajectory of no frame could not be gone on from
-    dynamics.attach(Trajectory(str(output), "a", atoms).write, interval=interval)
+    frames = Trajectory(str(output), "a", atoms)
+    dynamics.attach(frames.write, interval=interval)
     if log is not None:
         logger = MDLogger(dynamics, atoms, str(log), header=not log.exists(), mode="a")
         dynamics.attach(logger, interval=interval)
+    reason: str | None = atoms.calc.outside if stop_outside else None
     # both observers would fire again at step 0, which the file holds already
     # shown on a terminal alone
-    with typer.progressbar(_quietly(dynamics, steps), steps, "md", file=sys.stderr) as done:
+    ahead = 0 if reason else steps
+    with typer.progressbar(_quietly(dynamics, ahead), ahead, "md", file=sys.stderr) as done:
         for _ in done:
-            pass
+            if stop_outside and (reason := atoms.calc.outside):
+                break
+    if reason:
+        if dynamics.nsteps % interval:
+            frames.write()
+        typer.echo(f"{output}: ended after {dynamics.nsteps} of {steps} steps: {reason}")
+        return
     typer.echo(
         f"{output}: {steps} steps of {timestep:g} fs, {ensemble.value}; last temperature "
         f"{atoms.get_temperature():.1f} K, potential energy {atoms.get_potential_energy():.6f} eV"

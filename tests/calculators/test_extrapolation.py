@@ -70,7 +70,9 @@ def test_inside_nothing_changes(tmp_path):
 def test_the_first_structure_outside_is_warned_of_with_atoms_and_numbers(tmp_path):
     atoms = squeezed()
     atoms.calc = made(checkpoint(tmp_path))
-    with pytest.warns(ExtrapolationWarning, match=r"atoms 0 \(C\) and \d \(H\) are 0.750 Å") as said:
+    with pytest.warns(
+        ExtrapolationWarning, match=r"atoms 0 \(C\) and \d \(H\) are 0.750 Å"
+    ) as said:
         atoms.get_forces()
     ours = [str(w.message) for w in said if w.category is ExtrapolationWarning]
     assert len(ours) == 1

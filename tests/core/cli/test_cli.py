@@ -19,10 +19,11 @@ from ase.io import read, write
 from conftest import copper, small_potential
 from helpers import biasgrad
 
-from ase_biasgrad.calculators import BiasGradCalculator
+from ase_biasgrad.calculators import BiasGradCalculator, ExtrapolationWarning
 from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.graph import graph_from_atoms
+from ase_biasgrad.training_range import TrainingRange
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,29 @@ def test_relax(folder, data):
     assert {"energy", "forces", "stress"} <= set(only.calc.results)
     for name in ("out.unknown", "nowhere/out.xyz"):
         biasgrad(folder, "relax", "w.xyz", "-c", "p.safetensors", "-o", name, code=2)
+
+
+def test_md_stops_outside_of_the_training_range(folder, data):
+    atoms = molecule("CH3CH2OH")
+    write(folder / "w.xyz", atoms)
+    bonds = atoms.get_all_distances()[np.triu_indices(9, 1)]
+    closest = {(a, b): float(bonds.min()) - 0.02 for a in (1, 6, 8) for b in (1, 6, 8) if a <= b}
+    record = {"range": TrainingRange(closest).record()}
+    save_checkpoint(folder / "p.safetensors", small_potential("schnet"), record)
+    common = ("md", "w.xyz", "-c", "p.safetensors", "--interval", 50, "--dtype", "float64")
+    line = (*common, "--temperature", 3000, "--steps", 400, "--stop-outside")
+    with pytest.warns(ExtrapolationWarning):
+        said = biasgrad(folder, *line, "-o", "a.traj")
+    steps = int(re.search(r"ended after (\d+) of 400 steps: the structure is outside", said)[1])
+    assert 0 < steps < 400
+    frames = read(folder / "a.traj", ":")
+    assert len(frames) == 1 + steps // 50 + (steps % 50 > 0)
+    assert frames[-1].get_all_distances()[np.triu_indices(9, 1)].min() < bonds.min() - 0.02
+    with pytest.warns(ExtrapolationWarning):
+        said = biasgrad(folder, *line, "-o", "a.traj", "--restart")
+    assert "ended after" in said or "400 steps" in said
+    info = json.loads(biasgrad(folder, "info", "p.safetensors"))
+    assert info["training"]["range"]["closest"]["H-C"] == closest[1, 6]
 
 
 def test_md_and_its_restart(folder, data):
