@@ -97,6 +97,13 @@ class PotentialCalculator(Calculator):
             check_finite(results, len(self.atoms), self.advice)
             self.results = results
 
+    def take(self, atoms: Atoms, results: dict[str, Any]) -> None:
+        """Hold `results` of `atoms`, found elsewhere by the same potential, as calculated here."""
+        with self._lock:
+            self.atoms = self._kept = kept_copy(self._kept, atoms)
+            self._info = info_values(self.atoms)
+            self.results = results
+
     def check(self, atoms: Atoms) -> None:
         """Raise `InputError` on a structure that the potential cannot describe."""
         check_numbers_and_positions(atoms, self.elements)
