@@ -147,6 +147,12 @@ class ForceStageOptions(_Options):
     """Loss and optimizer (AdamW). Errors count in units of the RMS training force."""
 
     epochs: int = Field(1000, ge=1, description="passes over the training frames")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes of training, instead of epochs: the schedule fits itself to them; "
+        "--minutes names them, too",
+    )
     batch_size: int = Field(8, ge=1, description="structures in a step of each process")
     loss: Literal["l1", "l2", "huber"] = Field(
         "l1",

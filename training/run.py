@@ -43,6 +43,7 @@ from ase_biasgrad.training.lightning.loggers import (
 )
 from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
 from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
+from ase_biasgrad.training.lightning.time_schedule import TimeSchedule
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
 from ase_biasgrad.training.run_folder import RunFolder, refuse_used
 from ase_biasgrad.training.stages.bias import fit_bias
@@ -56,6 +57,7 @@ from ase_biasgrad.training.stages.force import (
 from ase_biasgrad.training.stages.levels import at_one_level, fit_references, levels_by_label
 
 LARGER_IN_VALIDATION = 4  # batches
+MANY = 10**8  # epochs, where the time ends the training
 
 
 @dataclass(frozen=True)
@@ -380,6 +382,8 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
     table = EpochTable(folder / "metrics.csv")
     end = EndOfTraining(_seconds(options.max_time))
     callbacks: list[pl.Callback] = [states, table, end]
+    if stage.max_minutes is not None:
+        callbacks.append(TimeSchedule(stage, folder / "metrics.csv", options.progress_bar))
     if stage.ema_decay > 0:
         callbacks.append(WeightAverage(stage.ema_decay))
     if stage.early_stopping:
@@ -389,7 +393,7 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=options.strategy,
-        max_epochs=stage.epochs,
+        max_epochs=stage.epochs if stage.max_minutes is None else MANY,
         callbacks=callbacks,
         plugins=[WholeStateFiles()],
         logger=False,  # `_loggers` gives them

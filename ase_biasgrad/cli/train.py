@@ -23,6 +23,9 @@ def train(
         Path | None,
         typer.Option("--from", help="begin from the network of this checkpoint (fine-tuning)"),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="train for so long, with a schedule that fits into it")
+    ] = None,
     options: Annotated[
         bool, typer.Option("--options", help="print every option with its default and meaning")
     ] = False,
@@ -43,7 +46,11 @@ def train(
             folder, result = resume, run.resume(resume)
         else:
             assert config is not None
-            more = {} if from_ is None else {"fine_tuning.checkpoint": str(from_)}
+            given = {
+                "fine_tuning.checkpoint": None if from_ is None else str(from_),
+                "force_stage.max_minutes": minutes,
+            }
+            more = {name: value for name, value in given.items() if value is not None}
             folder, result = output, run.train(load_config(config, overrides or [], more), output)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True)
