@@ -22,9 +22,8 @@ from ase_biasgrad.neighbours import Edges, neighbour_list
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.training_range import TrainingRange
 
-
 ROUNDING = 1e-9  # relative, of distances that are those of training
-FORCE_MARGIN = 1.2  # forces err; only those beyond this times the largest in training tell something
+FORCE_MARGIN = 1.2  # forces err: only those beyond this times the largest in training count
 ADVICE = "Energies and forces are extrapolated; label such structures and train on them"
 
 
@@ -36,7 +35,7 @@ for _m, (_k, _l) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
 
 
 class ExtrapolationWarning(UserWarning):
-    """A structure is outside of the range of distances or forces that a potential was trained on."""
+    """Structure outside of the range of distances or forces that a potential was trained on."""
 
 
 class ExtrapolationError(InputError):

@@ -164,14 +164,14 @@ def test_md_stops_outside_of_the_training_range(folder, data):
     common = ("md", "w.xyz", "-c", "p.safetensors", "--interval", 50, "--dtype", "float64")
     line = (*common, "--temperature", 3000, "--steps", 400, "--stop-outside")
     with pytest.warns(ExtrapolationWarning):
-        said = biasgrad(folder, *line, "-o", "a.traj")
+        said = biasgrad(folder, *line, "-o", "o.traj")
     steps = int(re.search(r"ended after (\d+) of 400 steps: the structure is outside", said)[1])
     assert 0 < steps < 400
-    frames = read(folder / "a.traj", ":")
+    frames = read(folder / "o.traj", ":")
     assert len(frames) == 1 + steps // 50 + (steps % 50 > 0)
     assert frames[-1].get_all_distances()[np.triu_indices(9, 1)].min() < bonds.min() - 0.02
     with pytest.warns(ExtrapolationWarning):
-        said = biasgrad(folder, *line, "-o", "a.traj", "--restart")
+        said = biasgrad(folder, *line, "-o", "o.traj", "--restart")
     assert "ended after" in said or "400 steps" in said
     info = json.loads(biasgrad(folder, "info", "p.safetensors"))
     assert info["training"]["range"]["closest"]["H-C"] == closest[1, 6]
