@@ -44,12 +44,15 @@ def tensor_message_tangent(row, place, memory, weights, edges, tangents):  # typ
                 edges.neighbour[e], row[5] + edges.bin[e] * 3 * features, e < edges.inners[i],
             )  # fmt: skip
             t, dt = _splat_both(edges, tangents, e, memory)
-            r = y + (j - place.first) * width
+            to, r, tables = (
+                y + a * width, y + (j - place.first) * width,
+                _tables(row, 3, edges, i, j, features),
+            )  # fmt: skip
             for f in range(0, features, WIDTH):
                 filters, changes = three_jets(weights, at + 3 * f, 3 * features, w, dw)
                 moved = plus(by_part(changes, t), by_part(filters, dt))
-                to_i, to_j = _sent(row, weights, edges, i, j, features, f)
-                add_components(memory, y + a * width + 9 * f, times(to_i, moved))
+                to_i, to_j = _sent(weights, tables, f)
+                add_components(memory, to + 9 * f, times(to_i, moved))
                 if inner:
                     add_components(memory, r + 9 * f, _turned(times(to_j, moved), nothing))
 
@@ -71,10 +74,10 @@ def tensor_message_vjp_tangent(row, place, memory, weights, edges, tangents):  #
             )  # fmt: skip
             j, at = edges.neighbour[e], row[7] + edges.bin[e] * 3 * step
             t, dt = _splat_both(edges, tangents, e, memory)
-            slope = nothing
+            tables, slope = _tables(row, 5, edges, i, j, step), nothing
             d, dd = _zeros(nothing), _zeros(nothing)
             for f in range(0, step, WIDTH):
-                to_i, to_j = _sent(row, weights, edges, i, j, step, f, 2)
+                to_i, to_j = _sent(weights, tables, f)
                 o, q = i * width + 9 * f, j * width + 9 * f
                 k = plus(
                     times(to_i, components(memory, g + o)),
@@ -121,7 +124,7 @@ def tensor_message_gradient(row, place, memory, weights, edges, tangents, gradie
         for e in range(edges.starts[i], edges.middles[i]):
             w, dw = splats(edges, e, 0), splats(tangents, e, 0)
             j, at = edges.neighbour[e], row[7] + edges.bin[e] * 3 * step
-            of_j = edges.numbers[j] * step
+            tables = _tables(row, 5, edges, i, j, step)
             t, dt = _splat_both(edges, tangents, e, memory)
             for f in range(0, step, WIDTH):
                 o, q = i * width + 9 * f, j * width + 9 * f
@@ -129,13 +132,13 @@ def tensor_message_gradient(row, place, memory, weights, edges, tangents, gradie
                 (b0, b1, b2), (db0, db1, db2) = _along(memory, t, dt, g + q, dg + q)
                 b, db = (b0, nothing - b1, b2), (db0, nothing - db1, db2)
                 filters, changes = three_jets(weights, at + 3 * f, 3 * step, w, dw)
-                to_i, to_j = _sent(row, weights, edges, i, j, step, f, 2)
+                to_i, to_j = _sent(weights, tables, f)
                 of_sent = _change(filters, changes, a, da)
-                add_to(gradients, row[5] + of_i + f, of_sent)
-                add_to(gradients, row[6] + of_j + f, of_sent)
+                add_to(gradients, tables[0] + f, of_sent)
+                add_to(gradients, tables[1] + f, of_sent)
                 of_sent = _change(filters, changes, b, db)
-                add_to(gradients, row[5] + of_j + f, of_sent)
-                add_to(gradients, row[6] + of_i + f, of_sent)
+                add_to(gradients, tables[2] + f, of_sent)
+                add_to(gradients, tables[3] + f, of_sent)
                 both = _combined(to_i, a, to_j, b)
                 spread_three(
                     gradients, at + 3 * f, 3 * step, w, _combined(to_i, da, to_j, db), dw, both
@@ -143,12 +146,17 @@ def tensor_message_gradient(row, place, memory, weights, edges, tangents, gradie
 
 
 @_inline
-def _sent(row, weights, edges, i, j, features, f, shift=0):  # type: ignore[no-untyped-def]
+def _tables(row, k, edges, i, j, features):  # type: ignore[no-untyped-def]
+    """Places of c_i, s_j, c_j, s_i, with those of the tables at numbers k and k + 1."""
+    of_i, of_j = edges.numbers[i] * features, edges.numbers[j] * features
+    return row[k] + of_i, row[k + 1] + of_j, row[k] + of_j, row[k + 1] + of_i
+
+
+@_inline
+def _sent(weights, tables, f):  # type: ignore[no-untyped-def]
     """h_i and h_j."""
-    of_i, of_j = edges.numbers[i] * features + f, edges.numbers[j] * features + f
-    centres, neighbours = row[3 + shift], row[4 + shift]
-    to_i = load(weights, centres + of_i) + load(weights, neighbours + of_j)
-    return to_i, load(weights, centres + of_j) + load(weights, neighbours + of_i)
+    to_i = load(weights, tables[0] + f) + load(weights, tables[1] + f)
+    return to_i, load(weights, tables[2] + f) + load(weights, tables[3] + f)
 
 
 @_inline
