@@ -1,0 +1,223 @@
+"""Networks in training: forces of programs, and gradients of losses of them.
+
+Autograd sees one function from all weights to energies, forces and strain gradients. What is made
+of parameters alone (filters at the knots, tables of elements) are operations of torch, which it
+differentiates itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.radial import shifted_softplus
+from ase_biasgrad.fused.compiled.batches import (
+    Evaluated,
+    Room,
+    SplineConstants,
+    Structures,
+    add_gradients,
+    evaluate,
+    room_for,
+    structures_of,
+)
+from ase_biasgrad.fused.compiled.networks import NETWORKS, all_weights
+from ase_biasgrad.fused.compiled.program import Program
+from ase_biasgrad.fused.compiled.radial import Functions
+from ase_biasgrad.fused.compiled.runtime import Compiled
+from ase_biasgrad.fused.compiled.tangents import TRAINING
+from ase_biasgrad.graph import AtomGraph
+from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
+from ase_biasgrad.numerics.splines import Knots
+
+TORCH = Functions(torch.nn.functional.silu, shifted_softplus, torch.cat)
+
+
+class TrainingNetwork:
+    """The energy of a backbone that has a program, as a function of its parameters.
+
+    Filters are splines through their values at the knots of `Knots.for_functions`, so that values
+    differ from the backbone's by some 1e-5 of the largest force; gradients are exact for what is
+    evaluated.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        functions = self._network.radial_functions(backbone.arguments)
+        self.knots = Knots.for_functions(backbone.cutoff, functions)
+        self.splines = SplineConstants.of(self.knots)
+        self._prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        with torch.no_grad():
+            shapes = {name: tuple(weight.shape) for name, weight in self.weights().items()}
+        self.arrangement = Arrangement.of(backbone.name, backbone.arguments, shapes)
+        self.room: Room | None = None
+        self.evaluations = 0  # so far; the room holds what the last one left
+
+    @property
+    def _network(self) -> Any:
+        return NETWORKS[self.backbone.name]  # a module, which cannot be pickled
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that the program is made of, differentiable in the parameters."""
+        arguments, state = self.backbone.arguments, dict(self.backbone.named_parameters())
+        basis, envelope = self._basis(next(iter(state.values())).dtype)
+        filters = self._network.filters(arguments, state, basis, envelope, TORCH)
+        coefficients = spline_coefficients(self.knots, filters[1:])
+        name = self.backbone.name
+        return all_weights(name, arguments, state, coefficients, filters[0], TORCH)
+
+    def _basis(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Radial basis and cutoff function at distance 0 and at the knots."""
+        if dtype not in self._prepared:
+            distances = np.concatenate([[0.0], self.knots.distances()])
+            buffers = {k: v.double().numpy() for k, v in self.backbone.named_buffers()}
+            parts = self._network.basis(self.backbone.arguments, buffers, distances)
+            # what is made in inference mode could not be trained with afterwards
+            with torch.inference_mode(False):
+                basis, envelope = (torch.from_numpy(part).to(dtype) for part in parts)
+            self._prepared[dtype] = basis, envelope
+        return self._prepared[dtype]
+
+    def evaluate(self, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies `(n,)`, forces `(n, 3)` and ∂E/∂ε `(b, 3, 3)` of a batch, in float64.
+
+        Differentiable once, in the parameters.
+        """
+        weights = self.weights()
+        flat = torch.cat([weights[name].flatten() for name in self.arrangement.names])
+        return _Evaluation.apply(self, graph_structures(graph), flat)  # type: ignore[no-any-return]
+
+    def run(self, structures: Structures, weights: np.ndarray) -> Evaluated:
+        """Evaluate structures, and leave in the room what gradients need."""
+        self.evaluations += 1
+        p = self.arrangement.program
+        self.room = room_for(structures, p, weights.dtype, self.room)
+        n, b = len(structures.numbers), len(structures.chunk)
+        out = Evaluated(np.empty(n), np.empty((n, 3)), np.empty((b, 3, 3)))
+        evaluate(
+            0, 1, p.instructions, p.segments[: p.first_order], p.kept, p.local, weights,
+            self.splines, structures, self.room, out,
+        )  # fmt: skip
+        return out
+
+    def gradients(self, structures: Structures, weights: np.ndarray, of: Evaluated) -> np.ndarray:
+        """Gradients of the weights, from those `of` energies, forces and strain gradients."""
+        assert self.room is not None
+        p = self.arrangement.program
+        self.room.tangents.cotangents[: len(of.energies)] = of.energies
+        strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
+        gradients = np.zeros((1, len(weights) + 1), weights.dtype)  # the last stays 0
+        add_gradients(
+            0, 1, p.instructions, p.segments[p.first_order :], p.kept, p.local, weights,
+            self.splines, structures, self.room, -of.forces, strain, gradients,
+        )  # fmt: skip
+        return gradients[0]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The program of a network in training, and which numbers its weights are.
+
+    Weights are chosen among 0, those of the arrays `names` one after another, and `constants`.
+    """
+
+    program: Compiled
+    names: list[str]
+    source: np.ndarray  # (w,) int64
+    constants: np.ndarray  # (c,) float64
+    places: np.ndarray  # (k, numbers) int64, where each number stands; the end if fewer times
+
+    @classmethod
+    def of(
+        cls, name: str, arguments: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Arrangement:
+        """The description of a network on numbers 1, 2, … in place of its weights."""
+        ends = dict(zip(shapes, np.cumsum([math.prod(s) for s in shapes.values()]), strict=True))
+        numbers = {
+            key: np.arange(ends[key] - math.prod(s), ends[key]).reshape(s) + 1.0
+            for key, s in shapes.items()
+        }
+        p = Program(learns=True)
+        NETWORKS[name].describe(arguments, numbers, p)
+        program = p.finish(TRAINING)
+        found = np.where(program.learnt, program.weights, 0).astype(np.int64)
+        used = np.unique(found[found > 0])
+        names = [k for k in shapes if np.isin(ends[k], used) or np.isin(numbers[k], used).any()]
+        renumbered = np.zeros(1 + max(ends.values()), np.int64)
+        kept = np.concatenate([numbers[k].ravel() for k in names]).astype(np.int64)
+        renumbered[kept] = 1 + np.arange(len(kept))
+        source = renumbered[found]
+        constants = program.weights[~program.learnt]
+        source[~program.learnt] = 1 + len(kept) + np.arange(len(constants))
+        return cls(program, names, source, constants, _places(source, len(kept)))
+
+    def weights(self, flat: np.ndarray) -> np.ndarray:
+        """Weights of the program from those of the arrays, one after another."""
+        numbers = np.concatenate([np.zeros(1, flat.dtype), flat, self.constants.astype(flat.dtype)])
+        return numbers.take(self.source)
+
+    def gradient(self, gradients: np.ndarray) -> np.ndarray:
+        """Gradient of the arrays one after another, from that of the weights and one 0."""
+        return gradients.take(self.places).sum(axis=0)
+
+
+def _places(source: np.ndarray, numbers: int) -> np.ndarray:
+    """Places of 1 … `numbers` in `source`, `(k, numbers)`; its length where there are fewer."""
+    order = np.argsort(source, kind="stable")
+    first = np.searchsorted(source[order], np.arange(1, numbers + 2))
+    times = np.diff(first)
+    out = np.full((times.max(initial=0), numbers), len(source))
+    for k in range(len(out)):
+        there = times > k
+        out[k, there] = order[first[:-1][there] + k]
+    return out
+
+
+def graph_structures(graph: AtomGraph) -> Structures:
+    """Structures of a batch on the CPU, whose edges come structure by structure."""
+    batch, edges = graph.batch.numpy(), graph.edge_index.numpy()
+    b = graph.n_structures
+    owner = batch[edges[0]]
+    if len(owner) and (np.diff(owner) < 0).any():
+        raise ValueError("edges of a batch must come structure by structure")
+    first_edge = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=b))])
+    return structures_of(
+        np.bincount(batch, minlength=b), edges, graph.edge_shift.numpy().astype(np.int32),
+        first_edge.astype(np.int64), graph.numbers.numpy(),
+        graph.positions.detach().numpy().astype(np.float64),
+        graph.cell.detach().numpy().astype(np.float64),
+    )  # fmt: skip
+
+
+class _Evaluation(torch.autograd.Function):
+    """Energies, forces and strain gradients as a function of all weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: TrainingNetwork, structures: Structures, flat: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = network.arrangement.weights(flat.detach().numpy())
+        out = network.run(structures, weights)
+        ctx.network, ctx.structures, ctx.weights = network, structures, weights
+        ctx.evaluation = network.evaluations
+        energies, forces, strain_gradient = map(torch.from_numpy, out)
+        return energies, forces, strain_gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        network = ctx.network
+        if network.evaluations != ctx.evaluation:  # that of another batch came after it
+            network.run(ctx.structures, ctx.weights)
+            ctx.evaluation = network.evaluations
+        of = Evaluated(*(c.contiguous().numpy() for c in cotangents))
+        gradients = network.gradients(ctx.structures, ctx.weights, of)
+        return None, None, torch.from_numpy(network.arrangement.gradient(gradients))
