@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ase_biasgrad.cli.lammps import MOST_SEEDS, Mpiexec, Ranks, run_md
 from ase_biasgrad.cli.options import Device, Overwrite
 from ase_biasgrad.files import refuse_existing, refuse_own_input, whole_file
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Structure = Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")]
+Structures = Annotated[
+    list[str],
+    typer.Argument(help="files that ASE reads, or names of molecules; several relax together"),
+]
 Checkpoints = Annotated[
     list[Path], typer.Option("--checkpoint", "-c", help="may be repeated: a committee")
 ]
@@ -38,35 +43,78 @@ class Ensemble(StrEnum):
     npt = "npt"
 
 
+class Engine(StrEnum):
+    """Programs that move the atoms."""
+
+    ase = "ase"
+    lammps = "lammps"
+
+
 def relax(
-    structure: Structure,
+    structures: Structures,
     checkpoint: Checkpoints,
-    output: Annotated[Path, typer.Option("--output", "-o", help="any format that ASE writes")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="any format that ASE writes, one file for all"),
+    ],
     fmax: Annotated[float, typer.Option(help="largest force left, eV/Å")] = 0.02,
     steps: Annotated[int, typer.Option(min=1)] = 500,
-    optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.lbfgs,
+    optimizer: Annotated[
+        Optimizer, typer.Option(help="several structures take lbfgs")
+    ] = Optimizer.lbfgs,
     cell: Annotated[bool, typer.Option("--cell", help="relax the cell as well")] = False,
-    trajectory: Annotated[Path | None, typer.Option(help="write the path here")] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(help="frames of each file, as a slice such as : or ::10; by default the last"),
+    ] = None,
+    trajectory: Annotated[
+        Path | None,
+        typer.Option(help="write the path here; of several structures, paths into this folder"),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "float64",
     overwrite: Overwrite = False,
 ) -> None:
-    """Relax a structure; exit code 1 if it does not converge."""
+    """Relax structures, several together; exit code 1 if one does not converge.
+
+    Of several structures each converges on its own. One that fails is named in the table at the
+    end, and left out of the output.
+    """
+    _check_writable(output)
+    if trajectory is not None and trajectory.resolve() == output.resolve():
+        raise typer.BadParameter(f"{output}: is named for the result and for --trajectory")
+    refuse_existing(output, overwrite, [*structures, *checkpoint])
+    if len(structures) == 1 and frames is None:
+        converged = _relax_one(
+            structures[0], checkpoint, output, fmax, steps, optimizer, cell, trajectory, device,
+            dtype, overwrite,
+        )  # fmt: skip
+    else:
+        converged = _relax_several(
+            structures, frames, checkpoint, output, fmax, steps, optimizer, cell, trajectory,
+            device, dtype, overwrite,
+        )  # fmt: skip
+    raise typer.Exit(0 if converged else 1)
+
+
+def _relax_one(
+    structure: str, checkpoint: list[Path], output: Path, fmax: float, steps: int,
+    optimizer: Optimizer, cell: bool, trajectory: Path | None, device: str, dtype: str,
+    overwrite: bool,
+) -> bool:  # fmt: skip
+    """Relax one structure by an optimizer of ASE; True if it converged."""
     from ase.filters import FrechetCellFilter
     from ase.io import write
     from ase.io.formats import filetype
     from ase.optimize import BFGS, FIRE, LBFGS
 
-    _check_writable(output)
-    if trajectory is not None and trajectory.resolve() == output.resolve():
-        raise typer.BadParameter(f"{output}: is named for the result and for --trajectory")
-    for path in filter(None, (output, trajectory)):
-        refuse_existing(path, overwrite, [structure, *checkpoint])
+    if trajectory is not None:
+        refuse_existing(trajectory, overwrite, [structure, *checkpoint])
     atoms = _with_calculator(structure, checkpoint, device, dtype)
     algorithm = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}[optimizer.value]
     target = FrechetCellFilter(atoms) if cell else atoms
     search = algorithm(target, trajectory=None if trajectory is None else str(trajectory))
-    converged = search.run(fmax=fmax, steps=steps)
+    converged = bool(search.run(fmax=fmax, steps=steps))
     with whole_file(output) as temporary:
         write(temporary, atoms, format=filetype(str(output), read=False))
     verdict = "converged" if converged else "NOT converged"
@@ -74,7 +122,30 @@ def relax(
         f"{verdict} after {search.nsteps} steps: energy {atoms.get_potential_energy():.6f} eV, "
         f"written to {output}"
     )
-    raise typer.Exit(0 if converged else 1)
+    return converged
+
+
+def _relax_several(
+    files: list[str], frames: str | None, checkpoint: list[Path], output: Path, fmax: float,
+    steps: int, optimizer: Optimizer, cell: bool, trajectory: Path | None, device: str, dtype: str,
+    overwrite: bool,
+) -> bool:  # fmt: skip
+    """Relax several structures at once; True if all converged."""
+    from ase_biasgrad.calculators import BiasGradCalculator
+    from ase_biasgrad.cli import relaxations
+
+    if optimizer is not Optimizer.lbfgs:
+        raise typer.BadParameter(
+            f"--optimizer {optimizer.value}: several structures relax by lbfgs; leave it out"
+        )
+    relaxations.check_output_of_many(output)
+    named = relaxations.named_structures(files, frames)
+    paths: dict[str, Path] = {}
+    if trajectory is not None:
+        names = [name for name, _ in named]
+        paths = relaxations.trajectories_of(trajectory, names, overwrite, [*files, *checkpoint])
+    calculator = BiasGradCalculator(list(checkpoint), device=device, dtype=dtype)
+    return relaxations.relax_together(named, calculator, output, fmax, steps, cell, paths)
 
 
 def md(
@@ -101,6 +172,9 @@ def md(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    engine: Annotated[Engine, typer.Option(help="lammps runs on several processes")] = Engine.ase,
+    ranks: Ranks = None,
+    mpiexec: Mpiexec = None,
 ) -> None:
     """Molecular dynamics."""
     import numpy as np
@@ -113,6 +187,8 @@ def md(
         thermalize_momenta,
     )
 
+    if engine is Engine.ase and (ranks or mpiexec):
+        raise typer.BadParameter("--ranks and --mpiexec are for --engine lammps")
     if output.suffix != ".traj":
         raise typer.BadParameter(f"{output}: trajectories are written as *.traj")
     _check_writable(output)
@@ -134,6 +210,15 @@ def md(
         Stationary(atoms)
         if not atoms.pbc.any():
             ZeroRotation(atoms)
+    if engine is Engine.lammps:
+        run_md(
+            atoms, checkpoint, ranks, mpiexec, trajectory=str(output), steps=steps,
+            timestep=timestep, ensemble=ensemble.value, temperature=temperature, pressure=pressure,
+            friction=friction, interval=interval, seed=int(random.integers(1, MOST_SEEDS)),
+            dtype=dtype, stop_outside=stop_outside, first=not restart,
+            log=None if log is None else str(log),
+        )  # fmt: skip
+        return
     dynamics = _dynamics(
         atoms, ensemble, timestep * units.fs, temperature, pressure, friction, random
     )
@@ -146,13 +231,15 @@ def md(
     if log is not None:
         logger = MDLogger(dynamics, atoms, str(log), header=not log.exists(), mode="a")
         dynamics.attach(logger, interval=interval)
-    reason: str | None = atoms.calc.outside if stop_outside else None
+    if stop_spread is not None and len(atoms.calc.biases) < 2:
+        raise typer.BadParameter("--stop-spread needs a committee: spreads are those of members")
+    reason = _why_stop(atoms, stop_outside, stop_spread)
     # both observers would fire again at step 0, which the file holds already
     # shown on a terminal alone
     ahead = 0 if reason else steps
     with typer.progressbar(_quietly(dynamics, ahead), ahead, "md", file=sys.stderr) as done:
         for _ in done:
-            if stop_outside and (reason := atoms.calc.outside):
+            if reason := _why_stop(atoms, stop_outside, stop_spread):
                 break
     if reason:
         if dynamics.nsteps % interval:
@@ -163,6 +250,15 @@ def md(
         f"{output}: {steps} steps of {timestep:g} fs, {ensemble.value}; last temperature "
         f"{atoms.get_temperature():.1f} K, potential energy {atoms.get_potential_energy():.6f} eV"
     )
+
+
+def _why_stop(atoms: Atoms, outside: bool, spread: float | None) -> str | None:
+    """Say why dynamics should end after the last evaluation, or None."""
+    from ase_biasgrad.calculators.spread import too_uncertain
+
+    if outside and atoms.calc.outside:
+        return str(atoms.calc.outside)
+    return None if spread is None else too_uncertain(atoms.numbers, atoms.calc.results, spread)
 
 
 def _check_writable(output: Path) -> None:
