@@ -164,21 +164,26 @@ def read_checkpoint(path: str | Path) -> StoredPotential:
     CheckpointError
         If the file is not a checkpoint of ours, is damaged, or needs a newer version.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    content = path.read_bytes()
+    return parsed_checkpoint(path.read_bytes(), path)
+
+
+def parsed_checkpoint(content: bytes, path: Path) -> StoredPotential:
+    """Potential of the content of a file; errors are those of `read_checkpoint` and name `path`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         header, data = split_file(content)
         metadata = _metadata(header, data)
         _check_network(metadata, _shapes(header))
-        potential = _potential(metadata, load(content))
+        digest = hashlib.sha256(content).hexdigest()
+        potential = _potential(metadata, load(content), digest)
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return StoredPotential(potential, metadata, path, hashlib.sha256(content).hexdigest())
+    return StoredPotential(potential, metadata, path, digest)
 
 
 def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
@@ -190,6 +195,8 @@ def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
         metadata = parsed_json(stored["ase_biasgrad"])
     except ValueError as error:
         raise ValueError(f"the metadata is damaged: {error}") from error
+    if metadata.get("format") == "ase-biasgrad committee":
+        raise ValueError("holds a committee; this reads single potentials")
     if metadata.get("format") != FORMAT or type(metadata.get("version")) is not int:
         raise ValueError(f"the metadata is not that of an {FORMAT}")
     if metadata["version"] > FORMAT_VERSION:
@@ -317,7 +324,9 @@ def _bias_shapes(rows: list[int]) -> dict[str, list[int]]:
     return {name: rows + s[1:] if s[:1] == [0] else s for name, s in shapes.items()}
 
 
-def _potential(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> PotentialArrays:
+def _potential(
+    metadata: dict[str, Any], tensors: dict[str, np.ndarray], digest: str
+) -> PotentialArrays:
     for name, array in tensors.items():
         _check_numbers(name, array, metadata["cutoff"])
     biases = {}
@@ -330,7 +339,9 @@ def _potential(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Pote
         biases[name] = replace(unknown, zero=stored["zero"], fit_report=stored["fit"], **own)
     stored, prefix = metadata["backbone"], "backbone."
     weights = {k.removeprefix(prefix): a for k, a in tensors.items() if k.startswith(prefix)}
-    network = NetworkArrays(stored["name"], stored["arguments"], weights, metadata["cutoff"])
+    network = NetworkArrays(
+        stored["name"], stored["arguments"], weights, metadata["cutoff"], digest
+    )
     return PotentialArrays(network, tuple(metadata["elements"]), metadata["reference"], biases)
 
 

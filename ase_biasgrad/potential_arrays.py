@@ -21,6 +21,7 @@ class NetworkArrays:
     arguments: dict[str, Any]
     tensors: dict[str, np.ndarray]  # float32 or float64
     cutoff: float  # Å
+    digest: str | None = None  # of the checkpoint that it came from
 
 
 @dataclass(frozen=True)

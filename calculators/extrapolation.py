@@ -19,9 +19,10 @@ from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.calculators.repulsion import repulsion, repulsion_ranges
 from ase_biasgrad.neighbours import Edges, neighbour_list
-from ase_biasgrad.numerics.kernel_cache import compiled
+from ase_biasgrad.numerics.native import NativeKernel
 from ase_biasgrad.training_range import TrainingRange
 
+COUNT_CLOSER = NativeKernel("ase_biasgrad.calculators.close_pairs", "count_closer")
 ROUNDING = 1e-9  # relative, of distances that are those of training
 FORCE_MARGIN = 1.2  # forces err: only those beyond this times the largest in training count
 ADVICE = "Energies and forces are extrapolated; label such structures and train on them"
@@ -49,6 +50,22 @@ class Candidates(NamedTuple):
     second: np.ndarray  # (p,) int64
     shift: np.ndarray  # (p, 3) float64, cells
     squares: np.ndarray  # (p,) Å², of the closest distance in training
+
+
+class Counter:
+    """Candidates, and the count of those that are too close: one compiled call, bound once."""
+
+    def __init__(self, candidates: Candidates, atoms: int) -> None:
+        self.candidates = candidates
+        self._positions, self._cell = np.empty((atoms, 3)), np.empty((3, 3))
+        self._found = np.zeros(1, np.int64)
+        self._count = COUNT_CLOSER.bind(self._positions, self._cell, *candidates, self._found)
+
+    def any_closer(self, structure: Structure) -> bool:
+        """True if a pair is closer than the closest of its elements in training."""
+        self._positions[:], self._cell[:] = structure.positions, structure.cell
+        self._count()
+        return bool(self._found[0])
 
 
 @dataclass(frozen=True)
@@ -85,13 +102,13 @@ class RangeCheck:
         self.ranges = repulsion_ranges(self.closest, cutoff)
         known = np.array(sorted(elements), np.int64)
         self.reach = float(self.closest[np.ix_(known, known)].max()) if len(known) else cutoff
-        self._list = VerletCache(self.reach, skin, self._candidates)
+        self._list = VerletCache(self.reach, skin, self._counter)
 
     def fresh(self) -> RangeCheck:
         """Another one without a neighbour list."""
         other = object.__new__(RangeCheck)
         other.__dict__ |= self.__dict__
-        other._list = VerletCache(self.reach, self._list.list.skin, other._candidates)
+        other._list = VerletCache(self.reach, self._list.list.skin, other._counter)
         return other
 
     def reset(self) -> None:
@@ -105,12 +122,12 @@ class RangeCheck:
         """
         s = structure
         if keep_list:
-            candidates = self._list.of(s)
+            counter = self._list.of(s)
         else:
-            candidates = self._candidates(neighbour_list(s.positions, s.cell, s.pbc, self.reach), s)
-        if not count_closer(s.positions, s.cell, *candidates):
+            counter = self._counter(neighbour_list(s.positions, s.cell, s.pbc, self.reach), s)
+        if not counter.any_closer(s):
             return None
-        first, second, shift, squares = candidates
+        first, second, shift, squares = counter.candidates
         vectors = s.positions[second] - s.positions[first] + shift @ s.cell
         distances = np.linalg.norm(vectors, axis=1)
         close = distances**2 < squares
@@ -118,14 +135,15 @@ class RangeCheck:
         found = (first, second, vectors, distances, closest)
         return ClosePairs(*(values[close] for values in found)) if close.any() else None
 
-    def _candidates(self, edges: Edges, structure: Structure) -> Candidates:
+    def _counter(self, edges: Edges, structure: Structure) -> Counter:
         i, j = edges.centre.astype(np.int64), edges.neighbour.astype(np.int64)
         shift = edges.shift.astype(np.float64)
         sign = np.sign(shift) @ np.array([4.0, 2.0, 1.0])
         once = (i < j) | ((i == j) & (sign > 0))
         i, j = i[once], j[once]
         closest = self.closest[structure.numbers[i], structure.numbers[j]]
-        return Candidates(i, j, shift[once], (closest * (1 - ROUNDING)) ** 2)
+        shift, squares = np.ascontiguousarray(shift[once]), (closest * (1 - ROUNDING)) ** 2
+        return Counter(Candidates(i, j, shift, squares), len(structure.numbers))
 
     # --- what is said ----------------------------------------------------------------------
 
@@ -150,9 +168,11 @@ class RangeCheck:
     def too_large(self, numbers: np.ndarray, forces: np.ndarray) -> str | None:
         """Say which of the forces `(n, 3)` is larger than all in training, if one is."""
         largest = self.seen.largest_force
-        if largest is None or longest_square(forces) <= (FORCE_MARGIN * largest) ** 2:
+        if largest is None:
             return None
-        lengths = np.linalg.norm(forces, axis=1)
+        lengths = np.sqrt(np.einsum("ik,ik->i", forces, forces))
+        if not lengths.max(initial=0.0) > FORCE_MARGIN * largest:
+            return None
         k = int(np.argmax(lengths))
         return (
             f"the structure is outside of the training range: the force on atom {k} "
@@ -220,29 +240,3 @@ class Notice:
         if not self.given:
             self.given = True
             warnings.warn(f"{message}. {ADVICE}", ExtrapolationWarning, stacklevel=8)
-
-
-@compiled(error_model="numpy")
-def count_closer(positions, cell, first, second, shift, squares):  # type: ignore[no-untyped-def]
-    """Count pairs whose squared distance is below `squares (p,)` Å²; arguments of `Candidates`."""
-    count = 0
-    for p in range(len(first)):
-        i, j = first[p], second[p]
-        square = 0.0
-        for k in range(3):
-            d = positions[j, k] - positions[i, k]
-            d += shift[p, 0] * cell[0, k] + shift[p, 1] * cell[1, k] + shift[p, 2] * cell[2, k]
-            square += d * d
-        if square < squares[p]:
-            count += 1
-    return count
-
-
-@compiled(error_model="numpy")
-def longest_square(forces):  # type: ignore[no-untyped-def]
-    """Largest squared length of forces `(n, 3)`."""
-    longest = 0.0
-    for i in range(len(forces)):
-        square = forces[i, 0] ** 2 + forces[i, 1] ** 2 + forces[i, 2] ** 2
-        longest = max(longest, square)
-    return longest

@@ -17,7 +17,6 @@ from functools import cache, lru_cache
 from math import ceil, comb
 
 import numpy as np
-from scipy.linalg import solve_banded
 
 DEGREE = 5
 N_WEIGHTS = DEGREE + 1  # coefficients that matter in each bin
@@ -207,6 +206,8 @@ def collocation(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def interpolate(count: int, values: np.ndarray) -> np.ndarray:
     """Spline coefficients `(count + 4, channels)` from values at all sites, of the same shape."""
+    from scipy.linalg import solve_banded  # takes longer to import than all of a short evaluation
+
     bin, weights = collocation(count)
     # row r has its six entries at most five places off the diagonal
     rows, columns = np.arange(len(weights))[:, None], bin[:, None] + np.arange(N_WEIGHTS)

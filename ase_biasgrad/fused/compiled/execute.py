@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ase_biasgrad.fused.compiled.dense import (
     activate,
     add,
@@ -26,7 +24,6 @@ from ase_biasgrad.fused.compiled.messages import (
     vector_message_vjp,
 )
 from ase_biasgrad.fused.compiled.operations import Operation, Place
-from ase_biasgrad.fused.compiled.program import Compiled
 from ase_biasgrad.fused.compiled.tensors import (
     add_square,
     add_square_vjp,
@@ -47,7 +44,6 @@ from ase_biasgrad.fused.compiled.vectors import (
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 
-CHUNKS, SMALLEST, LARGEST = 4, 54, 256
 EMBED = int(Operation.EMBED)
 LINEAR = int(Operation.LINEAR)
 ACTIVATE = int(Operation.ACTIVATE)
@@ -155,27 +151,15 @@ def execute(  # type: ignore[no-untyped-def]
 ):
     """Run segments for one of several blocks of chunks of atoms.
 
-    With more than one block, all must have run a segment before the next begins.
+    With more than one block, all must have run a segment before the next begins. Atoms without
+    edges of their own, of other sub-domains, follow the others; they are only read.
     """
-    n = len(edges.numbers)
+    n, rows = len(edges.ends), len(edges.numbers)
     chunks = (n + chunk - 1) // chunk
     first, last = chunks * block // blocks * chunk, min(chunks * (block + 1) // blocks * chunk, n)
-    mine = kept * n + local * chunk * block
+    mine = kept * rows + local * chunk * block
     for s in range(len(segments)):
         for start in range(first, last, chunk):
-            place = Place(n, start, min(chunk, last - start), mine, chunk)
+            place = Place(rows, start, min(chunk, last - start), mine, chunk)
             for k in range(segments[s, 0], segments[s, 1]):
                 instruct(instructions[k], place, memory, weights, edges)
-
-
-def atoms_at_once(n: int) -> int:
-    """Atoms of a chunk: a segment's share of the work, with most of their neighbours inside.
-
-    It does not depend on the number of threads, so neither do results.
-    """
-    return n if n < SMALLEST else int(np.clip(-(-n // CHUNKS), SMALLEST, LARGEST))
-
-
-def numbers_needed(program: Compiled, n: int, blocks: int) -> int:
-    """Length of the memory for `n` atoms in so many blocks."""
-    return program.kept * n + program.local * atoms_at_once(n) * blocks

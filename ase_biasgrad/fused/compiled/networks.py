@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ase_biasgrad.fused.compiled import painn, schnet, tensornet
-from ase_biasgrad.fused.compiled.program import Compiled, Program
+from ase_biasgrad.fused.compiled.operations import Operation
+from ase_biasgrad.fused.compiled.program import Program, Rule
 from ase_biasgrad.fused.compiled.radial import NUMPY, Functions, Weights
-from ase_biasgrad.numerics.splines import Knots, RadialTable, sampled
+from ase_biasgrad.fused.compiled.runtime import CompiledNetwork
+from ase_biasgrad.numerics.splines import RadialTable, sampled
 
 NETWORKS = {"schnet": schnet, "painn": painn, "tensornet": tensornet}
 
 
-@dataclass(frozen=True)
-class CompiledNetwork:
-    """A program, and the grid on which its filters are splines."""
-
-    program: Compiled
-    knots: Knots
-
-
 def compiled_network(
-    name: str, arguments: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: np.dtype
-) -> CompiledNetwork:
+    name: str, arguments: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: np.dtype,
+    rules: Mapping[Operation, Rule] | None = None,
+) -> CompiledNetwork:  # fmt: skip
     """The program of a backbone of this name, with its arguments and parameters.
+
+    With `rules`, such as `tangents.HESSIAN`, tangents follow.
 
     Raises
     ------
@@ -37,7 +33,7 @@ def compiled_network(
     parameters = {key: np.asarray(value, np.float64) for key, value in weights.items()}
     network, functions = NETWORKS[name], filters_of(name, arguments, parameters)
     table = sampled(functions, float(arguments["cutoff"]), network.radial_functions(arguments))
-    program = described(name, arguments, parameters, table).finish()
+    program = described(name, arguments, parameters, table).finish(rules)
     return CompiledNetwork(program.as_type(dtype), table.knots)
 
 

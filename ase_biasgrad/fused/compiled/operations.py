@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import IntEnum, auto
 from typing import NamedTuple
 
-import numpy as np
-
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 
@@ -84,41 +82,6 @@ class Place(NamedTuple):
     size: int  # atoms of the chunk
     local: int  # of the local variables
     chunk: int  # atoms that local variables have room for
-
-
-class Edges(NamedTuple):
-    """Atoms, their edges by centre, and what the program adds to.
-
-    Of two edges that mirror each other one is upper. Upper edges come first, and among these the
-    inner ones, between two atoms of one chunk, whose mirrors are left out.
-
-    Floats are the network's unless said otherwise.
-    """
-
-    numbers: np.ndarray  # (n,) int64
-    starts: np.ndarray  # (n + 1,) int64, room for the edges of each centre
-    inners: np.ndarray  # (n,) int64, the end of its inner edges
-    middles: np.ndarray  # (n,) int64, of its upper edges
-    ends: np.ndarray  # (n,) int64, of all of its edges
-    neighbour: np.ndarray  # (e,) int32
-    bin: np.ndarray  # (e,) int32, of the splines
-    weights: np.ndarray  # (e, 2, 6) of the six coefficients: for values, for slopes
-    unit: np.ndarray  # (e, 3) from centre to neighbour
-    adjoints: np.ndarray  # (e, 4) float64, of upper edges: ∂E/∂d per spacing of the knots, ∂E/∂u
-    energies: np.ndarray  # (n,) float64
-    cotangents: np.ndarray  # (n,) float64, adjoints of the energies
-
-
-class EdgeTangents(NamedTuple):
-    """Changes of what `Edges` holds when the atoms move along a direction.
-
-    Weights and unit vectors are given for all edges; the adjoints of upper edges are added to.
-    """
-
-    weights: np.ndarray  # (e, 2, 6)
-    unit: np.ndarray  # (e, 3)
-    adjoints: np.ndarray  # (e, 4) float64
-    cotangents: np.ndarray  # (n,) float64
 
 
 @compiled()

@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from ase_biasgrad.fused.compiled.operations import Operation
+from ase_biasgrad.fused.compiled.runtime import Compiled
 from ase_biasgrad.numerics.matrix_product import COLUMNS, packed, padded
 
 
@@ -60,23 +61,6 @@ class LearningLayer(Layer, Protocol):
 
 # appends the tangents of the results of an instruction, from its operands
 Rule = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A finished program: instructions, weights, and how much memory it needs."""
-
-    instructions: np.ndarray  # (k, longest) int64
-    segments: np.ndarray  # (s, 2) int64, first and last instruction; forward pass, VJP, tangents
-    forward: int  # segments of the forward pass
-    first_order: int  # segments of the forward pass and the VJP
-    weights: np.ndarray  # (w,) float32 or float64
-    learnt: np.ndarray  # (w,) bool, those made of parameters
-    kept: int  # numbers for each atom
-    local: int  # numbers for each atom of a chunk
-
-    def as_type(self, dtype: np.dtype) -> Compiled:
-        return Compiled(**{**vars(self), "weights": self.weights.astype(dtype)})
 
 
 @dataclass

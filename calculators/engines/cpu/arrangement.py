@@ -13,27 +13,15 @@ import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
-from ase_biasgrad.fused.compiled.execute import atoms_at_once
+from ase_biasgrad.fused.compiled.runtime import Candidates, atoms_at_once
 from ase_biasgrad.neighbours import Edges, complete_cell
+from ase_biasgrad.numerics.native import NativeKernel
 
+ARRANGE = NativeKernel("ase_biasgrad.fused.compiled.candidates", "arrange")
 # the rows of fewer atoms are in the cache in any order
 ARRANGED_FROM = 200
 BIN = 2.5  # Å
 BITS = 20  # of each coordinate, in bins
-
-
-class Candidates(NamedTuple):
-    """Directed edges that may be within the cutoff, by centre, as in `Edges` of programs.
-
-    Of two edges that mirror each other one is upper: that to the later atom or, of an atom's own
-    images, that to the one with the positive shift.
-    """
-
-    starts: np.ndarray  # (n + 1,) int64, of each centre
-    inners: np.ndarray  # (n,) int64, the end of its inner edges
-    middles: np.ndarray  # (n,) int64, the end of its upper edges
-    neighbour: np.ndarray  # (e,) int64
-    shift: np.ndarray  # (e, 3) cells
 
 
 def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
@@ -43,18 +31,19 @@ def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
         np.concatenate([getattr(edges, name) + k for edges, k in zip(lists, firsts, strict=True)])
         for name in ("centre", "neighbour")
     )
-    s = np.concatenate([edges.shift for edges in lists]).astype(np.int32)
-    # lexicographic sign: of S1, or of S2 where S1 = 0, or of S3
-    sign = np.where(s[:, 0] != 0, s[:, 0], np.where(s[:, 1] != 0, s[:, 1], s[:, 2]))
-    upper, chunk = (i < j) | ((i == j) & (sign > 0)), atoms_at_once(n)
-    inner = (i // chunk == j // chunk) & (i != j)
-    kept = np.flatnonzero(upper | ~inner)
-    kind = np.where(inner, 0, np.where(upper, 1, 2))[kept]
-    order = kept[np.argsort(3 * i[kept] + kind, kind="stable")]
-    counts = np.bincount(3 * i[kept] + kind, minlength=3 * n).reshape(n, 3)
-    starts = np.concatenate([[0], np.cumsum(counts.sum(axis=1))]).astype(np.int64)
-    inners = starts[:-1] + counts[:, 0]
-    return Candidates(starts, inners, inners + counts[:, 1], j[order].astype(np.int64), s[order])
+    return arranged(i, j, np.concatenate([edges.shift for edges in lists]), n)
+
+
+def arranged(i: np.ndarray, j: np.ndarray, shift: np.ndarray, n: int) -> Candidates:
+    """Edges `(e,)` from i, of the first `n` atoms, to j, with shift `(e, 3)`."""
+    shift = np.ascontiguousarray(shift, np.int32)
+    found = Candidates(
+        np.empty(n + 1, np.int64), *np.empty((2, n), np.int64), np.empty(len(i), np.int64),
+        np.empty((len(i), 3), np.int32),
+    )  # fmt: skip
+    ARRANGE(i.astype(np.int64), j.astype(np.int64), shift, atoms_at_once(n), found)
+    count = found.starts[-1]
+    return found._replace(neighbour=found.neighbour[:count], shift=found.shift[:count])
 
 
 def z_order(structure: Structure) -> np.ndarray:

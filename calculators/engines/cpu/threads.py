@@ -1,7 +1,7 @@
-"""Compiled functions run by one thread or by several.
+"""Calls of compiled functions, run by one thread or by several.
 
-A function `f(…, block, blocks, …)` does one block of the atoms. Several threads share the blocks:
-compiled code does not hold the interpreter's lock. OpenMP would be a little cheaper to start, but
+Each call does one block of the atoms. Several threads share the blocks: compiled code does not hold
+the interpreter's lock. OpenMP would be a little cheaper to start, but
 its threads do not survive a fork and its settings are torch's, too.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 # below this many atoms, handing out work costs more than it saves
 THREADS_FROM = 48
@@ -39,20 +41,19 @@ def _cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def in_blocks(function: Callable[..., None], blocks: int, *arguments: Any) -> None:
-    """Call `function(block, blocks, *arguments)` for all blocks, and wait."""
-    if blocks == 1:
-        function(0, 1, *arguments)
-        return
-    pool = _threads(blocks - 1)
-    others = [pool.submit(function, block, blocks, *arguments) for block in range(1, blocks)]
-    function(0, blocks, *arguments)
-    for other in others:
+def together(calls: Sequence[Callable[[], None]]) -> None:
+    """Call all at the same time, each on a thread of its own, and wait."""
+    first, *others = calls
+    waiting = [_threads(len(others)).submit(call) for call in others]
+    first()
+    for other in waiting:
         other.result()
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
     """At least `count` threads of this process."""
+    from concurrent.futures import ThreadPoolExecutor
+
     global _pool
     if _pool is None or _pool[0] != os.getpid() or _pool[1] < count:
         _pool = os.getpid(), count, ThreadPoolExecutor(count, "biasgrad")

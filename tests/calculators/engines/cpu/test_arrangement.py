@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk
 from conftest import small_potential, structure_of
 from hypothesis import given, settings
@@ -11,15 +10,15 @@ from hypothesis import strategies as st
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu.arrangement import (
     ARRANGED_FROM,
-    Candidates,
     SortedEdges,
     by_centre,
     put_back,
     z_order,
 )
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
-from ase_biasgrad.fused.compiled.execute import atoms_at_once
+from ase_biasgrad.fused.compiled.runtime import Candidates, atoms_at_once
 from ase_biasgrad.neighbours import Edges, neighbour_list
+from ase_biasgrad.potential import arrays_of
 
 
 def fluid(n: int, seed: int, pbc=(True, True, True), sheared: bool = True) -> Structure:
@@ -125,7 +124,7 @@ def test_atoms_without_edges():
 @pytest.mark.parametrize("name", ["schnet", "painn", "tensornet"])
 def test_results_are_in_the_order_of_the_structure(name):
     """Shuffled atoms have shuffled results, and no list of the structure before is used."""
-    engine = CpuEngine([small_potential(name).backbone], torch.float32, 0.5)
+    engine = CpuEngine([arrays_of(small_potential(name).backbone)], np.dtype("float32"), 0.5)
     crystal = bulk("Cu", cubic=True) * (4, 4, 4)
     crystal.rattle(0.1, seed=0)
     numbers = np.random.default_rng(0).choice([1, 6, 8], len(crystal))

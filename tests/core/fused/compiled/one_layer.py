@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ase_biasgrad.fused.compiled.dense import Embedding
 from ase_biasgrad.fused.compiled.execute import execute
-from ase_biasgrad.fused.compiled.operations import Edges, Operation
-from ase_biasgrad.fused.compiled.program import Compiled, Program, Variable
+from ase_biasgrad.fused.compiled.operations import Operation
+from ase_biasgrad.fused.compiled.program import Program, Variable
+from ase_biasgrad.fused.compiled.runtime import Compiled, Edges
 from ase_biasgrad.numerics.matrix_product import padded
 from ase_biasgrad.numerics.simd import WIDTH
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials

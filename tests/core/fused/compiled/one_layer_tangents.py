@@ -32,8 +32,9 @@ from one_layer import (
 )
 
 from ase_biasgrad.fused.compiled.execute_tangents import execute_tangents
-from ase_biasgrad.fused.compiled.operations import EdgeTangents, Operation
-from ase_biasgrad.fused.compiled.program import Compiled, Program, Variable
+from ase_biasgrad.fused.compiled.operations import Operation
+from ase_biasgrad.fused.compiled.program import Program, Variable
+from ase_biasgrad.fused.compiled.runtime import Compiled, EdgeTangents
 from ase_biasgrad.fused.compiled.tangents import HESSIAN, TRAINING, add
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials
 

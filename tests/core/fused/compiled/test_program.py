@@ -4,15 +4,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_biasgrad.fused.compiled.execute import (
+from ase_biasgrad.fused.compiled.operations import Place, locate
+from ase_biasgrad.fused.compiled.program import Program, widened
+from ase_biasgrad.fused.compiled.runtime import (
     CHUNKS,
     LARGEST,
     SMALLEST,
+    Compiled,
     atoms_at_once,
     numbers_needed,
 )
-from ase_biasgrad.fused.compiled.operations import Place, locate
-from ase_biasgrad.fused.compiled.program import Compiled, Program, widened
 from ase_biasgrad.numerics.matrix_product import packed
 
 WIDTHS = (8, 16, 32, 80)

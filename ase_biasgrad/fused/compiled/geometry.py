@@ -1,4 +1,4 @@
-"""Edges within the cutoff among candidates, and forces of their derivatives."""
+"""Edges within the cutoff among candidates, forces of their adjoints, and tangents of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def edges_within(  # type: ignore[no-untyped-def]
     what `Edges` holds, with the polynomials of spline weights, `values (6, 6)` and
     `slopes (5, 6)`. Adjoints become 0.
     """
-    n, kind = len(positions), edges.unit.dtype
+    n, kind = len(edges.ends), edges.unit.dtype
     for i in range(n * block // blocks, n * (block + 1) // blocks):
         e, cell, inner, upper = (
             edges.starts[i], cells[owner[i]], candidates.inners[i], candidates.middles[i],
@@ -72,9 +72,11 @@ def add_forces(vectors, edges, owner, spacing, forces, strain):  # type: ignore[
     """Add forces `(n, 3)` in eV/Å, and ∂E/∂ε of each structure, from the adjoints of upper edges.
 
     Adjoints `(e, 4)`: ∂E/∂d per spacing, and ∂E/∂u of the unit vectors. strain
-    `(structures, 3, 3)` in eV.
+    `(structures, 3, 3)` in eV. Edges to atoms of other sub-domains, which follow the `n`, are
+    counted there, too: half of their strain is here.
     """
-    for i in range(len(forces)):
+    n = len(forces)
+    for i in range(n):
         total = strain[owner[i]]
         for e in range(edges.starts[i], edges.middles[i]):
             d = vectors[e, 3]
@@ -87,10 +89,81 @@ def add_forces(vectors, edges, owner, spacing, forces, strain):  # type: ignore[
             forces[i, 0] += a
             forces[i, 1] += b
             forces[i, 2] += c
-            forces[j, 0] -= a
-            forces[j, 1] -= b
-            forces[j, 2] -= c
+            if j < n:
+                forces[j, 0] -= a
+                forces[j, 1] -= b
+                forces[j, 2] -= c
+            else:
+                a, b, c = a / 2, b / 2, c / 2
             for m in range(3):
                 total[0, m] += a * vectors[e, m]
                 total[1, m] += b * vectors[e, m]
                 total[2, m] += c * vectors[e, m]
+
+
+@compiled(error_model="numpy")
+def move_edges(  # type: ignore[no-untyped-def]
+    moved, strain, owner, spacing, bins, slopes, bends, vectors, edges, tangents
+):
+    """Write the tangents of edges when atoms move by `moved (n, 3)` and cells by `strain`.
+
+    strain `(structures, 3, 3)` is symmetric, r' = r (1 + ε). With the polynomials of the first and
+    second derivatives of spline weights, `slopes (5, 6)` and `bends (4, 6)`. Adjoints become 0.
+    """
+    kind = edges.unit.dtype
+    for i in range(len(moved)):
+        turned = strain[owner[i]]
+        for e in range(edges.starts[i], edges.ends[i]):
+            j, d = edges.neighbour[e], vectors[e, 3]
+            x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
+            a = moved[j, 0] - moved[i, 0] + x * turned[0, 0] + y * turned[1, 0] + z * turned[2, 0]
+            b = moved[j, 1] - moved[i, 1] + x * turned[0, 1] + y * turned[1, 1] + z * turned[2, 1]
+            c = moved[j, 2] - moved[i, 2] + x * turned[0, 2] + y * turned[1, 2] + z * turned[2, 2]
+            x, y, z = x / d, y / d, z / d
+            along = a * x + b * y + c * z
+            tangents.unit[e, 0] = kind.type((a - along * x) / d)
+            tangents.unit[e, 1] = kind.type((b - along * y) / d)
+            tangents.unit[e, 2] = kind.type((c - along * z) / d)
+            k = min(int(d / spacing), bins - 1)
+            t, step = d / spacing - k, along / spacing
+            for w in range(6):
+                slope, bend = slopes[4, w], bends[3, w]
+                for power in range(3, -1, -1):
+                    slope = slope * t + slopes[power, w]
+                for power in range(2, -1, -1):
+                    bend = bend * t + bends[power, w]
+                tangents.weights[e, 0, w] = kind.type(slope * step)
+                tangents.weights[e, 1, w] = kind.type(bend * step)
+            tangents.adjoints[e, :] = 0
+
+
+@compiled(error_model="numpy")
+def add_force_tangents(  # type: ignore[no-untyped-def]
+    moved, strain, vectors, edges, tangents, owner, spacing, forces, strain_gradient
+):
+    """Add the change of what `add_forces` gives, for edges that `move_edges` has moved."""
+    for i in range(len(forces)):
+        turned, total = strain[owner[i]], strain_gradient[owner[i]]
+        for e in range(edges.starts[i], edges.middles[i]):
+            j, d = edges.neighbour[e], vectors[e, 3]
+            r, dr = vectors[e, :3], np.empty(3)
+            for m in range(3):
+                dr[m] = moved[j, m] - moved[i, m]
+                for k in range(3):
+                    dr[m] += r[k] * turned[k, m]
+            u = r / d
+            moved_d = dr[0] * u[0] + dr[1] * u[1] + dr[2] * u[2]
+            du = (dr - moved_d * u) / d
+            a, da = edges.adjoints[e, 0] / spacing, tangents.adjoints[e, 0] / spacing
+            b, db = edges.adjoints[e, 1:], tangents.adjoints[e, 1:]
+            bu = b[0] * u[0] + b[1] * u[1] + b[2] * u[2]
+            dbu = db[0] * u[0] + db[1] * u[1] + db[2] * u[2]
+            dbu += b[0] * du[0] + b[1] * du[1] + b[2] * du[2]
+            along, dalong = a - bu / d, da - dbu / d + bu * moved_d / (d * d)
+            g = along * u + b / d  # the pull
+            dg = dalong * u + along * du + db / d - b * (moved_d / (d * d))
+            for m in range(3):
+                forces[i, m] += dg[m]
+                forces[j, m] -= dg[m]
+                for k in range(3):
+                    total[m, k] += dg[m] * r[k] + g[m] * dr[k]
