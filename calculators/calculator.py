@@ -20,7 +20,8 @@ from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.calculators.extrapolation import ClosePairs, Notice, RangeCheck
-from ase_biasgrad.checkpoint import read_checkpoint
+from ase_biasgrad.calibration import Calibration
+from ase_biasgrad.committee_file import read_committee
 from ase_biasgrad.composition_fit import KNOWN_WITHIN
 from ase_biasgrad.lazy import required
 from ase_biasgrad.machine import may_have_cuda
@@ -52,14 +53,17 @@ class BiasGradCalculator(PotentialCalculator):
     eV, NaN where the data of its fit does not show one; for a committee the mean, since all members
     were fitted to the same data.
 
-    A committee (several checkpoints) also leaves the standard deviations over its members
-    (ddof=1, for each component) in `calc.results` as `energy_std`, `forces_std (n, 3)` and
-    `stress_std (6,)`.
+    A committee (several checkpoints, or one file of `biasgrad committee`) also leaves the standard
+    deviations over its members (ddof=1, for each component) in `calc.results` as `energy_std`,
+    `forces_std (n, 3)` and `stress_std (6,)`. If its file knows how errors follow from spreads,
+    `energy_std` and `forces_std` are calibrated standard deviations of the error, and
+    `energy_interval` and `forces_interval (n, 3)` the half widths of intervals that hold 90 % of
+    the errors.
 
     Parameters
     ----------
     checkpoint
-        A checkpoint file, a `Potential`, or a list of these (a committee).
+        A checkpoint file, a committee file, a `Potential`, or a list of these (a committee).
     device
         `cpu`, `cuda`, `cuda:1`, … or `auto`: CUDA where there is one.
     dtype
@@ -129,7 +133,10 @@ class BiasGradCalculator(PotentialCalculator):
         self._seen: list[TrainingRange | None] = []
         self.device = _device(device)
         self.dtype, self.skin, self.strict = dtype, float(skin), strict
-        potentials = [self._loaded(source) for source in checkpoint]
+        self.calibration: Calibration | None = None  # of a committee that is one file
+        potentials = [p for source in checkpoint for p in self._loaded(source)]
+        if len(checkpoint) > 1:  # another committee than the one that was calibrated
+            self.calibration = None
         self._networks = [p.network for p in potentials]
         try:
             self._engine = select_engine(self._networks, self.device, dtype, engine, self.skin)
@@ -148,12 +155,13 @@ class BiasGradCalculator(PotentialCalculator):
             self._range = RangeCheck(seen, self._cutoff, self.skin, self.elements)
         self._bias_of: tuple[tuple[bytes, bool], np.ndarray, float] | None = None
 
-    def _loaded(self, source: str | Path | Potential) -> PotentialArrays:
+    def _loaded(self, source: str | Path | Potential) -> list[PotentialArrays]:
         if isinstance(source, (str, Path)):
-            stored = read_checkpoint(source)
+            stored = read_committee(source)
             self.sources.append({"checkpoint": stored.path.name, "sha256": stored.sha256})
-            self._seen.append(stored.training_range)
-            return stored.potential
+            self._seen += [member.training_range for member in stored.members]
+            self.calibration = stored.calibration
+            return [member.potential for member in stored.members]
         from ase_biasgrad.potential import Potential
 
         if not isinstance(source, Potential):
@@ -162,7 +170,7 @@ class BiasGradCalculator(PotentialCalculator):
             )
         self.sources.append({"potential": source.backbone.name})
         self._seen.append(None)
-        return copy.deepcopy(source.arrays())
+        return [copy.deepcopy(source.arrays())]
 
     @property
     def engine(self) -> str:
@@ -268,6 +276,8 @@ class BiasGradCalculator(PotentialCalculator):
                 stress = evaluation.strain_gradient / volume
                 members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
         results = _single(members) if len(self.biases) == 1 else _committee(members)
+        if self.calibration is not None:
+            _calibrate(results, structure.numbers, self.calibration)
         return {**results, "energy_reference_std": error}
 
     def _bias_per_atom(self, structure: Structure) -> tuple[np.ndarray, float]:
@@ -443,6 +453,17 @@ def _committee(members: dict[str, np.ndarray]) -> dict[str, Any]:
             results[f"{name}_std"] = np.std(members[name], axis=0, ddof=1)
     results["energy_std"] = float(results["energy_std"])
     return results
+
+
+def _calibrate(results: dict[str, Any], numbers: np.ndarray, calibration: Calibration) -> None:
+    """Turn spreads over members into standard deviations of the error, and add intervals."""
+    if "forces_std" in results:
+        scaled = calibration.of_forces(numbers, results["forces_std"])
+        results["forces_std"], results["forces_interval"] = scaled
+    if calibration.energy is not None:
+        spread = results["energy_std"]
+        results["energy_std"] = calibration.energy.std * spread
+        results["energy_interval"] = calibration.energy.interval * spread
 
 
 def _volume(cell: np.ndarray) -> float:

@@ -24,6 +24,7 @@ BASE = {
     "neighbours",
     "charged_particles",
     "training_range",
+    "calibration",
 }
 BIAS = {
     "bias",
@@ -34,7 +35,7 @@ BIAS = {
     "composition_fit",
     "levels_of_theory",
 }
-POTENTIAL = {"potential", "potential_arrays", "checkpoint", "convert"}
+POTENTIAL = {"potential", "potential_arrays", "checkpoint", "committee_file", "convert"}
 CORE = {*BASE, *BIAS, *POTENTIAL, "graph", "metrics"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "tensor_file": set(),
     "architectures": {"units"},
     "training_range": {"units"},
+    "calibration": {"units"},
     "charged_particles": {"progress"},
     "neighbours": set(),
     "graph": {"neighbours"},
@@ -67,6 +69,7 @@ MAY_IMPORT = {
         *("architectures", "backbones", "bias_arrays", "files", "lazy", "potential"),
         *("potential_arrays", "tensor_file", "training_range"),
     },
+    "committee_file": {"calibration", "checkpoint", "files", "tensor_file"},
     "convert": {"backbones", "potential", "units"},
     "data": {"units", "files", "neighbours", "charged_particles", "lazy", "progress"},
     "calculators": CORE | NETWORKS | SYSTEMS,

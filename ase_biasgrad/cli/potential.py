@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 if TYPE_CHECKING:
     import numpy as np
 
-    from ase_biasgrad.checkpoint import Checkpoint
+    from ase_biasgrad.checkpoint import Checkpoint, StoredPotential
     from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
@@ -191,20 +191,29 @@ def convert(
 
 
 def info(checkpoint: CheckpointPath) -> None:
-    """Show the content and the history of a checkpoint."""
+    """Show the content and the history of a checkpoint or a committee."""
     import json
 
-    from ase_biasgrad.checkpoint import load_checkpoint
+    from ase_biasgrad.committee_file import read_committee
 
-    loaded = load_checkpoint(checkpoint)
-    content = {"sha256": loaded.sha256, **loaded.metadata}
-    if seen := loaded.training.get("seen"):
-        content["training"] = {**loaded.training, "seen": {**seen, "digests": "…"}}
-    if "data" in loaded.training:
-        own = loaded.metadata["references"][loaded.potential.reference]
+    found = read_committee(checkpoint)
+    members = [_content(member) for member in found.members]
+    content = members[0]
+    if len(members) > 1:
+        content = {"sha256": found.sha256, **found.metadata, "members": members}
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _content(stored: StoredPotential) -> dict[str, Any]:
+    """Metadata of a potential, without the long list of the frames that it saw."""
+    content = {"sha256": stored.sha256, **stored.metadata}
+    if seen := stored.training.get("seen"):
+        content["training"] = {**stored.training, "seen": {**seen, "digests": "…"}}
+    if "data" in stored.training:
+        own = stored.metadata["references"][stored.potential.reference]
         own["fit"].setdefault("data", "the data of the training")
     content["training"].setdefault("range", "not recorded: structures outside are not noticed")
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    return content
 
 
 def chosen_frames(dataset: Dataset, frames: str | None) -> np.ndarray:

@@ -1,0 +1,219 @@
+"""A committee of trained potentials: its spreads compared with its errors, and scaled to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from ase_biasgrad.calibration import Calibration, calibrated
+from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.committee_file import save_committee
+from ase_biasgrad.data.dataset import Dataset
+from ase_biasgrad.potential import Potential
+from ase_biasgrad.training.config import ConfigError
+from ase_biasgrad.training.evaluation.predict import predict
+from ase_biasgrad.training.frames.device_frames import DeviceFrames
+from ase_biasgrad.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class CommitteeErrors:
+    """Errors of the mean of a committee beside its spreads, on labelled frames.
+
+    Only what has labels is in it. Units eV and Å.
+    """
+
+    numbers: np.ndarray  # (a,) of the atoms with forces
+    frame: np.ndarray  # (a,) place of the frame of each
+    forces: np.ndarray  # (a, 3) errors
+    forces_spread: np.ndarray  # (a, 3)
+    energy: np.ndarray  # (m,) errors
+    energy_spread: np.ndarray  # (m,)
+    energy_frame: np.ndarray  # (m,) place of the frame of each
+    frames: int
+
+    def of(self, places: np.ndarray) -> CommitteeErrors:
+        """Errors of the frames at some places."""
+        a, m = np.isin(self.frame, places), np.isin(self.energy_frame, places)
+        return CommitteeErrors(
+            self.numbers[a],
+            self.frame[a],
+            self.forces[a],
+            self.forces_spread[a],
+            self.energy[m],
+            self.energy_spread[m],
+            self.energy_frame[m],
+            len(places),
+        )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Share of errors inside of the 90 % intervals."""
+
+    forces: float
+    by_element: dict[str, float]
+    energy: float | None
+
+
+def committee_errors(potentials: Sequence[Potential], frames: DeviceFrames) -> CommitteeErrors:
+    """Errors and spreads of a committee on frames.
+
+    Raises
+    ------
+    ValueError
+        If the frames have no forces.
+    """
+    if frames.forces is None:
+        raise ValueError("spreads are compared with errors of forces, and the frames have none")
+    predictions = [predict(potential, frames) for potential in potentials]
+    forces = np.stack([p.forces for p in predictions])  # (members, a, 3)
+    energies = np.stack([p.energy for p in predictions])  # (members, m)
+    reference = frames.forces.cpu().numpy()
+    known = np.isfinite(reference).all(axis=1)
+    owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
+    labels = np.full(len(frames), np.nan)
+    if frames.energy is not None:
+        labels = frames.energy.cpu().numpy()
+    has = np.isfinite(labels)
+    return CommitteeErrors(
+        frames.numbers.cpu().numpy()[known],
+        owner[known],
+        (forces.mean(axis=0) - reference)[known],
+        forces.std(axis=0, ddof=1)[known],
+        (energies.mean(axis=0) - labels)[has],
+        energies.std(axis=0, ddof=1)[has],
+        np.flatnonzero(has),
+        len(frames),
+    )
+
+
+def calibration_of(errors: CommitteeErrors) -> Calibration:
+    """Scales of the spreads; errors are those of `calibration.scale_of`."""
+    e = errors
+    return calibrated(
+        e.numbers, e.forces, e.forces_spread, e.energy, e.energy_spread, frames=e.frames
+    )
+
+
+def coverage(calibration: Calibration, errors: CommitteeErrors) -> Coverage:
+    """Share of errors within the intervals of a calibration; on other frames than its own."""
+    _, half_width = calibration.of_forces(errors.numbers, errors.forces_spread)
+    inside = np.abs(errors.forces) <= half_width  # (a, 3)
+    elements = {
+        chemical_symbols[z]: float(inside[errors.numbers == z].mean())
+        for z in np.unique(errors.numbers)
+    }
+    energy = None
+    if calibration.energy is not None and len(errors.energy):
+        width = calibration.energy.interval * errors.energy_spread
+        energy = float((np.abs(errors.energy) <= width).mean())
+    return Coverage(float(inside.mean()), elements, energy)
+
+
+def cross_coverage(errors: CommitteeErrors, folds: int = 5, seed: int = 0) -> Coverage:
+    """Coverage on frames that were left out of the calibration, each once.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer frames than two.
+    """
+    if errors.frames < 2:
+        raise ValueError("coverage is that of frames left out of a calibration: two at least")
+    order = np.random.default_rng(seed).permutation(errors.frames)
+    inside: list[tuple[float, Coverage]] = []
+    for left_out in np.array_split(order, min(folds, errors.frames)):
+        rest = np.setdiff1d(order, left_out)
+        found = coverage(calibration_of(errors.of(rest)), errors.of(left_out))
+        inside.append((len(left_out), found))
+    return Coverage(
+        _mean([(w, c.forces) for w, c in inside]),
+        {
+            element: _mean([(w, c.by_element.get(element)) for w, c in inside])
+            for element in sorted({e for _, c in inside for e in c.by_element})
+        },
+        _mean([(w, c.energy) for w, c in inside]) if all(c.energy is not None for _, c in inside)
+        else None,
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[tuple[float, float | None]]) -> float:
+    known = [(weight, value) for weight, value in values if value is not None]
+    return float(np.average([v for _, v in known], weights=[w for w, _ in known]))
+
+
+@dataclass(frozen=True)
+class CommitteeReport:
+    """A committee in one file, and what its validation frames say of it."""
+
+    path: Path
+    errors: CommitteeErrors
+    calibration: Calibration
+    coverage: Coverage
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        return {
+            "frames": self.errors.frames,
+            "force_mae": float(np.abs(self.errors.forces).mean()),
+            "energy_mae": float(np.abs(self.errors.energy).mean()) if len(self.errors.energy)
+            else None,
+            "calibration": self.calibration.record(),
+            "coverage_left_out": vars(self.coverage),
+        }  # fmt: skip
+
+
+def make_committee(
+    runs: Sequence[str | Path], output: str | Path, note: dict[str, Any] | None = None
+) -> CommitteeReport:
+    """Join the potentials of finished runs to a committee in one file, calibrated.
+
+    Its spreads are scaled to errors on the frames that all runs have in their validation parts, and
+    that none was trained on.
+
+    Raises
+    ------
+    ConfigError
+        If a run is not finished, they are of other data, or have no such frames in common.
+    """
+    folders = [RunFolder.read(Path(run)) for run in runs]
+    if len(folders) < 2:
+        raise ConfigError("a committee is of two runs or more")
+    for folder in folders:
+        if not folder.checkpoint.is_file():
+            raise ConfigError(f"{folder.path}: is not finished; go on with it first (--resume)")
+    dataset = folders[0].dataset
+    common = _common_validation(folders)
+    potentials = [load_checkpoint(folder.checkpoint).potential for folder in folders]
+    cutoff = max(potential.cutoff for potential in potentials)
+    errors = committee_errors(potentials, DeviceFrames(dataset, common, cutoff))
+    calibration, covered = calibration_of(errors), cross_coverage(errors)
+    members = [folder.checkpoint for folder in folders]
+    note = {**(note or {}), "coverage_left_out": vars(covered)}
+    save_committee(output, members, calibration, note)
+    return CommitteeReport(Path(output), errors, calibration, covered)
+
+
+def _common_validation(folders: Sequence[RunFolder]) -> np.ndarray:
+    first: Dataset = folders[0].dataset
+    for folder in folders[1:]:
+        if folder.dataset.path.resolve() != first.path.resolve():
+            raise ConfigError(
+                f"{folder.path}: was trained on {folder.dataset.path}, and {folders[0].path} on "
+                f"{first.path}; the runs of a committee need the same dataset"
+            )
+    common = folders[0].split["validation"]
+    for folder in folders[1:]:
+        common = np.intersect1d(common, folder.split["validation"])
+    if len(common) < 2:
+        raise ConfigError(
+            f"{', '.join(str(f.path) for f in folders)}: have {len(common)} validation frames in "
+            "common; train them with the same data.seed, and another seed each"
+        )
+    return common
