@@ -12,6 +12,7 @@ import typer
 from ase_biasgrad.cli import (
     benchmark,
     bias,
+    committee,
     data,
     levels,
     potential,
@@ -34,6 +35,7 @@ app.command("fit-bias")(bias.fit_bias)
 app.command("rebias")(bias.rebias)
 app.command("compare-levels")(levels.compare_levels)
 app.command("convert-energies")(bias.convert_energies)
+app.command("committee")(committee.committee)
 app.command("reaction")(reaction.reaction)
 app.command("evaluate")(potential.evaluate)
 app.command("convert")(potential.convert)
