@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import pickle
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
-NUMERICS = Path(__file__).parent
+from ase_biasgrad.numerics.kept_files import source_digest, warn_once
+
 BROKEN = (OSError, EOFError, ValueError, pickle.PickleError)  # raised by reading damaged files
 
 
@@ -74,7 +74,7 @@ class KernelCache(NullCache):
             files.save_overload(sig, data)
             _remove_stale(Path(files.cache_path), source_digest(self._folder))
         except OSError as error:
-            _warn_once(f"cannot be written ({error})")
+            warn_once(str(error))
 
     @property
     def _folder(self) -> Path:
@@ -84,7 +84,7 @@ class KernelCache(NullCache):
         try:
             files = FunctionCache(self._function)
         except RuntimeError:  # numba found no folder that it can write to
-            _warn_once("found no folder that can be written")
+            warn_once("no folder can be written")
             return None
         stamp, key = source_digest(self._folder), str(files._index_key(sig, codegen))
         key = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -110,23 +110,7 @@ class CheckedFiles(IndexDataCacheFile):
 
 
 @cache
-def source_digest(folder: Path) -> str:
-    """Digest of the Python files in a folder and in `numerics`, when first asked for."""
-    files = [*sorted(folder.glob("*.py")), *sorted(NUMERICS.glob("*.py"))]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
-
-
-@cache
 def _remove_stale(folder: Path, stamp: str) -> None:
     for path in folder.glob("*.nb[ci]"):
         if f".{stamp}." not in path.name:
             path.unlink(missing_ok=True)
-
-
-@cache
-def _warn_once(problem: str) -> None:
-    message = (
-        f"numba's cache {problem}: kernels are compiled anew in every process, which takes up to "
-        "a minute; set NUMBA_CACHE_DIR to a folder of yours to keep them"
-    )
-    warnings.warn_explicit(message, UserWarning, "ase_biasgrad", 0)  # one line, without source

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -121,9 +122,15 @@ def _code(module: str, name: str, kinds: str, arguments: tuple[Any, ...]) -> byt
     file = f"{module.rpartition('.')[2]}.{name}.{key}.native"
     content = read_kept(sources, file)
     if content is None:
+        _say_that_it_takes_time()
         content = _compiled(module, name, arguments)
         keep(sources, file, content)
     return content
+
+
+@cache
+def _say_that_it_takes_time() -> None:
+    print("ase-biasgrad: compiling for this machine, once, for half a minute …", file=sys.stderr)
 
 
 @cache

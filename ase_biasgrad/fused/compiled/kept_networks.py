@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def read_network(digest: str, dtype: np.dtype) -> CompiledNetwork | None:
     with np.load(BytesIO(content)) as arrays:
         fields = {key: arrays[key] for key in arrays.files}
     knots = Knots(float(fields.pop("cutoff")), int(fields.pop("count")))
-    program = {key: value if value.ndim else int(value) for key, value in fields.items()}
+    program: dict[str, Any] = {k: v if v.ndim else int(v) for k, v in fields.items()}
     return CompiledNetwork(Compiled(**program), knots)
 
 

@@ -40,7 +40,13 @@ NUMPY = Functions(silu, shifted_softplus, np.concatenate)
 
 def dense(w: Weights, name: str, x: Any) -> Any:
     """x Wᵀ + b of a linear layer."""
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+    weight, bias = w[f"{name}.weight"].T, w[f"{name}.bias"]
+    if isinstance(x, np.ndarray) and np.iscomplexobj(x):  # two real products, not four
+        y = np.empty((*x.shape[:-1], weight.shape[1]), x.dtype)
+        y.real = np.ascontiguousarray(x.real) @ weight + bias
+        y.imag = np.ascontiguousarray(x.imag) @ weight
+        return y
+    return x @ weight + bias
 
 
 def basis_and_cutoff(

@@ -37,10 +37,10 @@ def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
 def arranged(i: np.ndarray, j: np.ndarray, shift: np.ndarray, n: int) -> Candidates:
     """Edges `(e,)` from i, of the first `n` atoms, to j, with shift `(e, 3)`."""
     shift = np.ascontiguousarray(shift, np.int32)
-    found = Candidates(
+    found = Candidates._make((
         np.empty(n + 1, np.int64), *np.empty((2, n), np.int64), np.empty(len(i), np.int64),
         np.empty((len(i), 3), np.int32),
-    )  # fmt: skip
+    ))  # fmt: skip
     ARRANGE(i.astype(np.int64), j.astype(np.int64), shift, atoms_at_once(n), found)
     count = found.starts[-1]
     return found._replace(neighbour=found.neighbour[:count], shift=found.shift[:count])

@@ -46,11 +46,11 @@ class Room:
         self.energies, self.forces = np.empty(n), np.empty((n, 3))
         self.strain = np.empty((len(structures), 3, 3))
         vectors = np.empty((count, 4))  # r_j − r_i and its length
-        edges = Edges(
+        edges = Edges._make((
             numbers, candidates.starts, *np.empty((3, n), np.int64),
             *np.empty((2, count), np.int32), np.empty((count, 2, N_WEIGHTS), dtype),
             np.empty((count, 3), dtype), np.empty((count, 4)), self.energies, np.ones(n),
-        )  # fmt: skip
+        ))  # fmt: skip
         knots, program = network.knots, network.program
         self._find_edges = [
             EDGES_WITHIN.bind(
