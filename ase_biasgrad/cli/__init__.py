@@ -14,6 +14,8 @@ from ase_biasgrad.cli import (
     bias,
     committee,
     data,
+    ipi,
+    lammps,
     levels,
     potential,
     predict,
@@ -43,6 +45,9 @@ app.command("info")(potential.info)
 app.command("predict")(predict.predict)
 app.command("relax")(simulate.relax)
 app.command("md")(simulate.md)
+app.command("ipi")(ipi.ipi)
+app.command("lammps")(lammps.lammps)
+app.command("lammps-data")(lammps.lammps_data)
 
 
 # for terminals and pipes whose encoding lacks the field's signs
