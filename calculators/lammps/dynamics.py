@@ -1,0 +1,217 @@
+"""Molecular dynamics of an ASE structure in LAMMPS, written as ASE's trajectory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.lammps import convert
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import Trajectory, read
+from ase.md import MDLogger
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_biasgrad.calculators.lammps.attachment import attach
+from ase_biasgrad.calculators.lammps.data_file import boundary, box_of, write_data
+from ase_biasgrad.calculators.lammps.launch import new_lammps
+from ase_biasgrad.files import whole_file
+
+if TYPE_CHECKING:
+    from ase.calculators.lammps import Prism
+
+    from ase_biasgrad.calculators.lammps.force import LammpsForce
+
+BAR = 1e-4  # GPa
+
+
+@dataclass
+class _Frames:
+    """What process 0 writes of a run."""
+
+    atoms: Atoms
+    prism: Prism
+    corner: np.ndarray
+    periodic: np.ndarray
+    timestep: float  # fs
+    step: int = 0
+
+    def get_time(self) -> float:
+        """Time in ASE's units, which ASE's logger asks for."""
+        return self.step * self.timestep * units.fs
+
+    def put(self, state: State) -> Atoms:
+        """The structure after a number of steps, with its energy, forces and stress."""
+        cell = self.prism.vector_to_ase(state.cell)
+        self.atoms.cell[self.periodic] = cell[self.periodic]
+        self.atoms.positions = self.prism.vector_to_ase(state.positions) + self.corner
+        self.atoms.set_velocities(self.prism.vector_to_ase(state.velocities))
+        results = {"energy": state.energy, "forces": self.prism.vector_to_ase(state.forces)}
+        if self.atoms.cell.rank == 3:
+            stress = self.prism.tensor2_to_ase(state.strain_gradient) / self.atoms.get_volume()
+            results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
+        return self.atoms
+
+
+@dataclass(frozen=True)
+class State:
+    """All atoms in LAMMPS' frame, in the order of their ids, in ASE's units."""
+
+    positions: np.ndarray  # (n, 3), not wrapped
+    velocities: np.ndarray  # (n, 3)
+    forces: np.ndarray  # (n, 3)
+    cell: np.ndarray  # (3, 3)
+    energy: float
+    strain_gradient: np.ndarray  # (3, 3) eV, ∂E/∂ε
+
+
+def run_dynamics(
+    structure: str,
+    checkpoints: Sequence[str],
+    trajectory: str,
+    steps: int,
+    timestep: float,
+    ensemble: str,
+    temperature: float,
+    pressure: float,
+    friction: float,
+    interval: int,
+    seed: int,
+    dtype: str,
+    stop_outside: bool,
+    first: bool,
+    report: str,
+    log: str | None = None,
+) -> None:
+    """Run MD on the processes of this run and append frames to a trajectory.
+
+    Parameters
+    ----------
+    structure
+        File of ASE's with positions and momenta.
+    checkpoints
+        Of the potential, or of a committee.
+    trajectory
+        An ASE trajectory, to which the state after each `interval` steps is added.
+    steps, timestep
+        Number, and fs.
+    ensemble
+        `nve`, `langevin` or `npt`.
+    temperature, pressure, friction
+        K, GPa and 1/fs, where the ensemble has them.
+    interval
+        Steps between frames.
+    seed
+        Of the random forces, from 1 to 900 000 000.
+    dtype
+        Of the networks.
+    stop_outside
+        End with the first structure outside of the training range.
+    first
+        Begin a new trajectory with the state before the first step.
+    report
+        File for a line about how it ended.
+    log
+        File for a line of ASE's `MDLogger` with each frame.
+    """
+    atoms = read(structure)
+    assert isinstance(atoms, Atoms)
+    lmp = new_lammps(("-log", "none", "-screen", "none"))
+    prism, corner = box_of(atoms)
+    force = _set_up(lmp, atoms, checkpoints, dtype, skew=ensemble == "npt")
+    lmp.command(f"timestep {timestep / 1000!r}")  # ps
+    force.stop_outside = stop_outside
+    for line in _fixes(ensemble, timestep, temperature, pressure, friction, seed):
+        lmp.command(line)
+    frames = _Frames(atoms, prism, corner, atoms.pbc.copy(), timestep)
+    writes = force.comm.rank == 0
+    lmp.command("run 0 post no")
+    state = _state(lmp, force, len(atoms))
+    if writes and first:
+        with whole_file(trajectory) as part, Trajectory(str(part), "w") as begun:
+            begun.write(frames.put(state))
+    target = Trajectory(trajectory, "a") if writes else None
+    logger = None
+    if writes and log is not None:
+        logger = MDLogger(frames, atoms, log, header=not Path(log).exists(), mode="a")
+    while frames.step < steps and not (force.outside and stop_outside):
+        lmp.command(f"run {min(interval, steps - frames.step)} pre no post no")
+        frames.step = lmp.extract_global("ntimestep")
+        state = _state(lmp, force, len(atoms))
+        if target is None or (frames.step % interval and not (stop_outside and force.outside)):
+            continue
+        target.write(frames.put(state))
+        if logger is not None:
+            logger()
+    if target is not None:
+        target.close()
+        frames.put(state)
+        Path(report).write_text(_report(frames, steps, force.outside if stop_outside else None))
+    lmp.close()
+
+
+def _report(frames: _Frames, steps: int, outside: str | None) -> str:
+    atoms = frames.atoms
+    end = (
+        f"ended after {frames.step} of {steps} steps: {outside}; "
+        if outside
+        else f"{steps} steps; "
+    )
+    return (
+        f"LAMMPS: {end}last temperature {atoms.get_temperature():.1f} K, potential energy "
+        f"{atoms.get_potential_energy():.6f} eV"
+    )
+
+
+def _set_up(
+    lmp: Any, atoms: Atoms, checkpoints: Sequence[str], dtype: str, skew: bool
+) -> LammpsForce:
+    """Give LAMMPS the atoms and the potential."""
+    lmp.commands_string(
+        f"units metal\natom_style atomic\natom_modify map array\nboundary {boundary(atoms)}\n"
+        "neighbor 0.5 bin\nthermo 0"
+    )
+    with tempfile.TemporaryDirectory(prefix="biasgrad-") as folder:
+        path = Path(folder) / "structure.data"
+        elements = write_data(path, atoms, skew)
+        lmp.command(f"read_data {path}")  # by process 0
+        force = attach(lmp, list(checkpoints), elements, dtype=dtype)
+    # LAMMPS rounds its constants to eight digits; with these masses atoms move as in ASE
+    unit = units.fs**-2 / 1e6 / lmp.extract_global("mvv2e")
+    masses = dict(zip(atoms.symbols, atoms.get_masses(), strict=True))
+    for k, symbol in enumerate(elements, start=1):
+        lmp.command(f"mass {k} {float(masses[symbol]) * unit!r}")
+    return force
+
+
+def _fixes(
+    ensemble: str, timestep: float, temperature: float, pressure: float, friction: float, seed: int
+) -> list[str]:
+    t, damp = f"{temperature!r} {temperature!r}", timestep / 10  # ps, of a hundred steps
+    if ensemble == "nve":
+        return ["fix move all nve"]
+    if ensemble == "langevin":
+        bath = f"fix bath all langevin {t} {1e-3 / friction!r} {seed}"
+        return ["fix move all nve", bath]
+    p = f"{pressure / BAR!r} {pressure / BAR!r} {10 * damp!r}"
+    return [f"fix move all npt temp {t} {damp!r} tri {p} flip no"]
+
+
+def _state(lmp: Any, force: LammpsForce, count: int) -> State:
+    """Gather the state of all atoms; every process must ask."""
+    low, high, xy, yz, xz, *_ = lmp.extract_box()
+    a, b, c = np.subtract(high, low)
+    cell = np.array([[a, 0.0, 0.0], [xy, b, 0.0], [xz, yz, c]])
+    x, v, f = (
+        np.array(lmp.gather_atoms(name, 1, 3), float).reshape(count, 3) for name in ("x", "v", "f")
+    )
+    image = np.array(lmp.gather_atoms("image", 0, 3)).reshape(count, 3)
+    return State(
+        x + image @ cell, convert(v, "velocity", "metal", "ASE"), f, cell,
+        force.energy, force.total_strain_gradient(),
+    )  # fmt: skip
