@@ -60,7 +60,6 @@ class SchNetPackBackbone(ReadoutBackbone):
     largest_number: ClassVar[int] = N_EMBEDDED - 1
     # before the readout: `(n, features)` of numbers `(n,)`, edges `(e,)` and vectors `(e, 3)`
     layers: ClassVar[type[nn.Module]]
-    _per_bessel: ClassVar[int] = 2  # Gaussians that are as narrow as the features of filters
 
     def __init__(
         self,
@@ -91,12 +90,6 @@ class SchNetPackBackbone(ReadoutBackbone):
         envelope = CUTOFF_FUNCTIONS[cutoff_function](cutoff)
         self.representation = self.layers(features, interactions, radial, envelope)
         self.readout = halving_readout(features, readout_layers)
-
-    @property
-    def sampled_functions(self) -> int:
-        """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
-        count = self.arguments["radial_functions"]
-        return self._per_bessel * count if self.arguments["radial_basis"] == "bessel" else count
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV."""
@@ -153,7 +146,6 @@ class SchNet(SchNetPackBackbone):
 
     name: ClassVar[str] = "schnet"
     layers: ClassVar[type[nn.Module]] = SchNetLayers
-    _per_bessel: ClassVar[int] = 4  # its filter networks make overtones of the basis
 
     def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
         super().__init__(interactions=interactions, radial_functions=radial_functions, **arguments)

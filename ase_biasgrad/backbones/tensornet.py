@@ -107,12 +107,6 @@ class TensorNet(ReadoutBackbone):
             hidden = silu(layer(hidden))
         return self.scale * self.readout[-1](hidden).squeeze(-1)
 
-    @property
-    def sampled_functions(self) -> int:
-        """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters: at
-        bond lengths exponential-normal functions are narrower than their mean spacing."""
-        return round(1.7 * self.arguments["radial_functions"])
-
     def filters(self, distances: Tensor) -> list[Tensor]:
         """Filters `(m, 3, f)` of the embedding and each interaction at distances `(m,)` in Å."""
         basis, envelope = (part.to(self.dtype) for part in self.basis_and_cutoff(distances))

@@ -38,28 +38,28 @@ from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
 from ase_biasgrad.numerics.splines import Knots
 
+KNOTS_PER_FUNCTION = 4  # fewer than engines take: filters are sampled anew in every step
 TORCH = Functions(torch.nn.functional.silu, shifted_softplus, torch.cat)
 
 
 class TrainingNetwork:
     """The energy of a backbone that has a program, as a function of its parameters.
 
-    Filters are splines through their values at the knots of `Knots.for_functions`, so that values
-    differ from the backbone's by some 1e-5 of the largest force; gradients are exact for what is
-    evaluated.
+    Filters are splines through their values at few knots, so that forces differ from the backbone's
+    by 1e-6 of the largest one, the rounding of float32; gradients are exact for what is evaluated.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         functions = self._network.radial_functions(backbone.arguments)
-        self.knots = Knots.for_functions(backbone.cutoff, functions)
+        self.knots = Knots(backbone.cutoff, KNOTS_PER_FUNCTION * max(functions, 16) + 1)
         self.splines = SplineConstants.of(self.knots)
         self._prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             shapes = {name: tuple(weight.shape) for name, weight in self.weights().items()}
         self.arrangement = Arrangement.of(backbone.name, backbone.arguments, shapes)
         self.room: Room | None = None
-        self.evaluations = 0  # so far; the room holds what the last one left
+        self.evaluations = 0  # and gradients so far; the room holds what the last of them left
 
     @property
     def _network(self) -> Any:
@@ -109,8 +109,12 @@ class TrainingNetwork:
         return out
 
     def gradients(self, structures: Structures, weights: np.ndarray, of: Evaluated) -> np.ndarray:
-        """Gradients of the weights, from those `of` energies, forces and strain gradients."""
+        """Gradients of the weights, from those `of` energies, forces and strain gradients.
+
+        They overwrite what the evaluation has left.
+        """
         assert self.room is not None
+        self.evaluations += 1
         p = self.arrangement.program
         self.room.tangents.cotangents[: len(of.energies)] = of.energies
         strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
@@ -133,7 +137,8 @@ class Arrangement:
     names: list[str]
     source: np.ndarray  # (w,) int64
     constants: np.ndarray  # (c,) float64
-    places: np.ndarray  # (k, numbers) int64, where each number stands; the end if fewer times
+    first: np.ndarray  # (numbers,) int64, where each number stands; w if nowhere
+    again: list[tuple[np.ndarray, np.ndarray]]  # numbers that stand somewhere else, too, and where
 
     @classmethod
     def of(
@@ -157,7 +162,7 @@ class Arrangement:
         source = renumbered[found]
         constants = program.weights[~program.learnt]
         source[~program.learnt] = 1 + len(kept) + np.arange(len(constants))
-        return cls(program, names, source, constants, _places(source, len(kept)))
+        return cls(program, names, source, constants, *_places(source, len(kept)))
 
     def weights(self, flat: np.ndarray) -> np.ndarray:
         """Weights of the program from those of the arrays, one after another."""
@@ -166,19 +171,22 @@ class Arrangement:
 
     def gradient(self, gradients: np.ndarray) -> np.ndarray:
         """Gradient of the arrays one after another, from that of the weights and one 0."""
-        return gradients.take(self.places).sum(axis=0)
+        found = gradients.take(self.first)
+        for numbers, places in self.again:
+            found[numbers] += gradients.take(places)
+        return found
 
 
-def _places(source: np.ndarray, numbers: int) -> np.ndarray:
-    """Places of 1 … `numbers` in `source`, `(k, numbers)`; its length where there are fewer."""
-    order = np.argsort(source, kind="stable")
-    first = np.searchsorted(source[order], np.arange(1, numbers + 2))
-    times = np.diff(first)
-    out = np.full((times.max(initial=0), numbers), len(source))
-    for k in range(len(out)):
-        there = times > k
-        out[k, there] = order[first[:-1][there] + k]
-    return out
+def _places(
+    source: np.ndarray, numbers: int
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """`first` and `again` of an `Arrangement`: where 1 … `numbers` stand in `source`."""
+    order = np.append(np.argsort(source, kind="stable"), len(source))
+    starts = np.searchsorted(source, np.arange(1, numbers + 2), sorter=order[:-1])
+    times, starts = np.diff(starts), starts[:-1]
+    again = [np.flatnonzero(times > k) for k in range(1, times.max(initial=1))]
+    first = np.where(times > 0, order[starts], len(source))
+    return first, [(which, order[starts[which] + k]) for k, which in enumerate(again, start=1)]
 
 
 def graph_structures(graph: AtomGraph) -> Structures:
@@ -215,9 +223,8 @@ class _Evaluation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         network = ctx.network
-        if network.evaluations != ctx.evaluation:  # that of another batch came after it
+        if network.evaluations != ctx.evaluation:  # something else came after it
             network.run(ctx.structures, ctx.weights)
-            ctx.evaluation = network.evaluations
         of = Evaluated(*(c.contiguous().numpy() for c in cotangents))
         gradients = network.gradients(ctx.structures, ctx.weights, of)
         return None, None, torch.from_numpy(network.arrangement.gradient(gradients))

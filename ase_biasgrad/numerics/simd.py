@@ -9,13 +9,10 @@ is checked.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -239,35 +236,3 @@ for _symbol, _function in (
     (operator.truediv, _divide),
 ):
     _operator(_symbol, _function)
-
-
-def for_any_width(
-    inputs: str, results: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Fill up the last dimension of these arrays with zeros where a loop wants whole vectors.
-
-    Named are arguments of the loop, whose last dimensions are all equal.
-    """
-
-    def decorate(loop: Any) -> Callable[..., None]:
-        names = list(inspect.signature(loop.py_func).parameters)
-        of_inputs = [names.index(name) for name in inputs.split()]
-        of_results = [names.index(name) for name in results.split()]
-
-        @wraps(loop.py_func)
-        def for_any_width(*arguments: Any) -> None:
-            features = arguments[of_inputs[0]].shape[-1]
-            if features % WIDTH == 0:
-                loop(*arguments)
-                return
-            filled = list(arguments)
-            for k in (*of_inputs, *of_results):
-                before = [(0, 0)] * (arguments[k].ndim - 1)
-                filled[k] = np.pad(arguments[k], [*before, (0, -features % WIDTH)])
-            loop(*filled)
-            for k in of_results:
-                arguments[k][...] = filled[k][..., :features]
-
-        return for_any_width
-
-    return decorate

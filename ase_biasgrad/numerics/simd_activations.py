@@ -10,16 +10,12 @@ import numpy as np
 
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import (
-    WIDTH,
     absolute,
     larger,
-    load,
     power_of_two,
     rounded,
     smaller,
-    splat,
     splat_like,
-    store,
 )
 
 F = np.float32
@@ -69,39 +65,3 @@ def logistic(x):  # type: ignore[no-untyped-def]
     # exact for both signs: σ(x) = ½ + sign(x) (½ − small)
     sign = larger(smaller(x * splat_like(F(1e38), x), splat_like(ONE, x)), splat_like(-ONE, x))
     return splat_like(HALF, x) + sign * (splat_like(HALF, x) - small)
-
-
-@compiled()
-def softplus_jets(x, value, first, second):  # type: ignore[no-untyped-def]
-    """log(½ + ½ eˣ) with its first and second derivative, all of one size.
-
-    Numbers that do not fill a vector are the last of x, taken twice: there must be eight or more.
-    """
-    for k in _starts(x.size):
-        v = load(x, k)
-        e = exp_negative(splat(ZERO) - absolute(v))
-        s = logistic(v)
-        store(value, k, larger(v, splat(ZERO)) + log1p(e) - splat(LOG2))
-        store(first, k, s)
-        store(second, k, s * (splat(ONE) - s))
-
-
-@compiled()
-def silu_jets(x, value, first, second):  # type: ignore[no-untyped-def]
-    """x σ(x) with its first and second derivative, as `softplus_jets`."""
-    for k in _starts(x.size):
-        v = load(x, k)
-        s = logistic(v)
-        y, rest = v * s, splat(ONE) - s
-        store(value, k, y)
-        store(first, k, s + y * rest)
-        store(second, k, (s + s + y * (splat(ONE) - s - s)) * rest)
-
-
-@compiled()
-def _starts(size):  # type: ignore[no-untyped-def]
-    """Starts of vectors that cover so many numbers; the last two may overlap."""
-    starts = np.arange(0, size, WIDTH)
-    if size % WIDTH:
-        starts[-1] = size - WIDTH
-    return starts

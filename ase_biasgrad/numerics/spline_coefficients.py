@@ -1,6 +1,6 @@
-"""Splines on tensors: weights of distances, and coefficients whose values at the knots learn.
+"""Coefficients of splines whose values at the knots are tensors that learn.
 
-These are the solution of a banded system, with its derivative. On the CPU loops solve it, in time
+They are the solution of a banded system, with its derivative. On the CPU loops solve it, in time
 linear in the number of knots; elsewhere the inverse matrix does.
 """
 
@@ -20,46 +20,9 @@ from ase_biasgrad.numerics.splines import (
     Knots,
     collocation,
     interpolation,
-    polynomials,
-    slope_polynomials,
 )
 
 COLUMNS = 192  # that are solved for at once, so that all rows of them stay in the cache
-
-
-def spline_weights(knots: Knots, distances: Tensor) -> tuple[Tensor, Tensor]:
-    """First coefficient `(p,)` int64 and weights `(p, 6)` float64 of distances `(p,)` < cutoff.
-
-    The weights are differentiable in the distances.
-    """
-    bin, powers = _powers(knots, distances)
-    return bin, powers @ _jets(distances.device)[:, :N_WEIGHTS]
-
-
-def spline_weights_and_derivatives(
-    knots: Knots, distances: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`spline_weights`, and their derivatives by the distances (per Å), `(p, 6)`."""
-    bin, powers = _powers(knots, distances)
-    values, derivatives = (powers @ _jets(distances.device)).split(N_WEIGHTS, dim=1)
-    return bin, values, derivatives / knots.spacing
-
-
-def _powers(knots: Knots, distances: Tensor) -> tuple[Tensor, Tensor]:
-    """Bins `(p,)` of distances, and 1, t, … t⁵ of the places in them, `(p, 6)`."""
-    position = distances / knots.spacing
-    bin = position.detach().floor().clamp_(0, knots.count - 2)  # (p,)
-    t = position - bin
-    square = t * t
-    powers = [torch.ones_like(t), t, square, square * t, square * square, square * square * t]
-    return bin.long(), torch.stack(powers, dim=1)
-
-
-@cache
-def _jets(device: torch.device) -> Tensor:
-    """Values and slopes by t from powers, `(6, 12)`."""
-    slopes = np.concatenate([slope_polynomials(), np.zeros((1, N_WEIGHTS))])
-    return torch.from_numpy(np.concatenate([polynomials(), slopes], axis=1)).to(device)
 
 
 def spline_coefficients(knots: Knots, values: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Graphs: edges, batches and sums over structures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from conftest import copper, ethanol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ase_biasgrad.graph import collate, graph_from_arrays, graph_from_atoms, sum_per_structure
+from ase_biasgrad.graph import (
+    collate,
+    forward_edges,
+    graph_from_arrays,
+    graph_from_atoms,
+    pairs_of,
+    sum_per_structure,
+)
 
 
 def edges_of(graph) -> set[tuple[int, ...]]:
@@ -57,3 +66,22 @@ def test_positions_are_float64_copies_and_edges_at_hand_are_taken():
     original = graph_from_atoms(atoms, 4.0)
     atoms.positions[0] += 1.0
     assert original.positions[0, 0] != pytest.approx(atoms.positions[0, 0])
+
+
+def test_every_edge_needs_its_reverse():
+    graph = graph_from_atoms(copper(), 4.0)
+    kept = forward_edges(graph.edge_index, graph.edge_shift, periodic=True)
+    (i, j), shift = graph.edge_index[:, kept], graph.edge_shift[kept]
+    assert 2 * len(i) == graph.edge_index.shape[1]
+    both = set(zip(i.tolist(), j.tolist(), *shift.T.tolist(), strict=True))
+    both |= {(b, a, -x, -y, -z) for a, b, x, y, z in both}
+    edges = torch.cat([graph.edge_index, graph.edge_shift.T]).T
+    assert both == {tuple(edge) for edge in edges.tolist()}
+    known = dataclasses.replace(graph, forward=kept)
+    for one, two in zip(pairs_of(known), pairs_of(graph), strict=True):
+        assert torch.equal(one, two)
+    broken = dataclasses.replace(
+        graph, edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]
+    )
+    with pytest.raises(ValueError, match="every edge needs its reverse"):
+        pairs_of(broken)

@@ -29,7 +29,7 @@ from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.data.dataset import Dataset
-from ase_biasgrad.fused.registry import fused_form
+from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
@@ -204,7 +204,7 @@ def force_difference(setting: Setting) -> float:
     graph = (
         DeviceFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
     )
-    ours = Potential(fused_form(potential.backbone)).evaluate(graph, ["forces"])["forces"]
+    _, ours, _ = TrainingNetwork(potential.backbone).evaluate(graph)
     model = _theirs(potential).double().eval()
     centre, neighbour = graph.edge_index
     theirs = model(

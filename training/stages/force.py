@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ase_biasgrad.fused.registry import fused_form
-from ase_biasgrad.potential import Potential
+from ase_biasgrad.fused.compiled.networks import NETWORKS
+from ase_biasgrad.fused.training import TrainingNetwork
+from ase_biasgrad.graph import sum_per_structure
+from ase_biasgrad.potential import Potential, voigt_stress
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
 from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
@@ -43,8 +45,9 @@ class ForceStage(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.potential = potential
-        # the same parameters in their form for training; a tuple, so that they count once
-        self._in_training = (Potential(fused_form(potential.backbone), potential.bias),)
+        self._network: TrainingNetwork | None = None  # the same parameters
+        if potential.backbone.name in NETWORKS:
+            self._network = TrainingNetwork(potential.backbone)
         self._trained: list[torch.nn.Parameter] | None = None
         self.options = options
         self.force_unit = force_unit
@@ -108,8 +111,17 @@ class ForceStage(pl.LightningModule):
 
     def predicted_in_training(self, batch: Batch) -> dict[str, Tensor]:
         """`properties` of the batch, differentiable in the parameters."""
-        (potential,) = self._in_training
-        return potential.evaluate(batch.graph, self.properties, create_graph=True)
+        graph = batch.graph
+        if self._network is None or graph.device.type != "cpu":
+            return self.potential.evaluate(graph, self.properties, create_graph=True)
+        energies, forces, strain_gradient = self._network.evaluate(graph)
+        values = {"forces": forces}
+        if "stress" in self.properties:
+            values["stress"] = voigt_stress(strain_gradient, graph.cell)
+        if "energy" in self.properties:
+            bias = self.potential.bias(graph.numbers, graph.batch, graph.n_structures)
+            values["energy"] = sum_per_structure(energies, graph) + bias
+        return values
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         sums, counts = self.loss_terms(batch, self.predicted_in_training(batch))

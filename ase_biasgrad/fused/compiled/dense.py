@@ -90,11 +90,10 @@ class Linear:
 
 def emit_linear_gradient(p: Program, x: Variable, y: Variable, *numbers: int) -> None:
     """The gradient of W and b of y = x W + b; numbers are those of `LINEAR`, and if there is b."""
-    assert y.adjoint is not None
-    moved = p.tangent_or_zero(y.adjoint)
-    if x.tangent is not None:
-        p.emit(Operation.LINEAR_GRADIENT, x.tangent, y.adjoint, *numbers[:-1], 0)
-    p.emit(Operation.LINEAR_GRADIENT, x, moved, *numbers)
+    g = y.adjoint
+    assert g is not None
+    moved = p.tangent_or_zero(x), g, p.tangent_or_zero(g)
+    p.emit(Operation.LINEAR_GRADIENT, x, *moved, *numbers)
 
 
 @compiled()

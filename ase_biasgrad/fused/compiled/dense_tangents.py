@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ase_biasgrad.fused.compiled.dense import SHIFTED_SOFTPLUS
 from ase_biasgrad.fused.compiled.operations import locate
 from ase_biasgrad.numerics.kernel_cache import compiled
@@ -129,36 +131,41 @@ def embed_gradient(row, place, memory, edges, gradients):  # type: ignore[no-unt
 
 @compiled()
 def linear_gradient(row, place, memory, gradients):  # type: ignore[no-untyped-def]
-    """xᵀ g to the panels of W, and Σ g to those of b; numbers are those of `dense.linear`."""
-    x, g = locate(row, 1, place), locate(row, 3, place)
-    depth, width, lanes, first, group = row[5], row[6], row[7], row[8], row[9]
-    nothing, block = splat(memory.dtype.type(0)), lanes * WIDTH
+    """xᵀ dg + dxᵀ g to the panels of W and Σ dg to those of b, for rows as in `dense.linear`."""
+    x, dx = locate(row, 1, place), locate(row, 3, place)
+    g, dg = locate(row, 5, place), locate(row, 7, place)
+    depth, width, lanes, first, group = row[9], row[10], row[11], row[12], row[13]
+    rows, block, nothing = place.size * group, lanes * WIDTH, splat(memory.dtype.type(0))
+    places = np.empty((2 * rows, 2), np.int64)
+    for r in range(rows):
+        atom, member = r // group, (first + r % group) * WIDTH
+        places[r, 0], places[r, 1] = x + atom * row[2] + member, dg + atom * row[6] + member
+        o, q = dx + atom * row[2] + member, g + atom * row[6] + member
+        places[rows + r, 0], places[rows + r, 1] = o, q
     for column in range(0, width, COLUMNS):
-        panel, to_g = row[10] + column * depth, g + column * lanes
+        to_g = column * lanes
         for k in range(0, depth, 4):
-            from_x = x + k // WIDTH * block + k % WIDTH
+            from_x = k // WIDTH * block + k % WIDTH
             a0, a1, b0, b1 = nothing, nothing, nothing, nothing
             c0, c1, d0, d1 = nothing, nothing, nothing, nothing
-            for a in range(place.size):
-                for member in range(first, first + group):
-                    o, q = from_x + a * row[2] + member * WIDTH, to_g + a * row[4] + member * WIDTH
-                    g0, g1 = load(memory, q), load(memory, q + block)
-                    v0, v1 = splat(memory[o]), splat(memory[o + 1])
-                    v2, v3 = splat(memory[o + 2]), splat(memory[o + 3])
-                    a0, a1, b0, b1 = a0 + v0 * g0, a1 + v0 * g1, b0 + v1 * g0, b1 + v1 * g1
-                    c0, c1, d0, d1 = c0 + v2 * g0, c1 + v2 * g1, d0 + v3 * g0, d1 + v3 * g1
-            to = panel + k * COLUMNS
+            for r in range(2 * rows):
+                o, q = places[r, 0] + from_x, places[r, 1] + to_g
+                g0, g1 = load(memory, q), load(memory, q + block)
+                v0, v1 = splat(memory[o]), splat(memory[o + 1])
+                v2, v3 = splat(memory[o + 2]), splat(memory[o + 3])
+                a0, a1, b0, b1 = a0 + v0 * g0, a1 + v0 * g1, b0 + v1 * g0, b1 + v1 * g1
+                c0, c1, d0, d1 = c0 + v2 * g0, c1 + v2 * g1, d0 + v3 * g0, d1 + v3 * g1
+            to = row[14] + column * depth + k * COLUMNS
             _add(gradients, to, a0, a1)
             _add(gradients, to + COLUMNS, b0, b1)
             _add(gradients, to + 2 * COLUMNS, c0, c1)
             _add(gradients, to + 3 * COLUMNS, d0, d1)
-        if row[12]:
+        if row[16]:
             a0, a1 = nothing, nothing
-            for a in range(place.size):
-                for member in range(first, first + group):
-                    q = to_g + a * row[4] + member * WIDTH
-                    a0, a1 = a0 + load(memory, q), a1 + load(memory, q + block)
-            _add(gradients, row[11] + column, a0, a1)
+            for r in range(rows):
+                q = places[r, 1] + to_g
+                a0, a1 = a0 + load(memory, q), a1 + load(memory, q + block)
+            _add(gradients, row[15] + column, a0, a1)
 
 
 @compiled(forceinline=True)

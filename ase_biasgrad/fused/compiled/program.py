@@ -161,7 +161,8 @@ class Program:
                 self._append_tangents(first, last, rules)
                 if self.learns and hasattr(layer, "gradient"):
                     layer.gradient(self)
-            self._keep_first_order(first_order)
+            if not self.learns:
+                self._keep_first_order(first_order)
         ranges = list(pairwise([*self._segments, len(self._steps)]))
         counts = [sum(a < b for a, b in ranges[:end]) for end in (forward, first_order)]
         ranges = [(first, last) for first, last in ranges if first < last]

@@ -78,14 +78,14 @@ def test_results_and_gradients_are_those_of_the_backbone(name, variant):
 @pytest.mark.parametrize("name", ["schnet", "painn"])
 def test_every_basis_and_cutoff_function(name, basis, envelope):
     backbone = backbone_of(name, radial_basis=basis, cutoff_function=envelope)
-    tolerance = 3e-5 if basis == "bessel" else 2e-6
+    tolerance = 2e-6 if (basis, envelope) == ("gaussian", "cosine") else 3e-5
     assert_the_same(backbone, structures(backbone.cutoff), tolerance)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float32(name):
     backbone = backbone_of(name).float()
-    assert_the_same(backbone, graph_from_atoms(ethanol(), backbone.cutoff), 1e-5)
+    assert_the_same(backbone, graph_from_atoms(ethanol(), backbone.cutoff), 2e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -151,15 +151,17 @@ def test_gradients_are_exact(name, variant):
         assert ours == pytest.approx(slope, rel=1e-6, abs=1e-7)
 
 
-def test_another_evaluation_in_between_changes_no_gradient():
+def test_another_evaluation_or_gradient_in_between_changes_nothing():
     backbone = backbone_of("tensornet")
     network, parameters = TrainingNetwork(backbone), list(backbone.parameters())
     one, two = structures(backbone.cutoff), graph_from_atoms(ethanol(), backbone.cutoff)
     first = torch.autograd.grad(weighted(network.evaluate(one)), parameters)
     loss = weighted(network.evaluate(one))
     network.evaluate(two)
-    for a, b in zip(first, torch.autograd.grad(loss, parameters), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for again in (True, False):
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=again)
+        for a, b in zip(first, gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_gradients_of_a_batch_are_the_sums_of_those_of_its_structures():

@@ -9,8 +9,6 @@ from ase_biasgrad.numerics.simd_activations import (
     exp_negative,
     log1p,
     logistic,
-    silu_jets,
-    softplus_jets,
 )
 
 NEGATIVE = -np.concatenate([[0.0], np.geomspace(1e-7, 87, 799)]).astype(np.float32)
@@ -60,41 +58,3 @@ def test_nan_stays_nan_where_it_is(function):
     x = np.full(16, -1, np.float32)
     x[3] = np.nan
     np.testing.assert_array_equal(np.isnan(applied(function, x)), np.isnan(x))
-
-
-JETS = {
-    "softplus": (
-        softplus_jets,
-        lambda x: np.logaddexp(0, x) - np.log(2),
-        sigmoid,
-        lambda x: sigmoid(x) * sigmoid(-x),
-    ),
-    "silu": (
-        silu_jets,
-        lambda x: x * sigmoid(x),
-        lambda x: sigmoid(x) * (1 + x * sigmoid(-x)),
-        lambda x: sigmoid(x) * sigmoid(-x) * (2 + x * (1 - 2 * sigmoid(x))),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", JETS)
-@pytest.mark.parametrize("size", [8, 13, 1600])
-def test_jets(name, size):
-    """Values, first and second derivatives; numbers that fill no vector are not left out."""
-    loop, *exact = JETS[name]
-    x = np.random.default_rng(0).permutation(BOTH)[:size]
-    found = [np.full_like(x, np.nan) for _ in range(3)]
-    loop(x, *found)
-    for ours, function in zip(found, exact, strict=True):
-        np.testing.assert_allclose(ours, function(x.astype(float)), rtol=2e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", JETS)
-def test_jets_keep_nan_where_it_is(name):
-    x = np.ones(11, np.float32)
-    x[9] = np.nan
-    jets = [np.empty_like(x) for _ in range(3)]
-    JETS[name][0](x, *jets)
-    for part in jets:
-        np.testing.assert_array_equal(np.isnan(part), np.isnan(x))

@@ -15,7 +15,6 @@ from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.calculators.engines.cpu import threads
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
-from ase_biasgrad.fused.registry import fused_form
 from ase_biasgrad.numerics.splines import SplineError
 from ase_biasgrad.potential import arrays_of
 
@@ -211,11 +210,3 @@ def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
     assert calc.engine == "reference"
     with pytest.raises(CalculatorSetupError, match="a kink"):
         BiasGradCalculator(small_potential(), device="cpu", engine="cpu")
-
-
-@pytest.mark.parametrize("basis", ["gaussian", "bessel"])
-@pytest.mark.parametrize("name", ["schnet", "painn"])
-def test_filters_are_those_of_training(name, basis):
-    """Training on CPU or CUDA samples filters at the same knots: one function from start to end."""
-    backbone = small_potential(name, radial_basis=basis, radial_functions=20, cutoff=5.0).backbone
-    assert cpu_engine([backbone], "float32", 0.5).networks[0].knots == fused_form(backbone).knots

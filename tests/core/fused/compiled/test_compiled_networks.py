@@ -1,4 +1,4 @@
-"""Programs of whole networks against the backbones, and against their fused form for training."""
+"""Programs of whole networks against the backbones, and against training."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ from ase_biasgrad.fused.compiled.networks import (
     described,
     filters_of,
 )
-from ase_biasgrad.fused.registry import fused_form
+from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.graph import collate, graph_from_atoms, pairs_within
-from ase_biasgrad.numerics.splines import sampled
+from ase_biasgrad.numerics.splines import RadialTable, interpolate
 from ase_biasgrad.potential import Potential
 
 VARIANTS = {
@@ -55,11 +55,11 @@ def weights_of(backbone) -> dict[str, np.ndarray]:
 
 def program_of_training(backbone):
     """The program on the grid of training, however exact its splines are, and the grid."""
-    network = NETWORKS[backbone.name]
     given = backbone.name, backbone.arguments, weights_of(backbone)
-    functions = network.radial_functions(backbone.arguments)
-    table = sampled(filters_of(*given), backbone.cutoff, functions, np.inf, np.inf)
-    return described(*given, table).finish(), table.knots
+    knots = TrainingNetwork(backbone).knots
+    at_knots = filters_of(*given)(knots.distances())
+    table = RadialTable(knots, interpolate(knots.count, at_knots), 0.0, 0.0)
+    return described(*given, table).finish(), knots
 
 
 def results(form, graph):
@@ -78,9 +78,8 @@ def test_the_function_is_that_of_training(name, variant, dtype):
     """To rounding: training and programs take the same splines."""
     backbone = small_potential(name, **VARIANTS[variant]).backbone.double()
     program, knots = program_of_training(backbone)
-    training, graph = fused_form(backbone), several_structures(backbone.cutoff)
-    assert knots == training.knots
-    expected = results(training, graph)
+    graph = several_structures(backbone.cutoff)
+    expected = TrainingNetwork(backbone).evaluate(graph)[:2]
     assert float(expected[1].abs().max()) > 1e-3
     for chunk in (16, 5, 1):
         found = energies_and_forces(program.as_type(dtype), knots, graph, chunk)
@@ -95,8 +94,10 @@ def test_the_function_is_that_of_training(name, variant, dtype):
 def test_readouts(name, readout_layers):
     backbone = small_potential(name, features=24, readout_layers=readout_layers).backbone.double()
     graph = several_structures(backbone.cutoff)
-    found = energies_and_forces(*program_of_training(backbone), graph, 4)
-    assert_close(found, results(fused_form(backbone), graph), 1e-10)
+    exact = np.dtype(np.float64)
+    network = compiled_network(name, backbone.arguments, weights_of(backbone), exact)
+    found = energies_and_forces(network.program, network.knots, graph, 4)
+    assert_close(found, results(backbone, graph), 3e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
