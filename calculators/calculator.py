@@ -312,8 +312,8 @@ class BiasGradCalculator(PotentialCalculator):
     def get_hessian(self, atoms: Atoms, strain: bool = False) -> np.ndarray:
         """Second derivatives ∂²E/∂r∂r of the energy `(3n, 3n)` in eV/Å², exact, in float64.
 
-        By autograd through the plain backbones in float64, whatever the engine and its precision;
-        of a committee the mean. Constraints are not applied. The state of the calculator does not
+        By the derivatives of the engine's forces, in float64 whatever the engine's precision; of a
+        committee the mean. Constraints are not applied. The state of the calculator does not
         change. Errors are those of `calculate`. PaiNN has kinks, rounded off over some 10⁻⁴ Å, at
         sites of high symmetry: there its Hessian tells nothing of larger displacements.
 
@@ -331,7 +331,7 @@ class BiasGradCalculator(PotentialCalculator):
             return np.zeros((6, 6) if strain else (0, 0))
         with self._lock:
             try:
-                hessian = self._hessian(s, strain)
+                hessian = self._engine.second_derivatives(s, strain)
             except ArithmeticError as error:
                 raise CalculationFailed(str(error)) from error
             pairs, _ = self._close_pairs(s, keep_list=False)
@@ -339,18 +339,6 @@ class BiasGradCalculator(PotentialCalculator):
                 hessian = hessian + self._range.hessian(s.numbers, pairs, strain)
         check_finite({"Hessian": hessian}, len(s.numbers), self.advice)
         return hessian
-
-    def _hessian(self, s: Structure, strain: bool) -> np.ndarray:
-        torch = required("torch", "get_hessian")
-
-        from ase_biasgrad.graph import graph_from_arrays
-        from ase_biasgrad.potential import backbone_of, second_derivatives
-
-        with torch.inference_mode(False):
-            graph = graph_from_arrays(s.numbers, s.positions, self._cutoff, s.cell, s.pbc)
-            graph, backbones = graph.to(self.device), map(backbone_of, self._networks)
-            members = [second_derivatives(b.to(self.device), graph, strain) for b in backbones]
-            return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy())
 
     # --- many structures -------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+ROUNDING = 1e-8  # of second derivatives, relative to the largest
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -44,6 +46,23 @@ def split(
     return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
 
 
+def symmetric(second: np.ndarray, what: str) -> np.ndarray:
+    """Second derivatives `(m, m)` of an energy without their rounding.
+
+    Raises
+    ------
+    ArithmeticError
+        If they are not symmetric; the message names `what` they are of.
+    """
+    asymmetry, largest = np.abs(second - second.T).max(), np.abs(second).max()
+    if asymmetry > ROUNDING * max(largest, 1e-3):
+        raise ArithmeticError(
+            f"the second derivatives of {what} are not symmetric: off by {asymmetry:.1e} where "
+            f"the largest is {largest:.1e}; it is not smooth at these positions"
+        )
+    return 0.5 * (second + second.T)
+
+
 class Engine(Protocol):
     """Evaluates one or several potentials of one architecture family on one device.
 
@@ -60,6 +79,18 @@ class Engine(Protocol):
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
         """Evaluate several structures, with derivatives, at once; each has at least one atom."""
+        ...
+
+    def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
+        """Second derivatives in all coordinates, float64, of a committee the mean.
+
+        Coordinates and their order are those of `BiasGradCalculator.get_hessian`.
+
+        Raises
+        ------
+        ArithmeticError
+            If they are not symmetric: the network is not smooth at these positions.
+        """
         ...
 
     def reset(self) -> None:

@@ -13,7 +13,7 @@ from ase_biasgrad.backbones import Backbone
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_arrays
 from ase_biasgrad.neighbours import VerletList
-from ase_biasgrad.potential import strained
+from ase_biasgrad.potential import second_derivatives, strained
 
 
 class ReferenceEngine:
@@ -73,6 +73,15 @@ class ReferenceEngine:
         values = [_differentiated(backbone, graph) for backbone in self.backbones]
         energies, forces, strain = (_stacked(column) for column in zip(*values, strict=True))
         return split(energies, forces, strain, [len(s.numbers) for s in structures])
+
+    def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
+        """Second derivatives in all coordinates by autograd in float64 (see `Engine`)."""
+        s = structure
+        with torch.inference_mode(False):
+            graph = graph_from_arrays(s.numbers, s.positions, self.cutoff, s.cell, s.pbc)
+            graph = graph.to(self.device)
+            members = [second_derivatives(backbone, graph, strain) for backbone in self.backbones]
+            return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy())
 
 
 def _differentiated(backbone: Backbone, graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor]:

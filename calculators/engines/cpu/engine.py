@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
-from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
+from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split, symmetric
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, by_centre, put_back
 from ase_biasgrad.calculators.engines.cpu.room import Room
 from ase_biasgrad.calculators.engines.cpu.threads import blocks_for
@@ -38,6 +38,7 @@ class CpuEngine:
         self.networks = [_network(network, self.dtype) for network in networks]
         self.list = SortedEdges(self.cutoff, skin)
         self._rooms: list[Room] = []  # of each network
+        self._moving: list[CompiledNetwork] = []  # made when first asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return {"networks": self.of, "dtype": self.dtype, "skin": self.list.skin}
@@ -77,6 +78,33 @@ class CpuEngine:
         sizes = [len(s.numbers) for s in structures]
         lists = [neighbour_list(s.positions, s.cell, s.pbc, self.cutoff) for s in structures]
         return split(*self._evaluate(structures, by_centre(lists, sizes), True), sizes)
+
+    def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
+        """Second derivatives in all coordinates by tangents in float64 (see `Engine`)."""
+        from ase_biasgrad.fused.compiled.batches import structures_of
+        from ase_biasgrad.fused.compiled.hessians import second_derivatives
+
+        s = structure
+        edges = neighbour_list(s.positions, s.cell, s.pbc, self.cutoff)
+        pairs = np.stack([edges.centre, edges.neighbour]).astype(np.int64)
+        one = structures_of(
+            np.array([len(s.numbers)]), pairs, edges.shift.astype(np.int32),
+            np.array([0, pairs.shape[1]]), s.numbers, s.positions, s.cell[None],
+        )  # fmt: skip
+        members = [second_derivatives(network, one, strain) for network in self._with_tangents()]
+        return symmetric(np.mean(members, axis=0), self.name)
+
+    def _with_tangents(self) -> list[CompiledNetwork]:
+        """The networks in float64, with the tangents of their programs."""
+        if not self._moving:
+            from ase_biasgrad.fused.compiled.networks import compiled_network
+            from ase_biasgrad.fused.compiled.tangents import HESSIAN
+
+            exact = np.dtype(np.float64)
+            self._moving += [
+                compiled_network(n.name, n.arguments, n.tensors, exact, HESSIAN) for n in self.of
+            ]
+        return self._moving
 
     def _evaluate(
         self, structures: Sequence[Structure], candidates: Candidates, derivatives: bool
