@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     parser.add_argument("--frames", type=int, default=1000, help="training and validation frames")
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10_000, help="MD steps of 0.5 fs")
     options = parser.parse_args()
@@ -49,12 +49,12 @@ def main() -> None:
     sample(start, xtb, training, frames=options.frames, interval=20, seed=0, progress=False)
     sample(start, xtb, testing, frames=options.frames // 4, interval=20, seed=1, progress=False)
 
-    print("2. force stage and bias stage: SchNet (about 4 minutes)", flush=True)
+    print("2. force stage and bias stage: TensorNet (about 3 minutes)", flush=True)
     config = config_from(
         {
             "data": {"path": str(training), "train": 0.9, "validation": 0.1, "test": 0},
-            "backbone": {"name": "schnet", "features": options.features, "interactions": 3},
-            "force_stage": {"epochs": options.epochs, "batch_size": 10},
+            "backbone": {"features": options.features},
+            "force_stage": {"epochs": options.epochs},
             "trainer": {"progress_bar": False},
         }
     )

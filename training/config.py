@@ -75,7 +75,7 @@ class BackboneOptions(_Options):
     """The network. Keys beside `name` are its own arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    name: str = Field("painn", description="one of those below")
+    name: str = Field("tensornet", description="one of those below")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -146,14 +146,14 @@ class JointOptions(_Options):
 class ForceStageOptions(_Options):
     """Loss and optimizer (AdamW). Errors count in units of the RMS training force."""
 
-    epochs: int = Field(1000, ge=1, description="passes over the training frames")
+    epochs: int = Field(300, ge=1, description="passes over the training frames")
     max_minutes: float | None = Field(
         None,
         gt=0,
         description="minutes of training, instead of epochs: the schedule fits itself to them; "
         "--minutes names them, too",
     )
-    batch_size: int = Field(8, ge=1, description="structures in a step of each process")
+    batch_size: int = Field(10, ge=1, description="structures in a step of each process")
     loss: Literal["l1", "l2", "huber"] = Field(
         "l1",
         description="l1: length of an error; l2: its square; huber: the square up to huber_delta",
@@ -177,7 +177,7 @@ class ForceStageOptions(_Options):
         None, description="energies in the loss too (baseline, without bias stage)"
     )
     amsgrad: bool = Field(True, description="the AMSGrad form of AdamW")
-    learning_rate: float = Field(4e-3, gt=0, description="learning rate after warm-up")
+    learning_rate: float = Field(6e-3, gt=0, description="learning rate after warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     gradient_clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0: off")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
