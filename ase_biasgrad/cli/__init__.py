@@ -16,6 +16,7 @@ from ase_biasgrad.cli import (
     data,
     ipi,
     lammps,
+    learn,
     levels,
     potential,
     predict,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data", help="Make, import and look at datasets.")
 app.add_typer(benchmark.app, name="benchmark", help="Measure on your own machine, in tables.")
 app.command("train")(train.train)
+app.command("learn")(learn.learn)
 app.command("fit-bias")(bias.fit_bias)
 app.command("rebias")(bias.rebias)
 app.command("compare-levels")(levels.compare_levels)

@@ -27,15 +27,21 @@ def made_calculator(name: str, arguments: list[str] | None) -> tuple[Calculator,
     """A calculator that a user names, and the keyword arguments that it was made with."""
     from ase_biasgrad.data.sampling import labelling_calculator
 
-    keywords: dict[str, Any] = {}
-    for text in arguments or []:
-        keywords |= _keywords(text)
+    keywords = keyword_arguments(arguments)
     if "" not in sys.path:
         sys.path.insert(0, "")  # module:Class may be a file in the working folder
     try:
         return labelling_calculator(name, keywords), keywords
     except TypeError as error:
         raise ValueError(f"calculator {name!r}, made with {keywords}: {error}") from error
+
+
+def keyword_arguments(given: list[str] | None) -> dict[str, Any]:
+    """Keyword arguments of a calculator as a user writes them."""
+    keywords: dict[str, Any] = {}
+    for text in given or []:
+        keywords |= _keywords(text)
+    return keywords
 
 
 def _keywords(text: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Active learning: a potential makes the data that it lacks."""

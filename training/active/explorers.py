@@ -1,0 +1,275 @@
+"""Explorers: they move a structure by the forces of a committee until it is not sure any more.
+
+Each is a function of a starting structure with the committee as its calculator. It takes along
+candidates, structures whose forces are expected to be off by more than half of the limit, and ends
+where one is off by more than the limit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ase_biasgrad.training.active.options import LearnOptions
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+MakeCalculator = Callable[[Path], "Calculator"]
+CHECK_EVERY = 5  # steps of dynamics
+MOST_CANDIDATES = 200  # of one exploration
+BEGIN = 20  # steps of dynamics that are done however unsure the committee is of the start
+ATTEMPTS = 40  # random structures of one exploration
+
+
+@dataclass(frozen=True)
+class Task:
+    """One exploration: an explorer by name, its starting structures, and its random numbers."""
+
+    explorer: str
+    structures: tuple[Atoms, ...]  # one, or two ends of a path
+    place: int  # of the first structure
+    temperature: float  # K
+    seed: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        heat = f" at {self.temperature:g} K" if self.explorer == "md" else ""
+        return f"{self.explorer}{heat} from structure {self.place}"
+
+
+@dataclass
+class Exploration:
+    """What an exploration found.
+
+    `largest` is the largest expected error in eV/Å on the way, `stopped` the reason of its end
+    before its time.
+    """
+
+    name: str
+    steps: int = 0
+    largest: float = 0.0
+    stopped: str | None = None
+    candidates: list[Atoms] = field(default_factory=list)
+
+
+class _Watch:
+    """Looks at structures on the way and keeps candidates."""
+
+    def __init__(self, name: str, limit: float) -> None:
+        self.found, self.limit = Exploration(name), limit
+
+    def goes_on(self, atoms: Atoms) -> bool:
+        """Count a structure and keep it if it is a candidate; False where the limit is passed."""
+        from ase.calculators.calculator import CalculatorError
+
+        self.found.steps += 1
+        try:
+            atoms.get_forces()
+        except (CalculatorError, ArithmeticError, ValueError) as error:
+            self.found.stopped = f"the committee cannot evaluate it: {error}"
+            return False
+        error = expected_error(atoms.calc.results)
+        self.found.largest = max(self.found.largest, error)
+        if error > self.limit / 2 and len(self.found.candidates) < MOST_CANDIDATES:
+            copy = atoms.copy()
+            copy.set_constraint()
+            copy.info = {"found_by": self.found.name, "expected_error": error}
+            self.found.candidates.append(copy)
+        if error > self.limit:
+            self.found.stopped = f"a force is expected to be off by {error:.3f} eV/Å"
+            return False
+        return True
+
+
+def expected_error(results: dict[str, Any]) -> float:
+    """Largest expected length of the error of a force, eV/Å, from `forces_std (n, 3)`."""
+    squares = np.square(results["forces_std"]).sum(axis=1)
+    return float(np.sqrt(squares.max())) if len(squares) else 0.0
+
+
+def explore(
+    task: Task, options: LearnOptions, committee: Path, make: MakeCalculator
+) -> Exploration:
+    """Run one exploration with the committee in a file, of which `make` makes a calculator."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it goes where the committee warns of
+        structures = [atoms.copy() for atoms in task.structures]
+        for atoms in structures:
+            atoms.info = {}
+            atoms.calc = make(committee)
+        random = np.random.default_rng(task.seed)
+        watch = _Watch(task.name, options.limit)
+        RUN[task.explorer](structures, task.temperature, options, random, watch)
+    return watch.found
+
+
+def _md(
+    structures: list[Atoms],
+    temperature: float,
+    options: LearnOptions,
+    random: np.random.Generator,
+    watch: _Watch,
+) -> None:
+    """Langevin dynamics."""
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import Stationary, thermalize_momenta
+
+    atoms = structures[0]
+    thermalize_momenta(atoms, temperature, rng=random)
+    Stationary(atoms)
+    dynamics = Langevin(
+        atoms,
+        options.timestep * units.fs,
+        temperature_K=temperature,
+        friction=options.friction / units.fs,
+        fixcm=False,
+        rng=random,
+    )
+    for done in range(0, options.steps, CHECK_EVERY):
+        try:
+            dynamics.run(min(CHECK_EVERY, options.steps - done))
+        except Exception as error:  # the structure broke between two looks
+            watch.found.stopped = f"dynamics ended: {error}"
+            return
+        if not watch.goes_on(atoms) and done + CHECK_EVERY >= BEGIN:
+            break
+    watch.found.steps = min(watch.found.steps * CHECK_EVERY, options.steps)
+
+
+def _displacements(
+    structures: list[Atoms],
+    temperature: float,
+    options: LearnOptions,
+    random: np.random.Generator,
+    watch: _Watch,
+) -> None:
+    """Random displacements of growing size."""
+    atoms = structures[0]
+    start = atoms.positions.copy()
+    for size in np.linspace(0.2, 1.0, ATTEMPTS) * options.displacement:
+        atoms.positions = start + random.normal(0, size, start.shape)
+        if not watch.goes_on(atoms):
+            break
+
+
+def _relaxation(
+    structures: list[Atoms],
+    temperature: float,
+    options: LearnOptions,
+    random: np.random.Generator,
+    watch: _Watch,
+) -> None:
+    """Relaxations (FIRE) of displaced structures."""
+    from ase.optimize import FIRE
+
+    atoms = structures[0]
+    atoms.positions += random.normal(0, options.displacement, atoms.positions.shape)
+    search = FIRE(atoms, logfile=None)
+    for _ in search.irun(fmax=0.02, steps=min(options.steps, 300)):
+        if not watch.goes_on(atoms):
+            break
+
+
+def _strain(
+    structures: list[Atoms],
+    temperature: float,
+    options: LearnOptions,
+    random: np.random.Generator,
+    watch: _Watch,
+) -> None:
+    """Strained cells, of growing strain, with small displacements."""
+    atoms = structures[0]
+    cell, scaled = atoms.cell.array.copy(), atoms.get_scaled_positions(wrap=False)
+    for size in np.linspace(0.2, 1.0, ATTEMPTS) * options.strain:
+        strain = random.uniform(-size, size, (3, 3))
+        atoms.set_cell(cell @ (np.eye(3) + 0.5 * (strain + strain.T)))
+        atoms.set_scaled_positions(scaled)
+        atoms.positions += random.normal(0, 0.2 * options.displacement, atoms.positions.shape)
+        if not watch.goes_on(atoms):
+            break
+
+
+def _neb(
+    structures: list[Atoms],
+    temperature: float,
+    options: LearnOptions,
+    random: np.random.Generator,
+    watch: _Watch,
+) -> None:
+    """Images of a path between two structures, by nudged elastic bands."""
+    from ase.mep import NEB
+    from ase.optimize import FIRE
+
+    first, last = structures
+    images = [first, *(first.copy() for _ in range(7)), last]
+    for image in images[1:-1]:
+        image.calc = first.calc
+    last.calc = first.calc
+    band = NEB(images, climb=True, allow_shared_calculator=True, method="improvedtangent")
+    band.interpolate("idpp")
+    for _ in FIRE(band, logfile=None).irun(fmax=0.05, steps=min(options.steps, 200)):
+        looks = [watch.goes_on(image) for image in images]
+        if not all(looks):
+            break
+
+
+Explorer = Callable[
+    [list["Atoms"], float, LearnOptions, np.random.Generator, _Watch], None
+]  # fmt: skip
+RUN: dict[str, Explorer] = {
+    "md": _md,
+    "displacements": _displacements,
+    "relaxation": _relaxation,
+    "strain": _strain,
+    "neb": _neb,
+}
+
+
+def tasks(structures: Sequence[Atoms], options: LearnOptions, number: int) -> list[Task]:
+    """Explorations of round `number`, from every structure by every explorer that it suits.
+
+    Raises
+    ------
+    ValueError
+        If no structure suits an explorer.
+    """
+    found = list(_tasks(structures, options, number))
+    for explorer in options.explorers:
+        if not any(task.explorer == explorer for task in found):
+            raise ValueError(f"no structure suits the explorer {explorer!r}: {NEEDS[explorer]}")
+    return found
+
+
+NEEDS = {
+    "strain": "it needs a periodic one",
+    "neb": "it needs two after each other with the same atoms in the same order",
+}
+
+
+def _tasks(structures: Sequence[Atoms], options: LearnOptions, number: int) -> Iterator[Task]:
+    for e, explorer in enumerate(options.explorers):
+        for k, atoms in enumerate(structures):
+            begin: tuple[Atoms, ...] = (atoms,)
+            if explorer == "strain" and not atoms.pbc.any():
+                continue
+            if explorer == "neb":
+                if k + 1 == len(structures) or not _same_atoms(atoms, structures[k + 1]):
+                    continue
+                begin = (atoms, structures[k + 1])
+            heats = options.temperatures if explorer == "md" else options.temperatures[:1]
+            for t, temperature in enumerate(heats):
+                seed = (options.seed, number, e, k, t)
+                yield Task(explorer, begin, k, temperature, seed)
+
+
+def _same_atoms(one: Atoms, other: Atoms) -> bool:
+    return np.array_equal(one.numbers, other.numbers) and np.array_equal(one.pbc, other.pbc)

@@ -1,0 +1,251 @@
+"""The folder of active learning: options, structures, and for each round its labels and committee.
+
+`learn.json` and `structures.traj` are its inputs. `rounds/003/` holds `chosen.traj`, the structures
+to label; `labels/`, a file for each, written when it is known; `data.h5` and `split.json`, all
+frames up to this round; `member0/`, …, run folders; `committee.safetensors`; `explored.json`; and
+`summary.json`. Files appear whole, so whatever is there needs not be done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ase_biasgrad.data.labelling import Label
+from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.files import whole_file
+from ase_biasgrad.training.active.options import LearnOptions
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+VALIDATE_EVERY = 5  # frames, of which the last one is for validation; a frame never changes sides
+
+
+class LearnError(ValueError):
+    """Active learning that cannot begin or go on; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class LearnFolder:
+    """Where active learning lives."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, path: Path, structures: Sequence[Atoms], options: LearnOptions) -> LearnFolder:
+        """Write the inputs, the options last: they make it a folder of ours.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds something.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(
+                f"{path}: exists; go on with `biasgrad learn --resume {path}`, or name another "
+                "folder"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        write_structures(path / "structures.traj", structures)
+        with whole_file(path / "learn.json") as temporary:
+            temporary.write_text(options.as_json(), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> LearnFolder:
+        """The folder at `path`.
+
+        Raises
+        ------
+        LearnError
+            If it is none.
+        """
+        if not (path / "learn.json").is_file():
+            raise LearnError(f"{path}: is no folder of `biasgrad learn` (it has no learn.json)")
+        return cls(path)
+
+    def options(self) -> LearnOptions:
+        """Options that it began with."""
+        path = self.path / "learn.json"
+        try:
+            return LearnOptions.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LearnError(f"{path}: is damaged: {error}") from error
+
+    def structures(self) -> list[Atoms]:
+        """Structures that it began with."""
+        return read_structures(self.path / "structures.traj")
+
+    def round(self, number: int) -> Round:
+        """Round `number`, counted from 0."""
+        return Round(self.path / "rounds" / f"{number:03d}", number)
+
+    def rounds(self) -> list[Round]:
+        """Rounds that have begun."""
+        found = []
+        while self.round(len(found)).chosen_file.exists():
+            found.append(self.round(len(found)))
+        return found
+
+    def write_data(self, path: Path, upto: int, provenance: dict[str, Any]) -> int:
+        """Write all labels of rounds up to one into a dataset; return their number.
+
+        Raises
+        ------
+        LearnError
+            If there is none.
+        """
+        frames = [pair for n in range(upto + 1) for pair in self.round(n).labels()]
+        if not frames:
+            raise LearnError(f"{self.path}: no structure has a label")
+        with DatasetWriter(path, provenance) as writer:
+            for atoms, label in frames:
+                writer.append(
+                    atoms.numbers,
+                    atoms.positions,
+                    energy=label.energy,
+                    forces=label.forces,
+                    stress=label.stress,
+                    cell=atoms.cell.array,
+                    pbc=atoms.pbc,
+                    source=str(path),
+                )
+        return len(frames)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: structures to label, their labels, and what was learnt of them."""
+
+    path: Path
+    number: int
+
+    @property
+    def chosen_file(self) -> Path:
+        return self.path / "chosen.traj"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.h5"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.json"
+
+    @property
+    def committee(self) -> Path:
+        return self.path / "committee.safetensors"
+
+    @property
+    def explored(self) -> Path:
+        return self.path / "explored.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def member(self, k: int) -> Path:
+        """Run folder of a member of the committee."""
+        return self.path / f"member{k}"
+
+    def choose(self, structures: Sequence[Atoms]) -> None:
+        """Write the structures to label, with which the round begins."""
+        (self.path / "labels").mkdir(parents=True, exist_ok=True)
+        write_structures(self.chosen_file, structures)
+
+    def chosen(self) -> list[Atoms]:
+        """Structures to label."""
+        return read_structures(self.chosen_file)
+
+    def keep(self, k: int, label: Label) -> None:
+        """Write the label of structure `k`."""
+        arrays = {"energy": np.array(label.energy), "forces": label.forces}
+        if label.stress is not None:
+            arrays["stress"] = label.stress
+        with whole_file(self._label(k)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def fail(self, k: int, reason: str) -> None:
+        """Write why structure `k` has no label; the structure is in `chosen.traj`."""
+        with whole_file(self._failure(k)) as temporary:
+            temporary.write_text(json.dumps({"structure": k, "reason": reason}), encoding="utf-8")
+
+    def missing(self) -> list[int]:
+        """Structures that have neither a label nor failed."""
+        places = range(len(self.chosen()))
+        return [k for k in places if not (self._label(k).exists() or self._failure(k).exists())]
+
+    def failures(self) -> dict[int, str]:
+        """Reasons of the structures that have no label."""
+        found = {}
+        for k in range(len(self.chosen())):
+            if self._failure(k).exists():
+                found[k] = str(read_json(self._failure(k))["reason"])
+        return found
+
+    def labels(self) -> Iterator[tuple[Atoms, Label]]:
+        """Labelled structures, in the order in which they were chosen."""
+        for k, atoms in enumerate(self.chosen()):
+            if self._label(k).exists():
+                with np.load(self._label(k)) as kept:
+                    stress = kept.get("stress")
+                    yield atoms, Label(float(kept["energy"]), kept["forces"], stress)
+
+    def _label(self, k: int) -> Path:
+        return self.path / "labels" / f"{k:04d}.npz"
+
+    def _failure(self, k: int) -> Path:
+        return self.path / "labels" / f"{k:04d}.failed.json"
+
+
+def split_of(frames: int, every: int = VALIDATE_EVERY) -> dict[str, list[int]]:
+    """Training and validation frames: of every so many the last one validates."""
+    validation = [k for k in range(frames) if k % every == every - 1]
+    return {"train": [k for k in range(frames) if k % every != every - 1], "validation": validation}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON values, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON values.
+
+    Raises
+    ------
+    LearnError
+        If the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LearnError(f"{path}: is damaged: {error}") from error
+
+
+def write_structures(path: Path, structures: Sequence[Atoms]) -> None:
+    """Write structures exactly, in ASE's own format, whole or not at all."""
+    from ase.io import write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bare = [atoms.copy() for atoms in structures]
+    for atoms in bare:
+        atoms.calc = None
+    with whole_file(path) as temporary:
+        write(temporary, bare, format="traj")
+
+
+def read_structures(path: Path) -> list[Atoms]:
+    """Structures of `write_structures`."""
+    from ase.io import read
+
+    found = read(path, index=":", format="traj")
+    return found if isinstance(found, list) else [found]
