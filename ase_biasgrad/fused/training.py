@@ -25,9 +25,11 @@ from ase_biasgrad.fused.compiled.batches import (
     SplineConstants,
     Structures,
     add_gradients,
+    add_taken,
     evaluate,
     room_for,
     structures_of,
+    take,
 )
 from ase_biasgrad.fused.compiled.networks import NETWORKS, all_weights
 from ase_biasgrad.fused.compiled.program import Program
@@ -135,9 +137,9 @@ class Arrangement:
 
     program: Compiled
     names: list[str]
-    source: np.ndarray  # (w,) int64
+    source: np.ndarray  # (w,) int32
     constants: np.ndarray  # (c,) float64
-    first: np.ndarray  # (numbers,) int64, where each number stands; w if nowhere
+    first: np.ndarray  # (numbers,) int32, where each number stands; w if nowhere
     again: list[tuple[np.ndarray, np.ndarray]]  # numbers that stand somewhere else, too, and where
 
     @classmethod
@@ -154,26 +156,31 @@ class Arrangement:
         NETWORKS[name].describe(arguments, numbers, p)
         program = p.finish(TRAINING)
         found = np.where(program.learnt, program.weights, 0).astype(np.int64)
-        used = np.unique(found[found > 0])
-        names = [k for k in shapes if np.isin(ends[k], used) or np.isin(numbers[k], used).any()]
-        renumbered = np.zeros(1 + max(ends.values()), np.int64)
-        kept = np.concatenate([numbers[k].ravel() for k in names]).astype(np.int64)
-        renumbered[kept] = 1 + np.arange(len(kept))
+        used = np.zeros(1 + max(ends.values()), bool)
+        used[found] = True
+        names = [key for key in shapes if used[numbers[key].astype(np.int64)].any()]
+        chosen = np.concatenate([numbers[key].ravel() for key in names]).astype(np.int64)
+        renumbered = np.zeros(len(used), np.int64)
+        renumbered[chosen] = 1 + np.arange(len(chosen))
         source = renumbered[found]
         constants = program.weights[~program.learnt]
-        source[~program.learnt] = 1 + len(kept) + np.arange(len(constants))
-        return cls(program, names, source, constants, *_places(source, len(kept)))
+        source[~program.learnt] = 1 + len(chosen) + np.arange(len(constants))
+        places = _places(source, len(chosen))
+        return cls(program, names, source.astype(np.int32), constants, *places)
 
     def weights(self, flat: np.ndarray) -> np.ndarray:
         """Weights of the program from those of the arrays, one after another."""
         numbers = np.concatenate([np.zeros(1, flat.dtype), flat, self.constants.astype(flat.dtype)])
-        return numbers.take(self.source)
+        out = np.empty(len(self.source), flat.dtype)
+        take(numbers, self.source, out)
+        return out
 
     def gradient(self, gradients: np.ndarray) -> np.ndarray:
         """Gradient of the arrays one after another, from that of the weights and one 0."""
-        found = gradients.take(self.first)
+        found = np.empty(len(self.first), gradients.dtype)
+        take(gradients, self.first, found)
         for numbers, places in self.again:
-            found[numbers] += gradients.take(places)
+            add_taken(gradients, places, numbers, found)
         return found
 
 
@@ -185,8 +192,9 @@ def _places(
     starts = np.searchsorted(source, np.arange(1, numbers + 2), sorter=order[:-1])
     times, starts = np.diff(starts), starts[:-1]
     again = [np.flatnonzero(times > k) for k in range(1, times.max(initial=1))]
-    first = np.where(times > 0, order[starts], len(source))
-    return first, [(which, order[starts[which] + k]) for k, which in enumerate(again, start=1)]
+    first = np.where(times > 0, order[starts], len(source)).astype(np.int32)
+    places = [order[starts[which] + k].astype(np.int32) for k, which in enumerate(again, start=1)]
+    return first, list(zip(again, places, strict=True))
 
 
 def graph_structures(graph: AtomGraph) -> Structures:

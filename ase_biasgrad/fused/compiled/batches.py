@@ -208,3 +208,17 @@ def add_gradients(  # type: ignore[no-untyped-def]
             0, 1, instructions, segments, structures.chunk[s], kept, local, memory, weights, edges,
             tangents, gradients[block],
         )  # fmt: skip
+
+
+@compiled()
+def take(numbers, places, out):  # type: ignore[no-untyped-def]
+    """Write the numbers at `places (m,)`, indices of half the usual size."""
+    for k in range(len(places)):
+        out[k] = numbers[places[k]]
+
+
+@compiled()
+def add_taken(numbers, places, to, out):  # type: ignore[no-untyped-def]
+    """Add the numbers at `places (m,)` to those at `to (m,)`."""
+    for k in range(len(places)):
+        out[to[k]] += numbers[places[k]]
