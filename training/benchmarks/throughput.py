@@ -1,8 +1,9 @@
-"""Frames per second of the force stage beside SchNetPack's own Lightning task.
+"""Frames per second of the force stage beside SchNetPack's own Lightning task, or autograd.
 
 SchNetPack trains as its `md17` experiment does: `AtomsDataModule` on an ASE database with its
 transforms, `AtomisticTask` with a `ModelOutput` for forces and its metrics, AdamW. The force
 stage trains with this package's defaults (averaged weights and gradient clipping included).
+SchNetPack has no TensorNet: its rival is the same force stage by autograd through the backbone.
 Both get the same weights, frames, batch size, device and number of threads; each lives in a
 process of its own, and they take turns.
 """
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,13 @@ from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.lightning.weight_averaging import WeightAverage
 from ase_biasgrad.training.stages.force import ForceStage, check_labels, robust_rms
 
-# the architectures of SchNetPack's own configurations
+# the first two are those of SchNetPack's own configurations
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "schnet": {"features": 128, "interactions": 6, "cutoff": 5.0, "radial_functions": 20},
     "painn": {"features": 128, "interactions": 3, "cutoff": 5.0, "radial_functions": 20},
+    "tensornet": {"features": 64, "interactions": 2, "cutoff": 5.0},
 }
+IN_SCHNETPACK = ("schnet", "painn")
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,19 @@ class Speed:
 class Comparison:
     """The best rounds of either, and how far the forces of the same weights are apart (eV/Å)."""
 
-    schnetpack: Speed
+    rival: Speed
     ours: Speed
     force_difference: float
 
     @property
     def processor_ratio(self) -> float:
         """Ratio in processor time, which other work on the machine disturbs less."""
-        mine, theirs = self.ours, self.schnetpack
+        mine, theirs = self.ours, self.rival
         return mine.frames_per_processor_second / theirs.frames_per_processor_second
 
     @property
     def ratio(self) -> float:
-        return self.ours.frames_per_second / self.schnetpack.frames_per_second
+        return self.ours.frames_per_second / self.rival.frames_per_second
 
 
 def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
@@ -102,25 +106,42 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
     dataset = Dataset(setting.dataset)
     frames = _whole_batches(setting, dataset)
     database = folder / f"{Path(setting.dataset).stem}.db"
-    if not database.exists():
+    has_rival = setting.backbone in IN_SCHNETPACK
+    if has_rival and not database.exists():
         _write_database(dataset, database)
+    rival = partial(train_theirs, database=database) if has_rival else train_by_autograd
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn) as theirs,
         ProcessPoolExecutor(1, spawn) as ours,
     ):
         difference = theirs.submit(force_difference, setting).result()
-        speeds: dict[Callable[..., Speed], list[Speed]] = {train_theirs: [], train_ours: []}
-        for _ in range(rounds):
-            speeds[train_theirs].append(
-                theirs.submit(train_theirs, setting, frames, database).result()
+        turns = [
+            (
+                theirs.submit(rival, setting, frames).result(),
+                ours.submit(train_ours, setting, frames).result(),
             )
-            speeds[train_ours].append(ours.submit(train_ours, setting, frames).result())
-    return Comparison(_best(speeds[train_theirs]), _best(speeds[train_ours]), difference)
+            for _ in range(rounds)
+        ]
+    return Comparison(*(_best(speeds) for speeds in zip(*turns, strict=True)), difference)
 
 
 def train_ours(setting: Setting, frames: int) -> Speed:
     """A round of the force stage on the first `frames` frames."""
+    return _train(setting, frames, lambda stage: stage)
+
+
+def train_by_autograd(setting: Setting, frames: int) -> Speed:
+    """A round of the force stage without the program of its network."""
+    return _train(setting, frames, _by_autograd)
+
+
+def _by_autograd(stage: ForceStage) -> ForceStage:
+    stage.network = None
+    return stage
+
+
+def _train(setting: Setting, frames: int, changed: Callable[[ForceStage], ForceStage]) -> Speed:
     torch.set_num_threads(setting.threads)
     device = torch.device(setting.device)
     resident = DeviceFrames(
@@ -133,7 +154,7 @@ def train_ours(setting: Setting, frames: int) -> Speed:
     options = ForceStageOptions(batch_size=setting.batch_size)
     force_unit = robust_rms(resident.forces)
     assert force_unit is not None
-    stage = ForceStage(potential, options, force_unit)
+    stage = changed(ForceStage(potential, options, force_unit))
     loader = batch_loader(resident, EpochBatches(frames, setting.batch_size, 0))
     average = WeightAverage(options.ema_decay)
     return _timed(setting, stage, [average], options.gradient_clip, train_dataloaders=loader)
@@ -205,6 +226,8 @@ def force_difference(setting: Setting) -> float:
         DeviceFrames(Dataset(setting.dataset), [0], setting.arguments["cutoff"]).batch([0]).graph
     )
     _, ours, _ = TrainingNetwork(potential.backbone).evaluate(graph)
+    if setting.backbone not in IN_SCHNETPACK:
+        return float((ours - potential.evaluate(graph, ["forces"])["forces"]).abs().max())
     model = _theirs(potential).double().eval()
     centre, neighbour = graph.edge_index
     theirs = model(

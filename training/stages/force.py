@@ -45,9 +45,10 @@ class ForceStage(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.potential = potential
-        self._network: TrainingNetwork | None = None  # the same parameters
+        # the same parameters in a program; without one, autograd goes through the backbone
+        self.network: TrainingNetwork | None = None
         if potential.backbone.name in NETWORKS:
-            self._network = TrainingNetwork(potential.backbone)
+            self.network = TrainingNetwork(potential.backbone)
         self._trained: list[torch.nn.Parameter] | None = None
         self.options = options
         self.force_unit = force_unit
@@ -112,9 +113,9 @@ class ForceStage(pl.LightningModule):
     def predicted_in_training(self, batch: Batch) -> dict[str, Tensor]:
         """`properties` of the batch, differentiable in the parameters."""
         graph = batch.graph
-        if self._network is None or graph.device.type != "cpu":
+        if self.network is None or graph.device.type != "cpu":
             return self.potential.evaluate(graph, self.properties, create_graph=True)
-        energies, forces, strain_gradient = self._network.evaluate(graph)
+        energies, forces, strain_gradient = self.network.evaluate(graph)
         values = {"forces": forces}
         if "stress" in self.properties:
             values["stress"] = voigt_stress(strain_gradient, graph.cell)

@@ -1,4 +1,4 @@
-"""`biasgrad benchmark training`: the force stage beside SchNetPack's own task."""
+"""`biasgrad benchmark training`: the force stage beside SchNetPack's own task, or autograd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def benchmark_training(
         ),
     ] = None,
     backbone: Annotated[
-        list[str] | None, typer.Option(help="schnet, painn; may be repeated (default: both)")
+        list[str] | None,
+        typer.Option(help="schnet, painn, tensornet; may be repeated (default: all)"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="frames per step")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="steps in each round")] = 40,
@@ -27,7 +28,7 @@ def benchmark_training(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of either")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="processes of SchNetPack's loader")] = 0,
 ) -> None:
-    """Training frames per second, beside SchNetPack's loader and task."""
+    """Training frames per second, beside SchNetPack's loader and task, or autograd."""
     from ase_biasgrad.machine import hardware, versions
     from ase_biasgrad.training.benchmarks import tables, throughput
 
@@ -37,8 +38,8 @@ def benchmark_training(
             f"no comparison for {sorted(unknown)}; choose from {list(throughput.ARCHITECTURES)}"
         )
     typer.echo(f"{versions()}\n{hardware(device, threads)}; SchNetPack's loader: {workers} workers")
-    columns = ("backbone", "data", "batch", "SchNetPack, frames/s", "ours, frames/s", "ratio")
-    more = ("ratio in processor time", "SchNetPack, MB", "ours, MB", "ΔF, eV/Å")
+    columns = ("backbone", "data", "batch", "rival", "its frames/s", "ours, frames/s", "ratio")
+    more = ("ratio in processor time", "its MB", "ours, MB", "ΔF, eV/Å")
     typer.echo(tables.head([*columns, *more]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -57,10 +58,11 @@ def benchmark_training(
                 )
                 result = throughput.compare(setting, folder, rounds)
                 size = f"{kind} {arguments['features']}×{arguments['interactions']}"
-                theirs, ours = result.schnetpack, result.ours
+                theirs, ours = result.rival, result.ours
+                rival = "SchNetPack" if kind in throughput.IN_SCHNETPACK else "autograd"
                 own_work = device == "cpu" and not workers  # all of it in this process
                 cells = [
-                    *(size, path.stem, batch_size, f"{theirs.frames_per_second:.0f}"),
+                    *(size, path.stem, batch_size, rival, f"{theirs.frames_per_second:.0f}"),
                     *(f"{ours.frames_per_second:.0f}", f"{result.ratio:.2f}"),
                     f"{result.processor_ratio:.2f}" if own_work else None,
                     *(f"{theirs.memory:.0f}", f"{ours.memory:.0f}"),
