@@ -46,12 +46,12 @@ def derivative(function: Callable[[float], float], noise: float) -> Derivative:
     """df/dx at 0 by the central stencil of fourth order.
 
     The step grows with the noise. The error is the difference to the same stencil with twice the
-    step, which also shows kinks, and five standard deviations of the noise.
+    step, which also shows kinks, and ten standard deviations of the noise over the step.
     """
     h = float(np.clip(0.4 * noise**0.2, 1e-3, LARGEST_STEP)) / 2
     second = [(function(k * h) - function(-k * h)) / (2 * k * h) for k in (1, 2, 4)]
     value, wide = (4 * second[0] - second[1]) / 3, (4 * second[1] - second[2]) / 3
-    return Derivative(value, abs(value - wide) + 5 * noise / h)
+    return Derivative(value, abs(value - wide) + 10 * noise / h)
 
 
 def numerical_forces(

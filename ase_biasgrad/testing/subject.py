@@ -183,7 +183,8 @@ class Subject:
         if len(atoms) > 2 * MANY:
             random = np.random.default_rng(0)
             which = sorted(random.choice(len(atoms), MANY, replace=False).tolist())  # type: ignore[assignment]
-        numerical, error = numerical_forces(atoms, self.noise, which)
+        noise = max(self.noise, energy_noise(atoms))
+        numerical, error = numerical_forces(atoms, noise, which)
         excess = np.abs(forces[list(which)] - numerical) - error
         worst = np.unravel_index(int(excess.argmax()), excess.shape)
         atom, axis = which[int(worst[0])], "xyz"[int(worst[1])]

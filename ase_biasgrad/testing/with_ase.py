@@ -30,7 +30,6 @@ from ase_biasgrad.testing.structures import primitive
 from ase_biasgrad.testing.subject import Subject
 from ase_biasgrad.testing.verdicts import NotApplicable, expect, expect_small
 
-# short, so that BFGS and LBFGS do not climb where the energy curves much
 SHORT_STEP = 0.01  # Å
 
 
@@ -50,12 +49,14 @@ def fire_goes_downhill(subject: Subject) -> None:
 
 
 def _downhill(subject: Subject, optimizer: Callable[..., Any]) -> None:
+    """Some step must be lower: where the energy curves much, later ones may climb."""
     subject.needs("forces")
     atoms = subject.calculated(subject.structure)
     before = atoms.get_potential_energy()
-    optimizer(atoms, logfile=None, maxstep=SHORT_STEP).run(fmax=1e-3, steps=5)
-    rise = atoms.get_potential_energy() - before
-    expect(rise < 0, f"after 5 steps the energy has changed by {rise:+.3g} eV", "a lower energy")
+    search = optimizer(atoms, logfile=None, maxstep=SHORT_STEP)
+    changes = [atoms.get_potential_energy() - before for _ in search.irun(fmax=1e-3, steps=5)]
+    lowest = min(changes)
+    expect(lowest < 0, f"in 5 steps the energy changes by {lowest:+.3g} eV", "a lower energy")
 
 
 def cells_relax(subject: Subject) -> None:

@@ -19,12 +19,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from ase import Atoms
+from ase.build import molecule
 
 from ase_biasgrad.testing import CHECKS, Check, Subject, Verdict, verdicts_on
 
@@ -168,14 +171,16 @@ class Row:
     package: str  # that must be installed
     elements: tuple[int, ...] | None = None
     note: str = ""
+    structures: Sequence[Atoms] = ()
 
 
 RANDOM = (1, 6, 7, 8, 29)
+WATER = (molecule("H2O"), Atoms(molecule("H2O"), cell=[4.0, 4.5, 5.0], pbc=True))  # takes little
 ROWS = {
     "emt": Row("EMT", emt, "ase", (1, 6, 7, 8, 29)),
     "lj": Row("Lennard-Jones", lj, "ase"),
     "morse": Row("Morse", morse, "ase"),
-    "gfn2": Row("GFN2-xTB", gfn2, "tblite", (1, 6, 7, 8)),
+    "gfn2": Row("GFN2-xTB", gfn2, "tblite", (1, 6, 7, 8), "molecule and crystal of water", WATER),
     "spk": Row("SpkCalculator", spk, "schnetpack", None, "a SchNet with random weights"),
     "mace": Row("MACECalculator", mace, "mace-torch", RANDOM, "a small MACE with random weights"),
     "chgnet": Row("CHGNetCalculator", chgnet, "chgnet", None, "the potential of its package"),
@@ -198,7 +203,7 @@ def installed(package: str) -> bool:
 def run(name: str) -> dict[str, Any]:
     """Verdicts of one calculator, with versions."""
     row = ROWS[name]
-    subject = Subject(row.make, row.elements, name=f"conformance_table:{name}")
+    subject = Subject(row.make, row.elements, row.structures, name=f"conformance_table:{name}")
     row.make()  # imports once for all
     found = [apart(check, subject) for check in CHECKS]
     packages = {row.package, "ase"} | ({"torch"} if "torch" in sys.modules else set())

@@ -68,6 +68,9 @@ class TestBiased(Conformance):
 class TestAtomGraph(Conformance):
     """The original graph network; at random weights it has no equilibrium volume."""
 
+    breaks = frozenset({"13_small_cell_equals_its_supercell", "16_distant_molecules_add_up"})
+    not_applicable = Conformance.not_applicable | {"17_equation_of_state_is_smooth"}
+
     @pytest.fixture
     def make(self):
         potential = small_potential("atomgraph")
@@ -75,10 +78,6 @@ class TestAtomGraph(Conformance):
         return lambda **arguments: BiasGradCalculator(
             potential, **{"dtype": dtype, "device": "cpu", **arguments}
         )
-
-    def test_17_cell_filter_and_equation_of_state(self, make):
-        with pytest.raises(ValueError, match="No minimum"):
-            super().test_17_cell_filter_and_equation_of_state(make)
 
 
 class TestAtomGraphFloat32(TestAtomGraph):
