@@ -93,8 +93,12 @@ def random_backbone(name: str, **arguments: Any) -> Backbone:
 
 def calculator(backbone: Backbone, **arguments: Any) -> BiasGradCalculator:
     """Ours, at this package's defaults."""
-    potential = Potential(backbone, elements=[1, 6, 8])
-    return BiasGradCalculator(potential, **{"device": "cpu", **arguments})
+    return BiasGradCalculator(potential(backbone), **{"device": "cpu", **arguments})
+
+
+def potential(backbone: Backbone) -> Potential:
+    """The potential of a backbone, without a bias."""
+    return Potential(backbone, elements=[1, 6, 8])
 
 
 def rival(
@@ -267,12 +271,6 @@ def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float
         engine.evaluate(structure, True)
         best = min(best, time.perf_counter() - start)
     return 1e3 * best
-
-
-def seconds_to_first_forces(name: str, engine: str, start: float) -> float:
-    """Time since `start` when the forces on ethanol are there."""
-    _forces(molecule("CH3CH2OH"), calculator(random_backbone(name), engine=engine))
-    return time.perf_counter() - start
 
 
 def peak_memory(name: str, atoms: int, engine: str = "cpu") -> float:

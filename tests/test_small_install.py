@@ -1,16 +1,21 @@
-"""The small install: MD, relaxation and datasets with `requirements-md.txt` alone."""
+"""The small install: MD, relaxation and datasets without torch, by `requirements-md.txt` alone."""
 
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.symbols import symbols2numbers
 from conftest import copper, ethanol, small_potential
 
 from ase_biasgrad import DatasetWriter, save_checkpoint
+from ase_biasgrad.potential import Potential
+from ase_biasgrad.units import N_ELEMENTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,7 +51,24 @@ def site(tmp_path_factory) -> Path:
             # nvidia's packages share one folder
             if top != ".." and not (site / top).exists() and source.exists():
                 (site / top).symlink_to(source)
+    for kept in REPOSITORY.rglob("__pycache__/*.native.*"):  # the same sources compiled
+        room, *inner = kept.relative_to(REPOSITORY).parts
+        rooms = () if room == "ase_biasgrad" else (room,)
+        target = site.joinpath("ase_biasgrad", *rooms, *inner)
+        if target.parents[1].is_dir():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(kept, target)
     return site
+
+
+def fitted(name: str, seed: int = 0) -> Potential:
+    """A small potential whose bias has an offset for each composition."""
+    potential = small_potential(name, seed)
+    molecules = ("C2H6O", "Cu", "CH4", "H2O", "O")
+    counts = np.array([np.bincount(symbols2numbers(m), minlength=N_ELEMENTS) for m in molecules])
+    potential.bias.fit(np.array([-4217.3, -0.1, 2.7, 31.3, 7.77]), counts, "median")
+    assert potential.bias.zero == "per-composition"
+    return potential
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +76,9 @@ def folder(tmp_path_factory) -> Path:
     """Checkpoints and a dataset, made by the full install."""
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("schnet", "painn", "tensornet"):
-        save_checkpoint(folder / f"{name}.safetensors", small_potential(name))
+        save_checkpoint(folder / f"{name}.safetensors", fitted(name))
+    save_checkpoint(folder / "second.safetensors", fitted("tensornet", seed=1))
+    save_checkpoint(folder / "convolution.safetensors", small_potential("graph_convolution"))
     with DatasetWriter(folder / "data.h5") as writer:
         for atoms in (ethanol(), copper()):
             writer.append(
@@ -75,7 +99,7 @@ def run(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def test_nothing_else_is_there(site, folder):
-    for package in ("schnetpack", "pytorch_lightning", "e3nn", "pooch", "yaml", "tqdm"):
+    for package in ("torch", "schnetpack", "pytorch_lightning", "e3nn", "pooch", "yaml", "tqdm"):
         assert "ModuleNotFoundError" in run(site, folder, "-c", f"import {package}").stderr
 
 
@@ -105,6 +129,75 @@ def test_relaxation_and_md_of_every_engine(site, folder):
     assert lines[0] == "2 9"
     assert [line.split()[1] for line in lines[1:7]] == ["True"] * 6
     assert "reference" not in done.stdout
+
+
+BITS = """
+import hashlib, sys, warnings
+from ase.build import bulk, molecule
+from ase_biasgrad import BiasGradCalculator
+import numpy as np
+
+warnings.simplefilter("ignore")
+committee = ["tensornet.safetensors", "second.safetensors", "painn.safetensors"]
+for checkpoint in ("schnet.safetensors", "painn.safetensors", committee):
+    for dtype in ("float32", "float64"):
+        calc = BiasGradCalculator(checkpoint, device="cpu", dtype=dtype)
+        structures = [molecule("CH3CH2OH"), molecule("O2"), bulk("Cu", cubic=True) * (3, 2, 2)]
+        results = calc.evaluate_many(structures)
+        for atoms in structures:
+            atoms.rattle(0.05)
+            atoms.calc = calc
+            atoms.get_forces()
+            results.append(dict(calc.results))
+        bits = b"".join(np.asarray(r[key]).tobytes() for r in results for key in sorted(r))
+        print(calc.engine, calc.biases[0].zero, hashlib.sha256(bits).hexdigest())
+print("torch" in sys.modules)
+"""
+
+
+def test_results_are_those_with_torch_bit_for_bit(site, folder):
+    without = run(site, folder, "-c", BITS)
+    assert without.returncode == 0, without.stderr[-3000:]
+    *ours, last = without.stdout.splitlines()
+    assert last == "False"
+    code = f"import torch\ntorch.set_num_threads(2)\n{BITS}"
+    beside = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert beside.returncode == 0, beside.stderr[-3000:]
+    assert beside.stdout.splitlines() == [*ours, "True"]
+    assert len(set(ours)) == len(ours) == 6
+    assert all(line.startswith("cpu per-composition") for line in ours)
+
+
+WITH_TORCH = """
+from ase.build import molecule
+from ase_biasgrad import BiasGradCalculator
+
+def hessian():
+    BiasGradCalculator("schnet.safetensors").get_hessian(molecule("H2O"))
+
+for make in (
+    lambda: BiasGradCalculator("convolution.safetensors"),
+    lambda: BiasGradCalculator("schnet.safetensors", engine="reference"),
+    lambda: BiasGradCalculator("schnet.safetensors", device="cuda"),
+    hessian,
+):
+    try:
+        make()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_what_needs_torch_says_so(site, folder):
+    done = run(site, folder, "-c", WITH_TORCH)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    needs = ("'graph_convolution'", "by autograd", "device='cuda'", "get_hessian")
+    for line, what in zip(lines, needs, strict=True):
+        assert what in line
+        assert line.endswith("needs the package torch, which is not installed: `pip install torch`")
 
 
 def test_commands_of_md(site, folder):

@@ -169,6 +169,10 @@ def md(
             "--stop-outside", help="end with the first structure outside of the training range"
         ),
     ] = False,
+    stop_spread: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="end where the forces of a committee spread more, eV/Å"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -137,20 +138,25 @@ def _accuracy() -> None:
 
 
 def _start_up() -> None:
-    """The second process of each engine finds compiled code; the last finds none."""
+    """Starts that find compiled code, and one that finds none."""
+    from ase_biasgrad.calculators import md_benchmark as bench
+    from ase_biasgrad.calculators.start_benchmark import first_start, start_of
+    from ase_biasgrad.checkpoint import save_checkpoint
+
     print("\na new process, from the first import to the forces on ethanol:")
-    for name, title in TITLES.items():
-        first = f"bench.seconds_to_first_forces('{name}', '{{}}', start)"
-        ours, theirs = (
-            min(_in_a_process(first.format(engine)) for _ in range(3))
-            for engine in ("cpu", "reference")
-        )
-        print(f"  {title}: {ours:.2f} s, {theirs / ours:.2f}× (autograd {theirs:.2f} s)")
     with tempfile.TemporaryDirectory() as folder:
-        compiling = _in_a_process(first.format("cpu"), NUMBA_CACHE_DIR=folder)
-    print(
-        f"  {title}, all kernels compiled: {compiling:.1f} s, {compiling / ours:.0f} times as long"
-    )
+        for name, title in TITLES.items():
+            checkpoint = Path(folder) / f"{name}.safetensors"
+            save_checkpoint(checkpoint, bench.potential(bench.random_backbone(name)))
+            ours, theirs = start_of(checkpoint), start_of(checkpoint, "reference")
+            print(
+                f"  {title}: {ours.seconds:.2f} s, {ours.ratio:.2f} times the import of torch "
+                f"({ours.of_torch:.2f} s), {ours.memory:.0f} MB; by autograd "
+                f"{theirs.seconds:.2f} s, {theirs.memory:.0f} MB",
+                flush=True,
+            )
+        seconds = first_start(checkpoint, Path(folder) / "cache")
+    print(f"  {title}, all kernels compiled: {seconds:.1f} s")
 
 
 def _memory() -> None:
