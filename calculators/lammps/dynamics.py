@@ -207,10 +207,12 @@ def _state(lmp: Any, force: LammpsForce, count: int) -> State:
     low, high, xy, yz, xz, *_ = lmp.extract_box()
     a, b, c = np.subtract(high, low)
     cell = np.array([[a, 0.0, 0.0], [xy, b, 0.0], [xz, yz, c]])
+    # forces of the potential alone, without those of a thermostat
     x, v, f = (
-        np.array(lmp.gather_atoms(name, 1, 3), float).reshape(count, 3) for name in ("x", "v", "f")
+        np.array(lmp.gather(name, 1, 3), float).reshape(count, 3)
+        for name in ("x", "v", f"f_{force.fix}")
     )
-    image = np.array(lmp.gather_atoms("image", 0, 3)).reshape(count, 3)
+    image = np.array(lmp.gather("image", 0, 3)).reshape(count, 3)
     return State(
         x + image @ cell, convert(v, "velocity", "metal", "ASE"), f, cell,
         force.energy, force.total_strain_gradient(),

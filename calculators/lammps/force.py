@@ -69,6 +69,7 @@ class LammpsForce:
         self.engine = engine
         self.cutoff, self.members = self.engine.cutoff, len(self.engine.networks)
         self.domain: SubDomain | None = None
+        self.energy, self.strain_gradient = math.nan, np.empty((self.members, 3, 3))
         self.counts: np.ndarray | None = None  # of each type
         self.range: DomainRange | None = None
         self.outside: str | None = None
@@ -128,6 +129,8 @@ class LammpsForce:
         found, outside = self.domain.evaluate(x[self.order], cell, self.halo), None
         if self.range is not None:
             found, outside = self.range.applied(self.domain.positions, cell, found)
+        assert found.forces is not None
+        assert found.strain_gradient is not None
         energies = found.energies + self.bias  # (members, n)
         broken = not (np.isfinite(found.forces).all() and np.isfinite(energies).all())
         sums = np.array([*energies.sum(axis=1), broken, outside is not None], float)
@@ -137,10 +140,9 @@ class LammpsForce:
                 f"step {step}: energies or forces came out as NaN or infinity: "
                 f"{self.calculator.advice}"
             )
-        self.energy, self.strain_gradient = (
-            float(sums[: self.members].mean()),
-            found.strain_gradient,
-        )
+        self._say(outside, bool(sums[-1]))
+        self.energy = float(sums[: self.members].mean())
+        self.strain_gradient = found.strain_gradient
         self._give(sums[: self.members], energies, found, count, forces)
 
     def _say(self, outside: str | None, anywhere: bool) -> None:

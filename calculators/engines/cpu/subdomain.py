@@ -131,9 +131,11 @@ class _Member:
         self.strain = np.empty((1, 3, 3))
         vectors, owner = np.empty((count, 4)), np.zeros(n, np.int64)
         edges = Edges(
-            numbers, candidates.starts, *np.empty((3, n), np.int64),
-            *np.empty((2, count), np.int32), np.empty((count, 2, N_WEIGHTS), dtype),
-            np.empty((count, 3), dtype), np.empty((count, 4)), self.energies, np.ones(n),
+            numbers=numbers, starts=candidates.starts,
+            inners=np.empty(n, np.int64), middles=np.empty(n, np.int64), ends=np.empty(n, np.int64),
+            neighbour=np.empty(count, np.int32), bin=np.empty(count, np.int32),
+            weights=np.empty((count, 2, N_WEIGHTS), dtype), unit=np.empty((count, 3), dtype),
+            adjoints=np.empty((count, 4)), energies=self.energies, cotangents=np.ones(n),
         )  # fmt: skip
         self._find_edges = EDGES_WITHIN.bind(
             0, 1, positions, cell, owner, candidates, knots.cutoff, knots.spacing, knots.count - 1,

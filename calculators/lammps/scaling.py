@@ -1,0 +1,164 @@
+"""Times of MD steps in LAMMPS on one process and on several, beside ASE, in one run.
+
+What a process computes is counted by its own clock (CPU time of its thread, without what it waits
+for others), so that other work on the machine and a lack of cores disturb it least. A step takes as
+long as the process that computes most.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ase_biasgrad.calculators.lammps.launch import new_lammps, run_on
+
+STEPS, ROUNDS = 5, 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds a step; of several processes the largest."""
+
+    wall: float  # best round
+    computing: float  # CPU time without waiting
+    callback: float  # of that, what is neither the network nor neighbour lists
+    lists: float  # neighbour lists, per list
+    ase: float | None  # CPU time of a step in ASE, on one process
+    copies: float  # copies of atoms of others, in own atoms
+    sent: int  # bytes that a process sends at each step, largest
+
+
+def measured(name: str, atoms: int, ranks: int, **arguments: Any) -> Times:
+    """Times of a network of `md_benchmark` on a fluid; arguments are those of `run_on`."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "times.json"
+        run_on(ranks, _measure, {"report": str(report), "name": name, "atoms": atoms}, **arguments)
+        return Times(**json.loads(report.read_text()))
+
+
+class _Clock:
+    """CPU time in a function, replaced by one that is timed; inner clocks are not taken off."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.seconds, self.calls = 0.0, 0
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            begun = time.thread_time()
+            result = function(*arguments, **keywords)
+            self.seconds += time.thread_time() - begun
+            self.calls += 1
+            return result
+
+        setattr(owner, name, timed)
+
+
+def _measure(report: str, name: str, atoms: int) -> None:
+    """On all processes of this run."""
+    warnings.simplefilter("ignore")  # random weights have no energy zero
+    from ase_biasgrad.calculators import md_benchmark as bench
+    from ase_biasgrad.calculators.engines.cpu.subdomain import SubDomain
+    from ase_biasgrad.calculators.lammps.attachment import attach
+    from ase_biasgrad.calculators.lammps.data_file import write_data
+    from ase_biasgrad.calculators.lammps.halo import MpiHalo
+
+    backbone = bench.random_backbone(name, **bench.LARGE.get(name, {}))
+    structure = bench.fluid(atoms)
+    structure.set_momenta(np.zeros((atoms, 3)))
+    lmp = new_lammps(("-log", "none", "-screen", "none"))
+    data = Path(report).with_name("data")
+    if lmp.get_mpi_comm().rank == 0:
+        write_data(data, structure)
+    lmp.get_mpi_comm().Barrier()
+    lmp.commands_string(f"units metal\natom_style atomic\nread_data {data}\ntimestep 0.0005")
+    elements = list(dict.fromkeys(structure.get_chemical_symbols()))
+    force = attach(lmp, bench.potential(backbone), elements)
+    lmp.commands_string("velocity all create 300 1\nfix move all nve\nthermo 0\nrun 1 post no")
+
+    comm, size = force.comm, force.comm.size
+    waits = _Clock(MpiHalo, "fill")
+    force.comm = _Communicator(comm)
+    whole, network = _Clock(force, "_call"), _Clock(SubDomain, "evaluate")
+    lists = _Clock(force, "_arrange")
+    ase = _AseDynamics(bench, backbone, structure) if size == 1 else None
+    walls = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        lmp.command(f"run {STEPS} pre no post no")
+        walls.append((time.perf_counter() - begun) / STEPS)
+        if ase is not None:
+            ase.run()
+    steps = STEPS * ROUNDS
+    waited = waits.seconds if size > 1 else 0.0
+    computing = whole.seconds - waited - force.comm.seconds
+    callback = whole.seconds - network.seconds - lists.seconds - force.comm.seconds
+    sent = sum(len(rows) for rows in force.halo.sent.values()) * _bytes_of_a_row(force)
+    copies = (len(force.domain.positions) - len(force.order)) / max(1, len(force.order))
+    mine = [computing / steps, callback / steps, lists.seconds / max(1, lists.calls), copies, sent]
+    found = np.array(comm.allgather(mine)).max(axis=0)
+    if comm.rank == 0:
+        times = Times(
+            min(walls), found[0], found[1], found[2], ase and ase.seconds / steps, found[3],
+            int(found[4]),
+        )  # fmt: skip
+        Path(report).write_text(json.dumps(vars(times)))
+    lmp.close()
+
+
+class _Communicator:
+    """A communicator whose collective calls are timed: they wait for other processes."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm, self.seconds = comm, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._comm, name)
+        if name not in ("Allreduce", "Allgather", "allgather", "recv"):
+            return value
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            begun = time.thread_time()
+            result = value(*arguments, **keywords)
+            self.seconds += time.thread_time() - begun
+            return result
+
+        return timed
+
+
+class _AseDynamics:
+    """The same dynamics in ASE."""
+
+    def __init__(self, bench: Any, backbone: Any, structure: Any) -> None:
+        from ase import units
+        from ase.md.velocitydistribution import thermalize_momenta
+        from ase.md.verlet import VelocityVerlet
+
+        atoms = structure.copy()
+        thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
+        atoms.calc = bench.calculator(backbone)
+        self.dynamics, self.seconds = VelocityVerlet(atoms, 0.5 * units.fs), 0.0
+        self.dynamics.run(1)
+
+    def run(self) -> None:
+        begun = time.thread_time()
+        self.dynamics.run(STEPS)
+        self.seconds += time.thread_time() - begun
+
+
+def _bytes_of_a_row(force: Any) -> int:
+    """What a process sends of one atom at each step."""
+    from ase_biasgrad.calculators.engines.cpu.subdomain import read_before
+
+    count = 3 * 8  # its position
+    for network in force.engine.networks:
+        width = sum(w for variables in read_before(network.program) for _, w in variables)
+        count += width * network.program.weights.itemsize
+    return count
