@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split, symmetric
-from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, by_centre, put_back
+from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
+from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room
-from ase_biasgrad.calculators.engines.cpu.threads import blocks_for
+from ase_biasgrad.calculators.engines.cpu.threads import blocks_for, one_thread_each
 from ase_biasgrad.fused.compiled.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.compiled.runtime import Candidates, CompiledNetwork
 from ase_biasgrad.neighbours import neighbour_list
@@ -20,7 +22,7 @@ from ase_biasgrad.potential_arrays import NetworkArrays
 
 def fits(networks: Sequence[NetworkArrays]) -> bool:
     """True if this engine can evaluate these networks."""
-    return all(network.name in ARCHITECTURES for network in networks)
+    return all(n.name in ARCHITECTURES and n.module is None for n in networks)
 
 
 class CpuEngine:
@@ -37,7 +39,9 @@ class CpuEngine:
         self.cutoff = max(network.cutoff for network in networks)
         self.networks = [_network(network, self.dtype) for network in networks]
         self.list = SortedEdges(self.cutoff, skin)
+        self._edges = GroupEdges(self.cutoff, skin)
         self._rooms: list[Room] = []  # of each network
+        self._groups: list[CpuEngine] = []  # of many structures
         self._moving: list[CompiledNetwork] = []  # made when first asked for
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,32 +56,49 @@ class CpuEngine:
     def reset(self) -> None:
         """Forget the neighbour list and the memory of the last structure."""
         self.list.reset()
-        self._rooms = []
+        self._edges = GroupEdges(self.cutoff, self.list.skin)
+        self._rooms, self._groups = [], []
 
     def fresh(self) -> CpuEngine:
         """Another engine without neighbour list that shares the weights."""
         other = object.__new__(CpuEngine)
         other.__dict__ |= self.__dict__
-        other.list, other._rooms = self.list.fresh(), []
+        other.list, other._edges = self.list.fresh(), GroupEdges(self.cutoff, self.list.skin)
+        other._rooms, other._groups = [], []
         return other
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
+        return self._alone(structure, derivatives, None)
+
+    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
+        """Evaluate several structures, with derivatives, in groups that the threads share out."""
+        groups = groups_of([len(s.numbers) for s in structures])
+        self._groups += [self.fresh() for _ in groups[len(self._groups) :]]
+
+        def evaluate(k: int, blocks: int | None) -> list[Evaluation]:
+            return self._groups[k]._together([structures[i] for i in groups[k]], blocks)
+
+        return list(chain.from_iterable(one_thread_each(evaluate, range(len(groups)))))
+
+    def _alone(self, structure: Structure, derivatives: bool, blocks: int | None) -> Evaluation:
         found = self.list.find(structure)
         if found is None:
             self._rooms = []  # a search takes as much
             found = self.list.search(structure)
-        energies, forces, strain = self._evaluate([found.structure], found.edges, derivatives)
+        energies, forces, strain = self._evaluate(
+            [found.structure], found.edges, derivatives, blocks
+        )
         energies = put_back(energies, found.order)
         if not derivatives:
             return Evaluation(energies)
         return Evaluation(energies, put_back(forces, found.order), strain[:, 0])
 
-    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Evaluate several structures, with derivatives, in one pass."""
-        sizes = [len(s.numbers) for s in structures]
-        lists = [neighbour_list(s.positions, s.cell, s.pbc, self.cutoff) for s in structures]
-        return split(*self._evaluate(structures, by_centre(lists, sizes), True), sizes)
+    def _together(self, structures: list[Structure], blocks: int | None) -> list[Evaluation]:
+        if len(structures) == 1:
+            return [self._alone(structures[0], True, blocks)]
+        values = self._evaluate(structures, self._edges.find(structures), True, blocks)
+        return split(*values, [len(s.numbers) for s in structures])
 
     def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
         """Second derivatives in all coordinates by tangents in float64 (see `Engine`)."""
@@ -107,10 +128,12 @@ class CpuEngine:
         return self._moving
 
     def _evaluate(
-        self, structures: Sequence[Structure], candidates: Candidates, derivatives: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, structures: Sequence[Structure], candidates: Candidates, derivatives: bool,
+        blocks: int | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Energies `(members, n)`, forces, and ∂E/∂ε `(members, structures, 3, 3)`."""
-        blocks = blocks_for(sum(len(s.numbers) for s in structures))
+        if blocks is None:
+            blocks = blocks_for(sum(len(s.numbers) for s in structures))
         kept = self._rooms
         if not kept or kept[0].candidates is not candidates or kept[0].blocks != blocks:
             self._rooms = [Room(each, structures, candidates, blocks) for each in self.networks]

@@ -210,3 +210,27 @@ def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
     assert calc.engine == "reference"
     with pytest.raises(CalculatorSetupError, match="a kink"):
         BiasGradCalculator(small_potential(), device="cpu", engine="cpu")
+
+
+def test_groups_stay_exact_while_structures_move_leave_and_trade_places():
+    """And nothing depends on the number of threads, to the last bit."""
+    random, threads = np.random.default_rng(0), torch.get_num_threads()
+    atoms = [make() for make in STRUCTURES.values() for _ in range(3)]
+    potential = small_potential("painn")
+    calc = BiasGradCalculator(potential, device="cpu", dtype="float64", skin=0.4)
+    other = calc.copy()
+    try:
+        for step in range(10):
+            for each in atoms:
+                each.positions += random.normal(0, (0.02, 0.02, 0.3)[step % 3], (len(each), 3))
+            order = random.permutation(len(atoms)) if step % 4 == 3 else range(len(atoms))
+            chosen = [structure_of(atoms[k]) for k in order][: len(atoms) - step]
+            torch.set_num_threads(2)
+            found = calc._engine.evaluate_many(chosen)
+            torch.set_num_threads(1)
+            on_one = other._engine.evaluate_many(chosen)
+            for s, ours, theirs in zip(chosen, found, on_one, strict=True):
+                assert_agree(ours, calc._engine.fresh().evaluate(s, True), 1e-9)
+                np.testing.assert_array_equal(ours.forces, theirs.forces)
+    finally:
+        torch.set_num_threads(threads)
