@@ -59,10 +59,24 @@ def dask_executor(address: str, reference: Reference) -> MakeExecutor:
     def make() -> Executor:
         client = distributed.Client(address)
         client.run(prepare, reference)
-        executor: Executor = client.get_executor()
-        return executor
+        return _OfClient(client)
 
     return make
+
+
+class _OfClient(Executor):
+    """The executor of a Dask client, which ends with it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._executor = client, client.get_executor()
+
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = self._executor.submit(function, *arguments, **keywords)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait=wait)
+        self._client.close()
 
 
 class Jobs:
