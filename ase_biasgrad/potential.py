@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones import build_backbone
+from ase_biasgrad.backbones import BACKBONES, build_backbone
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
@@ -201,11 +202,16 @@ class Potential(nn.Module):
 def arrays_of(backbone: Backbone) -> NetworkArrays:
     """A backbone on NumPy arrays; parameters on the CPU share their memory."""
     tensors = {key: t.detach().cpu().numpy() for key, t in backbone.state_dict().items()}
-    return NetworkArrays(backbone.name, backbone.arguments, tensors, float(backbone.cutoff))
+    arrays = NetworkArrays(backbone.name, backbone.arguments, tensors, float(backbone.cutoff))
+    if type(backbone) in BACKBONES:
+        return arrays
+    return replace(arrays, module=copy.deepcopy(backbone))
 
 
 def backbone_of(network: NetworkArrays) -> Backbone:
     """The module of a network on NumPy arrays, with which it shares no memory."""
+    if network.module is not None:
+        return copy.deepcopy(network.module).requires_grad_(False).eval()
     with torch.device("meta"):
         backbone = build_backbone(network.name, network.arguments)
     tensors = {key: torch.from_numpy(array.copy()) for key, array in network.tensors.items()}

@@ -22,6 +22,7 @@ class NetworkArrays:
     tensors: dict[str, np.ndarray]  # float32 or float64
     cutoff: float  # Å
     digest: str | None = None  # of the checkpoint that it came from
+    module: Any = None  # the backbone itself, where it is none that a name builds
 
 
 @dataclass(frozen=True)
