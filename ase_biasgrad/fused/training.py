@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from ase_biasgrad.fused.compiled.tangents import TRAINING
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
 from ase_biasgrad.numerics.splines import Knots
+from ase_biasgrad.numerics.threads import threads_allowed, together
 
 KNOTS_PER_FUNCTION = 4  # fewer than engines take: filters are sampled anew in every step
 TORCH = Functions(torch.nn.functional.silu, shifted_softplus, torch.cat)
@@ -104,10 +106,12 @@ class TrainingNetwork:
         self.room = room_for(structures, p, weights.dtype, self.room)
         n, b = len(structures.numbers), len(structures.chunk)
         out = Evaluated(np.empty(n), np.empty((n, 3)), np.empty((b, 3, 3)))
-        evaluate(
-            0, 1, p.instructions, p.segments[: p.first_order], p.kept, p.local, weights,
-            self.splines, structures, self.room, out,
+        shared = (
+            p.instructions, p.segments[: p.first_order], p.kept, p.local, weights, self.splines,
+            structures, self.room, out,
         )  # fmt: skip
+        blocks = min(threads_allowed(), b)
+        together([partial(evaluate, block, blocks, *shared) for block in range(blocks)])
         return out
 
     def gradients(self, structures: Structures, weights: np.ndarray, of: Evaluated) -> np.ndarray:
@@ -120,12 +124,14 @@ class TrainingNetwork:
         p = self.arrangement.program
         self.room.tangents.cotangents[: len(of.energies)] = of.energies
         strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
-        gradients = np.zeros((1, len(weights) + 1), weights.dtype)  # the last stays 0
-        add_gradients(
-            0, 1, p.instructions, p.segments[p.first_order :], p.kept, p.local, weights,
-            self.splines, structures, self.room, -of.forces, strain, gradients,
+        blocks = min(threads_allowed(), len(structures.chunk))
+        gradients = np.zeros((blocks, len(weights) + 1), weights.dtype)  # the last stays 0
+        shared = (
+            p.instructions, p.segments[p.first_order :], p.kept, p.local, weights, self.splines,
+            structures, self.room, -of.forces, strain, gradients,
         )  # fmt: skip
-        return gradients[0]
+        together([partial(add_gradients, block, blocks, *shared) for block in range(blocks)])
+        return gradients[0] if blocks == 1 else gradients.sum(axis=0)
 
 
 @dataclass(frozen=True)

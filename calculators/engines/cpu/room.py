@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.calculators.engines.cpu.threads import together
+from ase_biasgrad.numerics.threads import together
 from ase_biasgrad.fused.compiled.runtime import (
     Candidates,
     CompiledNetwork,

@@ -179,6 +179,24 @@ def test_gradients_of_a_batch_are_the_sums_of_those_of_its_structures():
         torch.testing.assert_close(together, a + b, rtol=1e-9, atol=1e-9)
 
 
+def test_threads_share_the_structures():
+    """Each structure is evaluated as on one thread; gradients are summed in another order."""
+    backbone = backbone_of("tensornet")
+    network, graph = TrainingNetwork(backbone), structures(backbone.cutoff)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results = network.evaluate(graph)
+            found.append((results, torch.autograd.grad(weighted(results), backbone.parameters())))
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*(results for results, _ in found), strict=True):
+        assert torch.equal(one, several)
+    for one, several in zip(*(gradients for _, gradients in found), strict=True):
+        torch.testing.assert_close(one, several, rtol=0, atol=1e-11 * float(one.abs().max() + 1))
+
+
 def test_edges_in_disorder_are_refused():
     backbone = backbone_of("schnet")
     graph = structures(backbone.cutoff)
