@@ -48,10 +48,9 @@ def test_shapes_are_those_that_torch_builds(name, data):
     try:
         with torch.device("meta"):
             built = build_backbone(name, chosen)
-    except ValueError as error:
-        with pytest.raises(ValueError, match="must be|unknown|radial_functions=1"):
+    except ValueError:
+        with pytest.raises(ValueError, match=r"must be|unknown|radial_functions=1"):
             ARCHITECTURES[name].shapes(chosen)
-        assert str(error)
         return
     expected = {key: list(tensor.shape) for key, tensor in built.state_dict().items()}
     assert ARCHITECTURES[name].shapes(chosen) == expected

@@ -13,10 +13,10 @@ from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split, 
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room
-from ase_biasgrad.numerics.threads import blocks_for, one_thread_each
 from ase_biasgrad.fused.compiled.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.compiled.runtime import Candidates, CompiledNetwork
 from ase_biasgrad.neighbours import neighbour_list
+from ase_biasgrad.numerics.threads import blocks_for, one_thread_each
 from ase_biasgrad.potential_arrays import NetworkArrays
 
 

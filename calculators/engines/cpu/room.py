@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.numerics.threads import together
 from ase_biasgrad.fused.compiled.runtime import (
     Candidates,
     CompiledNetwork,
@@ -18,6 +17,7 @@ from ase_biasgrad.fused.compiled.runtime import (
 )
 from ase_biasgrad.numerics.native import BoundCall, NativeKernel
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
+from ase_biasgrad.numerics.threads import together
 
 COMPILED = "ase_biasgrad.fused.compiled"
 EDGES_WITHIN = NativeKernel(f"{COMPILED}.geometry", "edges_within")

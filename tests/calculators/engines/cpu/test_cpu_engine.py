@@ -12,9 +12,9 @@ from ase.calculators.calculator import CalculatorSetupError
 from conftest import copper, ethanol, mixed, small_potential, structure_of
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.numerics import threads
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.reference import ReferenceEngine
+from ase_biasgrad.numerics import threads
 from ase_biasgrad.numerics.splines import SplineError
 from ase_biasgrad.potential import arrays_of
 

@@ -100,7 +100,7 @@ FILTERS = {
 @pytest.mark.parametrize("arguments", [{}, {"radial_functions": 7, "features": 5}])
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_are_those_of_the_backbone(name, arguments):
-    backbone, (network, theirs) = backbone_of(name, **arguments), FILTERS[name]
+    backbone, (_, theirs) = backbone_of(name, **arguments), FILTERS[name]
     weights = weights_of(backbone)
     assert_the_same(
         filters_of(name, backbone.arguments, weights),
