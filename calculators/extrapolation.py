@@ -189,13 +189,15 @@ class RangeCheck:
             v, slope, _ = repulsion(first, second, pairs.distances, self.ranges[first, second])
             unit = pairs.vectors / pairs.distances[:, None]  # (p, 3)
         energies = found.energies.copy()
-        for atoms in (pairs.first, pairs.second):
-            np.add.at(energies, (slice(None), atoms), v / 2)
+        for of_member in energies:
+            np.add.at(of_member, pairs.first, v / 2)
+            np.add.at(of_member, pairs.second, v / 2)
         if found.forces is None or found.strain_gradient is None:
             return Evaluation(energies, found.forces, found.strain_gradient)
         forces, pull = found.forces.copy(), slope[:, None] * unit  # (p, 3), ∂V/∂(r_j − r_i)
-        np.add.at(forces, (slice(None), pairs.first), pull)
-        np.add.at(forces, (slice(None), pairs.second), -pull)
+        for of_member in forces:
+            np.add.at(of_member, pairs.first, pull)
+            np.add.at(of_member, pairs.second, -pull)
         strain = found.strain_gradient + np.einsum("pk,pl->kl", pull, pairs.vectors)
         return Evaluation(energies, forces, strain)
 

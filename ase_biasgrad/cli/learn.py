@@ -44,6 +44,10 @@ def learn(
     explorer: Annotated[
         list[Explorer] | None, typer.Option(help="may be repeated; md by default")
     ] = None,
+    trajectories: Annotated[
+        int,
+        typer.Option(min=1, help="at each temperature: from the structure, then labelled frames"),
+    ] = 4,
     steps: Annotated[int, typer.Option(min=1, help="of each trajectory")] = 2000,
     timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
     friction: Annotated[float, typer.Option(help="1/fs")] = 0.02,
@@ -97,6 +101,7 @@ def learn(
             per_round=per_round or max(1, (budget - initial) // 8),
             members=members,
             explorers=tuple(dict.fromkeys(e.value for e in explorer or [Explorer.md])),
+            trajectories=trajectories,
             steps=steps,
             timestep=timestep,
             friction=friction,

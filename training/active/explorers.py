@@ -34,7 +34,7 @@ class Task:
 
     explorer: str
     structures: tuple[Atoms, ...]  # one, or two ends of a path
-    place: int  # of the first structure
+    start: str  # name of the first structure
     temperature: float  # K
     seed: tuple[int, ...]
 
@@ -42,7 +42,7 @@ class Task:
     def name(self) -> str:
         """What people call it."""
         heat = f" at {self.temperature:g} K" if self.explorer == "md" else ""
-        return f"{self.explorer}{heat} from structure {self.place}"
+        return f"{self.explorer}{heat} from {self.start}"
 
 
 @dataclass
@@ -76,15 +76,15 @@ class _Watch:
         except (CalculatorError, ArithmeticError, ValueError) as error:
             self.found.stopped = f"the committee cannot evaluate it: {error}"
             return False
-        error = expected_error(atoms.calc.results)
-        self.found.largest = max(self.found.largest, error)
-        if error > self.limit / 2 and len(self.found.candidates) < MOST_CANDIDATES:
+        expected = expected_error(atoms.calc.results)
+        self.found.largest = max(self.found.largest, expected)
+        if expected > self.limit / 2 and len(self.found.candidates) < MOST_CANDIDATES:
             copy = atoms.copy()
             copy.set_constraint()
-            copy.info = {"found_by": self.found.name, "expected_error": error}
+            copy.info = {"found_by": self.found.name, "expected_error": expected}
             self.found.candidates.append(copy)
-        if error > self.limit:
-            self.found.stopped = f"a force is expected to be off by {error:.3f} eV/Å"
+        if expected > self.limit:
+            self.found.stopped = f"a force is expected to be off by {expected:.3f} eV/Å"
             return False
         return True
 
@@ -234,15 +234,22 @@ RUN: dict[str, Explorer] = {
 }
 
 
-def tasks(structures: Sequence[Atoms], options: LearnOptions, number: int) -> list[Task]:
+def tasks(
+    structures: Sequence[Atoms],
+    options: LearnOptions,
+    number: int,
+    labelled: Sequence[Atoms] = (),
+) -> list[Task]:
     """Explorations of round `number`, from every structure by every explorer that it suits.
+
+    Those of one structure begin several times: once from it, then from frames among `labelled`.
 
     Raises
     ------
     ValueError
         If no structure suits an explorer.
     """
-    found = list(_tasks(structures, options, number))
+    found = list(_tasks(structures, options, number, labelled))
     for explorer in options.explorers:
         if not any(task.explorer == explorer for task in found):
             raise ValueError(f"no structure suits the explorer {explorer!r}: {NEEDS[explorer]}")
@@ -255,20 +262,26 @@ NEEDS = {
 }
 
 
-def _tasks(structures: Sequence[Atoms], options: LearnOptions, number: int) -> Iterator[Task]:
+def _tasks(
+    structures: Sequence[Atoms], options: LearnOptions, number: int, labelled: Sequence[Atoms]
+) -> Iterator[Task]:
     for e, explorer in enumerate(options.explorers):
         for k, atoms in enumerate(structures):
-            begin: tuple[Atoms, ...] = (atoms,)
+            seed, start = (options.seed, number, e, k), f"structure {k}"
             if explorer == "strain" and not atoms.pbc.any():
                 continue
             if explorer == "neb":
-                if k + 1 == len(structures) or not _same_atoms(atoms, structures[k + 1]):
-                    continue
-                begin = (atoms, structures[k + 1])
-            heats = options.temperatures if explorer == "md" else options.temperatures[:1]
+                if k + 1 < len(structures) and _same_atoms(atoms, structures[k + 1]):
+                    yield Task(explorer, (atoms, structures[k + 1]), start, 0.0, seed)
+                continue
+            alike = [f for f, frame in enumerate(labelled) if _same_atoms(atoms, frame)]
+            heats = options.temperatures if explorer == "md" else (0.0,)
             for t, temperature in enumerate(heats):
-                seed = (options.seed, number, e, k, t)
-                yield Task(explorer, begin, k, temperature, seed)
+                yield Task(explorer, (atoms,), start, temperature, (*seed, t, 0))
+                for r in range(1, options.trajectories if alike else 1):
+                    own = (*seed, t, r)
+                    frame = alike[int(np.random.default_rng(own).integers(len(alike)))]
+                    yield Task(explorer, (labelled[frame],), f"frame {frame}", temperature, own)
 
 
 def _same_atoms(one: Atoms, other: Atoms) -> bool:

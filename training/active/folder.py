@@ -89,7 +89,7 @@ class LearnFolder:
 
     def rounds(self) -> list[Round]:
         """Rounds that have begun."""
-        found = []
+        found: list[Round] = []
         while self.round(len(found)).chosen_file.exists():
             found.append(self.round(len(found)))
         return found
@@ -170,7 +170,7 @@ class Round:
         if label.stress is not None:
             arrays["stress"] = label.stress
         with whole_file(self._label(k)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def fail(self, k: int, reason: str) -> None:
         """Write why structure `k` has no label; the structure is in `chosen.traj`."""

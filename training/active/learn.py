@@ -206,7 +206,8 @@ def _explore(
     """Explore with the committee, and choose what the next round labels."""
     if own.explored.exists():
         return list(read_json(own.explored))
-    work = tasks(structures, options, own.number)
+    frames = [atoms for n in range(own.number + 1) for atoms, _ in folder.round(n).labels()]
+    work = tasks(structures, options, own.number, frames)
     arguments = [(task, options, own.committee, make) for task in work]
     found: dict[int, Exploration] = {}
     for place, result in jobs.results(explore, arguments):

@@ -28,6 +28,8 @@ class LearnOptions:
         Of the committee.
     explorers
         Some of `EXPLORERS`.
+    trajectories
+        Explorations of each kind from a structure: one from it, the others from labelled frames.
     steps, timestep, friction
         Of each trajectory: steps, fs, 1/fs.
     limit
@@ -50,6 +52,7 @@ class LearnOptions:
     per_round: int = 25
     members: int = 4
     explorers: tuple[str, ...] = ("md",)
+    trajectories: int = 4
     steps: int = 2000
     timestep: float = 0.5
     friction: float = 0.02
@@ -68,7 +71,14 @@ class LearnOptions:
             )
         if not self.explorers:
             raise ValueError("name an explorer at least")
-        least = {"budget": 1, "initial": 10, "per_round": 1, "members": 2, "steps": 1}
+        least = {
+            "budget": 1,
+            "initial": 10,
+            "per_round": 1,
+            "members": 2,
+            "trajectories": 1,
+            "steps": 1,
+        }
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be {lowest} or more")

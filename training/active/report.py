@@ -26,7 +26,7 @@ def rounds_table(rounds: list[dict[str, Any]]) -> str:
         "inside",
         "ends",
     )
-    rows = [heading]
+    rows: list[tuple[str, ...]] = [heading]
     for r in rounds:
         new = r["new"] or {}
         stopped = sum(e["stopped"] is not None for e in r["explored"])

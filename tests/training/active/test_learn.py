@@ -49,7 +49,8 @@ class Sulky(Moody):
 def settings(**changes) -> LearnOptions:
     given = {
         "calculator": "emt", "temperatures": (300.0, 600.0), "budget": 18, "initial": 12,
-        "per_round": 6, "members": 2, "steps": 40, "limit": 0.01, "training_steps": 8,
+        "per_round": 6, "members": 2, "steps": 40, "trajectories": 2,
+        "limit": 0.01, "training_steps": 8,
         "final_steps": 12, "config": SMALL,
     }  # fmt: skip
     return LearnOptions(**{**given, **changes})
@@ -169,14 +170,17 @@ def test_a_crystal_is_strained_and_a_path_explored(learned, tmp_path):
     ethanol, other = molecule("CH3CH2OH"), molecule("CH3CH2OH")
     other.rotate(10, "z")
     found = tasks([ethanol, other, crystal], options, 0)
-    assert [(t.explorer, t.place) for t in found] == [("strain", 2), ("neb", 0)]
+    assert [(t.explorer, t.start) for t in found] == [
+        ("strain", "structure 2"),
+        ("neb", "structure 0"),
+    ]
     result = explore(found[1], options, folder.round(0).committee, MAKE)
     assert result.steps >= 9
     assert result.stopped is None
     box = ethanol.copy()
     box.set_cell([7, 7, 7])
     box.pbc = True
-    task = Task("strain", (box,), 0, 300.0, (0,))
+    task = Task("strain", (box,), "structure 0", 0.0, (0,))
     assert explore(task, options, folder.round(0).committee, MAKE).steps == 40
 
 
