@@ -188,8 +188,8 @@ class BiasGradCalculator(PotentialCalculator):
             super().reset()
             if hasattr(self, "_engine"):
                 self._engine.reset()
-            if getattr(self, "_range", None) is not None:
-                self._range.reset()
+            if (check := getattr(self, "_range", None)) is not None:
+                check.reset()
 
     def copy(self) -> BiasGradCalculator:
         """Another calculator without results that shares the weights, for another thread, say."""
