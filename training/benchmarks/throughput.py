@@ -123,7 +123,8 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
             )
             for _ in range(rounds)
         ]
-    return Comparison(*(_best(speeds) for speeds in zip(*turns, strict=True)), difference)
+    of_rival, of_ours = ([turn[side] for turn in turns] for side in (0, 1))
+    return Comparison(_best(of_rival), _best(of_ours), difference)
 
 
 def train_ours(setting: Setting, frames: int) -> Speed:

@@ -94,10 +94,10 @@ def structures_of(
     first_atom = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     chunk = np.array([atoms_at_once(int(size)) for size in sizes], np.int64)
     n, e = int(first_atom[-1]), edges.shape[1]
-    found = Candidates(
+    found = Candidates._make((
         np.empty(n + len(sizes), np.int64), *np.empty((2, n), np.int64), np.empty(e, np.int64),
         np.empty((e, 3), np.int32),
-    )  # fmt: skip
+    ))  # fmt: skip
     out = Structures(first_atom, first_edge, chunk, numbers, positions, cells, found)
     _arrange_all(out, edges[0], edges[1], shift)
     return out
@@ -113,11 +113,11 @@ def room_for(structures: Structures, program: Compiled, dtype: np.dtype, last: R
     if last is not None and last.memory.dtype == dtype and last.fits(first[-1], n, e):
         edges = last.edges._replace(numbers=structures.numbers, starts=structures.edges.starts)
         return last._replace(first=first, edges=edges)
-    edges = Edges(
+    edges = Edges._make((
         structures.numbers, structures.edges.starts, *np.empty((3, n), np.int64),
         *np.empty((2, e), np.int32), np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype),
         np.empty((e, 4)), np.empty(n), np.ones(n),
-    )  # fmt: skip
+    ))  # fmt: skip
     tangents = EdgeTangents(
         np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype), np.empty((e, 4)), np.zeros(n)
     )

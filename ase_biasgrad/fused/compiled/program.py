@@ -164,7 +164,7 @@ class Program:
             if not self.learns:
                 self._keep_first_order(first_order)
         ranges = list(pairwise([*self._segments, len(self._steps)]))
-        counts = [sum(a < b for a, b in ranges[:end]) for end in (forward, first_order)]
+        forward, first_order = (sum(a < b for a, b in ranges[:k]) for k in (forward, first_order))
         ranges = [(first, last) for first, last in ranges if first < last]
         kept = _place([v for v in self._variables if _is_kept(v)], "segments")
         local_variables = [v for v in self._variables if v.steps and not _is_kept(v)]
@@ -172,7 +172,7 @@ class Program:
         for variable in local_variables:
             variable.start = -1 - variable.start
         return Compiled(
-            self._encoded(), np.array(ranges, np.int64), *counts,
+            self._encoded(), np.array(ranges, np.int64), forward, first_order,
             np.concatenate(self._weights),
             np.repeat(self._learnt, [len(w) for w in self._weights]), kept, local,
         )  # fmt: skip
