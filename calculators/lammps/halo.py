@@ -48,10 +48,14 @@ class MpiHalo:
     def fill(self, values: np.ndarray) -> None:
         """Write the copies' rows of values `(rows, width)`, and give away those of own atoms."""
         waiting = [self.comm.Irecv(values[rows], rank) for rank, rows in self.received.items()]
-        packed = [(values[rows], rank) for rank, rows in self.sent.items()]
-        waiting += [self.comm.Isend(rows, rank) for rows, rank in packed]
+        packed = self.packed(values)
+        waiting += [self.comm.Isend(rows, rank) for rank, rows in packed.items()]
         for request in waiting:
             request.Wait()
+
+    def packed(self, values: np.ndarray) -> dict[int, np.ndarray]:
+        """Rows of own atoms for each other process."""
+        return {rank: values[rows] for rank, rows in self.sent.items()}
 
 
 def offered(
