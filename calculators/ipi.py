@@ -1,6 +1,6 @@
 """A driver of i-PI that evaluates all structures at hand, beads of a ring polymer, in one call.
 
-i-PI moves the atoms and asks drivers for energies, forces and virials through sockets. Since 3.2 it
+i-PI moves the atoms and asks drivers for energies, forces and virials through sockets. Since 3.3 it
 can send several structures in one message (`<batch_size>` of `<ffsocket>`); to older versions we
 open several sockets, and what comes in on all of them is evaluated together.
 """

@@ -42,6 +42,7 @@ NETWORKS = {"backbones", "fused", "numerics"}
 # a row for each room: what it may import besides itself
 MAY_IMPORT = {
     "numerics": {"files"},
+    "testing": {"lazy"},
     **{name: set() for name in ("units", "files", "machine", "lazy", "progress")},
     "tensor_file": set(),
     "architectures": {"units"},
@@ -81,6 +82,7 @@ ONLY = {
     "pytorch_lightning": {"training"},
     "schnetpack": {"convert", "calculators", "training"},
     "typer": {"cli"},
+    "pytest": {"testing"},
 }
 
 

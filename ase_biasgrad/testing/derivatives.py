@@ -39,7 +39,7 @@ def energy_noise(atoms: Atoms, seed: int = 0) -> float:
 
 def _energy_at(atoms: Atoms, positions: np.ndarray) -> float:
     atoms.positions = positions
-    return float(atoms.get_potential_energy())
+    return float(np.asarray(atoms.get_potential_energy()).item())
 
 
 def derivative(function: Callable[[float], float], noise: float) -> Derivative:

@@ -55,21 +55,27 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
     """Add the list before anything is deselected."""
     if session.config.getoption(OPTION) is not None:
-        node = Conformance.from_parent(session, name="conformance", nodeid="conformance")
+        subject = _subject(session.config)
+        session.config.stash[FOUND] = []
+        node = Conformance.from_parent(session, name="conformance", subject=subject)
         items.extend(session.genitems(node))
 
 
 class Conformance(pytest.Collector):
     """All checks of the list, on one calculator."""
 
+    def __init__(self, *, subject: Subject, **keywords: Any) -> None:
+        super().__init__(nodeid="conformance", **keywords)
+        self.subject = subject
+
     def collect(self) -> Iterator[pytest.Item]:
         """One item for each check."""
         from ase_biasgrad.testing.checks import CHECKS
 
-        subject = _subject(self.config)
-        self.config.stash[FOUND] = []
         for check in CHECKS:
-            yield ConformanceItem.from_parent(self, name=check.name, check=check, subject=subject)
+            yield ConformanceItem.from_parent(
+                self, name=check.name, check=check, subject=self.subject
+            )
 
 
 class ConformanceItem(pytest.Item):

@@ -139,7 +139,7 @@ class Subject:
 
     def energy(self, atoms: Atoms) -> float:
         """Energy by a new calculator."""
-        return float(self.calculated(atoms).get_potential_energy())
+        return float(np.asarray(self.calculated(atoms).get_potential_energy()).item())
 
     def forces(self, atoms: Atoms) -> np.ndarray:
         """Forces by a new calculator."""

@@ -177,11 +177,13 @@ class Row:
 RANDOM = (1, 6, 7, 8, 29)
 WATER = (molecule("H2O"), Atoms(molecule("H2O"), cell=[4.0, 4.5, 5.0], pbc=True))  # takes little
 ROWS = {
-    "emt": Row("EMT", emt, "ase", (1, 6, 7, 8, 29)),
+    "emt": Row("EMT", emt, "ase", (1, 6, 7, 8, 13, 28, 29, 46, 47, 78, 79)),
     "lj": Row("Lennard-Jones", lj, "ase"),
     "morse": Row("Morse", morse, "ase"),
-    "gfn2": Row("GFN2-xTB", gfn2, "tblite", (1, 6, 7, 8), "molecule and crystal of water", WATER),
-    "spk": Row("SpkCalculator", spk, "schnetpack", None, "a SchNet with random weights"),
+    "gfn2": Row("GFN2-xTB", gfn2, "tblite", None, "molecule and crystal of water", WATER),
+    "spk": Row(
+        "SpkCalculator", spk, "schnetpack", None, "a SchNet with random weights, without stress"
+    ),
     "mace": Row("MACECalculator", mace, "mace-torch", RANDOM, "a small MACE with random weights"),
     "chgnet": Row("CHGNetCalculator", chgnet, "chgnet", None, "the potential of its package"),
     "biasgrad": Row("ours, `cpu`", biasgrad, "ase-biasgrad", RANDOM, "SchNet, float32"),

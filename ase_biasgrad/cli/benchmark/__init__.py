@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from ase_biasgrad.cli.benchmark.ipi import ipi
+from ase_biasgrad.cli.benchmark.lammps import lammps
 from ase_biasgrad.cli.benchmark.md import md
 from ase_biasgrad.cli.benchmark.md17 import md17
 from ase_biasgrad.cli.benchmark.nbody import nbody
@@ -12,6 +14,8 @@ from ase_biasgrad.cli.benchmark.qm9 import qm9
 from ase_biasgrad.cli.benchmark.training import benchmark_training
 
 app = typer.Typer(no_args_is_help=True)
+app.command("ipi")(ipi)
+app.command("lammps")(lammps)
 app.command("md")(md)
 app.command("md17")(md17)
 app.command("training")(benchmark_training)
