@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES, Architecture, check_arguments
+from ase_biasgrad.baseline import Baseline
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero, of_version_1
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.lazy import required
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from ase_biasgrad.potential import Potential
 
 FORMAT = "ase-biasgrad checkpoint"
-FORMAT_VERSION = 3  # 2: with a digest; 3: standard errors, references by name and standard errors
+# 2: with a digest; 3: standard errors, references by name and standard errors; 4: with a baseline
+FORMAT_VERSION = 4
+WITHOUT_BASELINE = 3
 UNITS = {"energy": "eV", "length": "Å", "stress": "eV/Å³"}
 INTEGERS = ("compositions", "isolated")  # tensors of a bias
 Shape = tuple[str, list[int]]  # of a stored tensor: its type (`F32`, `F64`, `I64`) and its sizes
@@ -52,6 +55,7 @@ def _with_named_reference(metadata: dict[str, Any]) -> dict[str, Any]:
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: dict,
     2: _with_named_reference,
+    3: dict,
 }
 
 
@@ -121,7 +125,7 @@ def save_checkpoint(
     network = arrays.network
     metadata = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": WITHOUT_BASELINE if arrays.baseline is None else FORMAT_VERSION,
         "backbone": {"name": network.name, "arguments": network.arguments},
         "elements": list(arrays.elements),
         "cutoff": network.cutoff,
@@ -133,6 +137,8 @@ def save_checkpoint(
         },
         "training": training or {},
     }
+    if arrays.baseline is not None:
+        metadata["baseline"] = arrays.baseline
     tensors = {key: np.asarray(array, order="C") for key, array in arrays.tensors().items()}
     stored = {"ase_biasgrad": json.dumps(metadata)}
     with whole_file(path) as temporary:
@@ -213,6 +219,8 @@ def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:
     _check_kinds("", metadata, {**kinds, "references": dict, "training": dict})
     _check_kinds("backbone.", metadata["backbone"], {"name": str, "arguments": dict})
     _check_references(metadata["reference"], metadata["references"])
+    if metadata.get("baseline") is not None:
+        Baseline.from_record(metadata["baseline"])
     if metadata["units"] != UNITS:
         raise ValueError(f"units: {metadata['units']}, must be {UNITS}")
     return metadata
@@ -342,7 +350,8 @@ def _potential(
     network = NetworkArrays(
         stored["name"], stored["arguments"], weights, metadata["cutoff"], digest
     )
-    return PotentialArrays(network, tuple(metadata["elements"]), metadata["reference"], biases)
+    elements, baseline = tuple(metadata["elements"]), metadata.get("baseline")
+    return PotentialArrays(network, elements, metadata["reference"], biases, baseline)
 
 
 def _check_numbers(name: str, array: np.ndarray, cutoff: float) -> None:

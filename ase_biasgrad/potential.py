@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class Potential(nn.Module):
         self.elements = tuple(sorted({int(z) for z in elements}))
         self.reference = checked_name(reference)
         self.references = nn.ModuleDict()
+        # record of the baseline to which the backbone learned the difference, if any
+        self.baseline: dict[str, Any] | None = None
 
     @classmethod
     def from_arrays(cls, arrays: PotentialArrays) -> Potential:
@@ -71,12 +74,14 @@ class Potential(nn.Module):
             potential = cls(backbone, Bias.from_arrays(own[1]), arrays.elements, own[0])
             for name, bias in others:
                 potential.add_reference(name, Bias.from_arrays(bias))
+            potential.baseline = arrays.baseline
             return potential.requires_grad_(False).eval()
 
     def arrays(self) -> PotentialArrays:
         """The same potential on NumPy arrays; what is on the CPU shares its memory."""
         biases = {name: bias.arrays() for name, bias in self.biases().items()}
-        return PotentialArrays(arrays_of(self.backbone), self.elements, self.reference, biases)
+        network = arrays_of(self.backbone)
+        return PotentialArrays(network, self.elements, self.reference, biases, self.baseline)
 
     @property
     def cutoff(self) -> float:
@@ -107,6 +112,7 @@ class Potential(nn.Module):
         """
         name = reference or self.reference
         other = Potential(self.backbone, self.bias_of(name), self.elements, name)
+        other.baseline = self.baseline
         return other.train(self.training)
 
     def add_reference(self, name: str, bias: Bias) -> None:

@@ -33,6 +33,8 @@ class PotentialArrays:
     elements: tuple[int, ...]
     reference: str
     biases: dict[str, BiasArrays]  # by the names of their references, that of `reference` first
+    # record of the baseline to which the network learned the difference, if any; see `Baseline`
+    baseline: dict[str, Any] | None = None
 
     def bias_of(self, reference: str | None = None) -> BiasArrays:
         """Bias of a reference, by default that of `reference`.

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
+from ase.calculators.calculator import (
+    BaseCalculator,
+    CalculationFailed,
+    CalculatorSetupError,
+    InputError,
+    PropertyNotImplementedError,
+)
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.symbols import Symbols
 
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero
 from ase_biasgrad.calculators.base import PotentialCalculator
+from ase_biasgrad.calculators.baseline import added_baseline
 from ase_biasgrad.calculators.checks import check_finite
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure
 from ase_biasgrad.calculators.engines.select import select_engine
@@ -86,6 +93,9 @@ class BiasGradCalculator(PotentialCalculator):
     repulsion
         Repel atoms that come closer than any of their elements did in training, which keeps them
         from collapsing where the networks know nothing. Within the training range nothing changes.
+    baseline
+        The calculator to which a potential with a baseline adds its results; by default it makes
+        the one that its checkpoint names, where that is GFN2-xTB or another well-known one.
 
     Attributes
     ----------
@@ -121,6 +131,7 @@ class BiasGradCalculator(PotentialCalculator):
         strict: bool = False,
         reference: str | None = None,
         repulsion: bool = True,
+        baseline: BaseCalculator | None = None,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -148,6 +159,7 @@ class BiasGradCalculator(PotentialCalculator):
         self._cutoff = max(network.cutoff for network in self._networks)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False
+        self._baseline = added_baseline([p.baseline for p in potentials], baseline)
         self.repulsion, self._notice = repulsion, Notice(strict)
         self.outside: str | None = None
         self._range: RangeCheck | None = None
@@ -171,6 +183,11 @@ class BiasGradCalculator(PotentialCalculator):
         self.sources.append({"potential": source.backbone.name})
         self._seen.append(None)
         return [copy.deepcopy(source.arrays())]
+
+    @property
+    def baseline(self) -> str | None:
+        """Baseline that is added to the networks, described for messages; None if there is none."""
+        return None if self._baseline is None else self._baseline.told
 
     @property
     def engine(self) -> str:
@@ -198,6 +215,7 @@ class BiasGradCalculator(PotentialCalculator):
             other.atoms, other.results, other._bias_of, other._kept = None, {}, None, None
             other._engine, other._notice = self._engine.fresh(), Notice(self.strict)
             other._range = None if self._range is None else self._range.fresh()
+            other._baseline = None if self._baseline is None else self._baseline.fresh()
         return other
 
     def todict(self) -> dict[str, Any]:
@@ -209,6 +227,7 @@ class BiasGradCalculator(PotentialCalculator):
             "engine": self.engine,
             "reference": self.reference,
             "repulsion": self.repulsion,
+            **({} if self._baseline is None else {"baseline": self._baseline.record}),
         }
 
     # --- calculation -----------------------------------------------------------------------
@@ -222,7 +241,8 @@ class BiasGradCalculator(PotentialCalculator):
         pairs, self.outside = self._close_pairs(structure)
         evaluation = self._engine.evaluate(structure, derivatives)
         self.outside = self.outside or self._too_large(structure, evaluation)
-        return self._results(structure, self._repelled(structure, pairs, evaluation))
+        results = self._results(structure, self._repelled(structure, pairs, evaluation))
+        return results if self._baseline is None else self._baseline.added(results, atoms)
 
     def check(self, atoms: Atoms) -> None:
         """Raise `InputError` on a structure that the potential cannot describe."""
@@ -325,6 +345,11 @@ class BiasGradCalculator(PotentialCalculator):
             Add six rows and columns for the strains xx yy zz yz xz xy (a shear is 2 ε), under
             which positions and cell become r (1 + ε): ∂²E/∂r∂ε in eV/Å and ∂²E/∂ε∂ε in eV.
         """
+        if self.baseline is not None:
+            raise PropertyNotImplementedError(
+                f"there is no exact Hessian of the baseline {self.baseline}; take finite "
+                "differences of the forces (ase.vibrations, ase.phonons)"
+            )
         self.check(atoms)
         s = _structure(atoms)
         if len(s.numbers) == 0:
@@ -364,6 +389,9 @@ class BiasGradCalculator(PotentialCalculator):
                 batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
                 for s, evaluation in zip(batch, self._evaluate_batch(batch), strict=True):
                     results.append(self._results(s, evaluation))
+                    if self._baseline is not None and len(s.numbers):
+                        atoms = structures[len(results) - 1]
+                        results[-1] = self._baseline.added(results[-1], atoms)
                     check_finite(results[-1], len(s.numbers), self.advice)
         return results
 

@@ -251,6 +251,42 @@ class TrainerOptions(_Options):
     )
 
 
+class BaselineOptions(_Options):
+    """A calculator to which the network learns the difference; its name alone will do."""
+
+    calculator: str = Field(
+        description="gfn2-xtb, gfn1-xtb, a name that ASE knows, or module:Class or module:function"
+    )
+    arguments: dict[str, Any] = Field({}, description="its keyword arguments")
+
+
+class TeacherOptions(_Options):
+    """Learn from a teacher: frames of dynamics with it, with its forces, join the training part."""
+
+    names: list[str] = Field(
+        min_length=1,
+        description="its checkpoint, several for a committee, or one name as of a baseline; "
+        "--teacher names them, too",
+    )
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of a calculator by name")
+    frames: int = Field(2000, ge=1, description="frames that are made")
+    temperatures: list[float] = Field([500.0], min_length=1, description="K, a share of each")
+    trajectories: int = Field(
+        10, ge=1, description="trajectories at each temperature, from random training frames"
+    )
+    interval: int = Field(20, ge=1, description="steps from one frame to the next")
+    timestep: float = Field(0.5, gt=0, description="fs")
+    equilibration: int = Field(200, ge=0, description="steps before the first frame")
+
+    def record(self, teacher: Any) -> dict[str, Any]:
+        """Options and teacher in JSON values, without paths of this machine."""
+        names = [Path(name).name for name in self.names]
+        described = {"class": f"{type(teacher).__module__}.{type(teacher).__qualname__}"}
+        if hasattr(teacher, "sources"):  # checkpoints with their digests
+            described["potentials"] = teacher.sources
+        return {**self.model_dump(), "names": names, **described}
+
+
 class FineTuningOptions(_Options):
     """Begin from the network of a checkpoint, which brings its backbone and cutoff."""
 
@@ -269,10 +305,17 @@ class TrainConfig(_Options):
     data: DataOptions
     backbone: BackboneOptions = Field(default_factory=BackboneOptions)
     fine_tuning: FineTuningOptions | None = None
+    baseline: BaselineOptions | None = None
+    teacher: TeacherOptions | None = None
     force_stage: ForceStageOptions = Field(default_factory=ForceStageOptions)
     bias_stage: BiasStageOptions = Field(default_factory=BiasStageOptions)
     trainer: TrainerOptions = Field(default_factory=TrainerOptions)
     seed: int = Field(0, ge=0, description="seed of initial weights and of the order of batches")
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _baseline_by_name(cls, value: Any) -> Any:
+        return {"calculator": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _levels_without_joint_loss(self) -> TrainConfig:
@@ -306,6 +349,12 @@ def load_config(
             for name in names:
                 if isinstance(of_group.get(name), str):
                     of_group[name] = str(path.parent / of_group[name])
+    teacher = options.get("teacher")
+    if isinstance(teacher, dict) and isinstance(names := teacher.get("names"), list):
+        teacher["names"] = [
+            str(path.parent / name) if str(name).endswith(".safetensors") else name
+            for name in names
+        ]
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

@@ -16,6 +16,7 @@ from ase_biasgrad.checkpoint import Checkpoint, load_checkpoint
 from ase_biasgrad.data.seen import recorded_digests
 from ase_biasgrad.training.config import (
     BackboneOptions,
+    BaselineOptions,
     ConfigError,
     FineTuningOptions,
     TrainConfig,
@@ -77,6 +78,7 @@ def parent_of(config: TrainConfig) -> Parent | None:
         parent = Parent(load_checkpoint(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{WHERE}: {error}") from error
+    _check_baseline(parent.loaded.potential.baseline, config.baseline, path)
     if "backbone" in config.model_fields_set:
         _check_backbone(parent.loaded.potential.backbone, config.backbone, path)
     return parent
@@ -108,6 +110,18 @@ def _check_one_rate(tuning: FineTuningOptions, other: Any, name: str, where: str
         raise ConfigError(
             f"{where}: is {given}, and fine_tuning.{name} is {own}; with fine_tuning the latter "
             "counts, so leave the former out"
+        )
+
+
+def _check_baseline(
+    own: dict[str, Any] | None, options: BaselineOptions | None, path: Path
+) -> None:
+    """Refuse a network that learned the difference to something else than this one shall."""
+    named = None if own is None else {key: own[key] for key in ("calculator", "arguments")}
+    given = None if options is None else options.model_dump()
+    if named != given:
+        raise ConfigError(
+            f"baseline: is {given}, and {path} ({WHERE}) was trained with {named}; name the same"
         )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -30,7 +30,8 @@ from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import save_checkpoint
 from ase_biasgrad.levels_of_theory import LevelComparison
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
-from ase_biasgrad.training.config import ConfigError, TrainConfig
+from ase_biasgrad.training.baseline import made_baseline, run_labels
+from ase_biasgrad.training.config import BaselineOptions, ConfigError, TrainConfig
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -55,6 +56,10 @@ from ase_biasgrad.training.stages.force import (
     wild_atoms,
 )
 from ase_biasgrad.training.stages.levels import at_one_level, fit_references, levels_by_label
+from ase_biasgrad.training.teacher import taught
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
 
 LARGER_IN_VALIDATION = 4  # batches
 MANY = 10**8  # epochs, where the time ends the training
@@ -77,8 +82,12 @@ class TrainingResult:
     out_of_time_after: int | None = None  # epochs, where trainer.max_time ended the force stage
 
 
-def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
+def train(
+    config: TrainConfig, folder: str | Path, teacher: Calculator | None = None
+) -> TrainingResult:
     """Train in a new run folder.
+
+    `teacher` is the calculator that the options of `teacher` name.
 
     Raises
     ------
@@ -90,7 +99,7 @@ def train(config: TrainConfig, folder: str | Path) -> TrainingResult:
     folder = Path(folder)
     if _is_main_process():
         refuse_used(folder)
-    run = RunFolder.new(config, folder)
+    run = RunFolder.new(taught(config, folder, teacher), folder)
     prepared = _prepare(run)
     with _loggers(run, prepared.trainer):
         if _is_main_process():
@@ -154,6 +163,8 @@ def _prepare(run: RunFolder) -> _Prepared:
         for part, chosen in run.split.items()
         if len(chosen)
     }
+    if config.baseline is not None:
+        potential.baseline, frames = _less_baseline(run, config.baseline, frames)
     training, validation, test = frames["train"], frames["validation"], frames.get("test")
     stage = _stage(config, potential, training, validation)
     if test is not None:
@@ -173,6 +184,17 @@ def _prepare(run: RunFolder) -> _Prepared:
         EpochBatches(len(validation), LARGER_IN_VALIDATION * batch_size, None),
         levels,
     )
+
+
+def _less_baseline(
+    run: RunFolder, options: BaselineOptions, frames: dict[str, DeviceFrames]
+) -> tuple[dict[str, Any], dict[str, DeviceFrames]]:
+    """Record of the baseline, and the frames of each part with differences to it as labels."""
+    baseline, calculator = made_baseline(options)
+    run.path.mkdir(parents=True, exist_ok=True)
+    bar = run.config.trainer.progress_bar
+    labels = run_labels(baseline, calculator, run, bar)
+    return baseline.record(), {part: of.less(labels[part]) for part, of in frames.items()}
 
 
 def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
@@ -383,7 +405,7 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
     end = EndOfTraining(_seconds(options.max_time))
     callbacks: list[pl.Callback] = [states, table, end]
     if stage.max_minutes is not None:
-        callbacks.append(TimeSchedule(stage, folder / "metrics.csv", options.progress_bar))
+        callbacks.append(TimeSchedule(stage, options.progress_bar))
     if stage.ema_decay > 0:
         callbacks.append(WeightAverage(stage.ema_decay))
     if stage.early_stopping:

@@ -210,5 +210,8 @@ class RunFolder:
         if (tuning := self.config.fine_tuning) is not None:
             options["fine_tuning"]["checkpoint"] = tuning.checkpoint.name
         content = {"sha256": self.dataset.hash(), "frames": len(self.dataset), "parts": self.sizes}
+        if self.config.teacher is not None:
+            content["teacher"] = self.dataset.provenance.get("teacher")
+            options["teacher"]["names"] = [Path(name).name for name in self.config.teacher.names]
         origin = {"config": options, "data": content}
         return origin if self.parent is None else {**origin, "parent": self.parent.record}

@@ -24,6 +24,7 @@ from ase_biasgrad.cli import (
     simulate,
     train,
 )
+from ase_biasgrad.cli.baselines import load_tblite_before_torch
 
 app = typer.Typer(
     help="Interatomic potentials trained on forces, given their energy by a bias, run in ASE.",
@@ -90,6 +91,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="biasgrad")
     warnings.formatwarning = _in_one_line
+    load_tblite_before_torch(sys.argv[1:])
     try:
         app()
     except ModuleNotFoundError as error:

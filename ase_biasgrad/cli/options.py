@@ -25,7 +25,7 @@ ARGUMENTS = "its keyword arguments, as JSON or name=value; may be repeated"
 
 def made_calculator(name: str, arguments: list[str] | None) -> tuple[Calculator, dict[str, Any]]:
     """A calculator that a user names, and the keyword arguments that it was made with."""
-    from ase_biasgrad.data.sampling import labelling_calculator
+    from ase_biasgrad.named_calculators import labelling_calculator
 
     keywords = keyword_arguments(arguments)
     if "" not in sys.path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ase_biasgrad.cli.baselines import TrustBaseline, trusted_baseline
 from ase_biasgrad.cli.options import Device, Frames, Overwrite
 from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 
@@ -54,6 +55,7 @@ def evaluate(
         str | None, typer.Option(help="reference that the energies are of, by name")
     ] = None,
     device: Device = "auto",
+    trust_baseline: TrustBaseline = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Errors of a potential on labelled frames, or on the test part of its run."""
@@ -87,7 +89,7 @@ def evaluate(
         raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
     if json is not None:
         refuse_own_input(json, [dataset.path])
-    resident = resident_frames(loaded, dataset, chosen, device)
+    resident = resident_frames(loaded, dataset, chosen, device, trust_baseline)
     if by is not None:
         from ase_biasgrad.training.stages.levels import at_one_level, levels_by_label
 
@@ -229,9 +231,12 @@ def chosen_frames(dataset: Dataset, frames: str | None) -> np.ndarray:
 
 
 def resident_frames(
-    loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, device: str
+    loaded: Checkpoint, dataset: Dataset, chosen: np.ndarray, device: str, trust: bool = False
 ) -> DeviceFrames:
-    """Frames on the device, which the potential is moved to; it must know their elements."""
+    """Frames on the device, which the potential is moved to; it must know their elements.
+
+    Of a potential with a baseline the labels are differences to it.
+    """
     import torch
 
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -250,7 +255,15 @@ def resident_frames(
             f"{loaded.path} was not trained for; it knows "
             f"{[chemical_symbols[z] for z in loaded.potential.elements]}"
         )
-    return DeviceFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
+    frames = DeviceFrames(dataset, chosen, loaded.potential.cutoff, device, progress=True)
+    if (record := loaded.potential.baseline) is None:
+        return frames
+    from ase_biasgrad.baseline import Baseline
+    from ase_biasgrad.training.baseline import baseline_labels
+
+    baseline = Baseline.from_record(record)
+    calculator = trusted_baseline(loaded.path, trust) or baseline.made()
+    return frames.less(baseline_labels(baseline, calculator, dataset, chosen, progress=True))
 
 
 def _slice(text: str | None) -> slice:

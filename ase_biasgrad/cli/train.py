@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ase_biasgrad.cli.baselines import import_from_working_folder
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+    from ase_biasgrad.training.config import TeacherOptions
 
 
 def train(
@@ -23,6 +30,13 @@ def train(
         Path | None,
         typer.Option("--from", help="begin from the network of this checkpoint (fine-tuning)"),
     ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="learn from the forces of this checkpoint, of several (a committee), or of a "
+            "calculator by name, on frames that are made with it"
+        ),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="train for so long, with a schedule that fits into it")
     ] = None,
@@ -38,6 +52,7 @@ def train(
         return
     if (config is None) == (resume is None):
         raise typer.BadParameter("name either a configuration or --resume RUN")
+    import_from_working_folder()  # of a baseline that is module:Class
     from ase_biasgrad.training import run
     from ase_biasgrad.training.evaluation.evaluate import table
 
@@ -49,11 +64,17 @@ def train(
             given = {
                 "fine_tuning.checkpoint": None if from_ is None else str(from_),
                 "force_stage.max_minutes": minutes,
+                "teacher.names": teacher or None,
             }
             more = {name: value for name, value in given.items() if value is not None}
-            folder, result = output, run.train(load_config(config, overrides or [], more), output)
+            options_used = load_config(config, overrides or [], more)
+            of_teacher = _teacher(options_used.teacher)
+            folder, result = output, run.train(options_used, output, of_teacher)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with: biasgrad train --resume {resume or output}", err=True)
+        go_on = f"biasgrad train --resume {resume or output}"
+        if resume is None and not (output / "config.yaml").exists():  # in labels of a baseline
+            go_on = "the same command"
+        typer.echo(f"interrupted; go on with: {go_on}", err=True)
         raise typer.Exit(130) from None
     if result.out_of_time_after is not None:
         typer.echo(
@@ -71,3 +92,23 @@ def train(
         typer.echo("levels of theory, a reference for each\n" + "\n".join(told(result.levels)))
     typer.echo(f"checkpoint: {result.checkpoint}")
     typer.echo("reports: " + ", ".join(str(folder / name) for name in reports))
+
+
+def _teacher(options: TeacherOptions | None) -> Calculator | None:
+    """The calculator that the options name."""
+    if options is None:
+        return None
+    if all(name.endswith(".safetensors") for name in options.names):
+        from ase_biasgrad.calculators import BiasGradCalculator
+
+        return BiasGradCalculator(options.names)
+    if len(options.names) > 1:
+        raise ValueError(
+            f"teacher: {', '.join(options.names)}: several can be checkpoints alone (*.safetensors)"
+        )
+    from ase_biasgrad.named_calculators import labelling_calculator
+
+    try:
+        return labelling_calculator(options.names[0], options.arguments)
+    except TypeError as error:
+        raise ValueError(f"teacher: {options.names[0]}: {error}") from error

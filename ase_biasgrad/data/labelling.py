@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ase_biasgrad.data.dataset import DataError
-from ase_biasgrad.data.sampling import labelling_calculator
+from ase_biasgrad.named_calculators import labelling_calculator
 
 if TYPE_CHECKING:
     from ase import Atoms

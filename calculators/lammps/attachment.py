@@ -67,6 +67,8 @@ def attach(
     calculator = BiasGradCalculator(
         checkpoint, device="cpu", dtype=dtype, engine="cpu", reference=reference
     )
+    if calculator.baseline is not None:
+        raise ValueError(f"LAMMPS runs no baseline: the potential needs {calculator.baseline}")
     if unknown := [chemical_symbols[z] for z in numbers if z not in calculator.elements]:
         known = [chemical_symbols[z] for z in sorted(calculator.elements)]
         raise ValueError(f"the potential does not know {unknown}; it was trained for {known}")

@@ -75,7 +75,7 @@ class Report:
 
 
 def evaluate(potential: Potential, frames: DeviceFrames, progress: bool = False) -> Report:
-    """Compare a potential with reference labels.
+    """Compare a potential with reference labels; frames with a baseline, with it on both sides.
 
     Raises
     ------
@@ -86,6 +86,10 @@ def evaluate(potential: Potential, frames: DeviceFrames, progress: bool = False)
         raise ValueError("evaluation needs reference forces, and the data has none")
     has_stress = frames.stress is not None and bool(frames.stress.isfinite().any())
     predicted = predict(potential, frames, stress=has_stress, progress=progress)
+    if frames.baseline is not None:
+        predicted = predicted.plus(frames.baseline)
+        frames = frames.less(frames.baseline.negative())
+    assert frames.forces is not None
     reference = frames.forces.cpu().numpy()
     errors = predicted.forces - reference  # NaN where frames have no forces
     known = np.isfinite(reference).all(axis=1)

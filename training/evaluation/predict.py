@@ -9,7 +9,7 @@ import torch
 
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.progress import progress_bar
-from ase_biasgrad.training.frames.device_frames import DeviceFrames
+from ase_biasgrad.training.frames.device_frames import DeviceFrames, Labels
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Predictions:
     energy: np.ndarray  # (m,) eV, bias included
     forces: np.ndarray  # (a, 3) eV/Å
     stress: np.ndarray | None  # (m, 6) eV/Å³, NaN for cells without volume
+
+    def plus(self, labels: Labels) -> Predictions:
+        """Sums with labels, of a baseline."""
+        stress = None if self.stress is None else self.stress + labels.stress
+        return Predictions(self.energy + labels.energy, self.forces + labels.forces, stress)
 
 
 def predict(

@@ -7,6 +7,7 @@ lists once, when the frames are loaded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
@@ -37,6 +38,26 @@ class Batch:
     stress: Tensor | None  # (b, 6) float64 eV/Å³
     counts: Tensor  # (b,) int64, atoms of each structure
     springs: Springs | None = None  # where they are kept
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of `m` frames with `a` atoms, of a baseline, for example; NaN is missing."""
+
+    energy: np.ndarray  # (m,) eV
+    forces: np.ndarray  # (a, 3) eV/Å
+    stress: np.ndarray  # (m, 6) eV/Å³
+
+    def negative(self) -> Labels:
+        """All with the other sign."""
+        return Labels(-self.energy, -self.forces, -self.stress)
+
+    def of(self, places: np.ndarray, counts: np.ndarray) -> Labels:
+        """Those of the frames at `places` `(k,)`; `counts` `(m,)` are the atoms of all frames."""
+        first = np.cumsum(counts) - counts
+        atoms = [np.arange(first[k], first[k] + counts[k]) for k in places]
+        rows = np.concatenate([np.zeros(0, np.int64), *atoms])
+        return Labels(self.energy[places], self.forces[rows], self.stress[places])
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,7 @@ class DeviceFrames(TorchDataset[Batch]):
         self.stress = _where_known(per_frame(p.stress for p in parts))
         self._make_edges(cutoff, progress)
         self._springs: tuple[Ragged, np.ndarray] | None = None
+        self.baseline: Labels | None = None  # what the labels are less
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -131,6 +153,15 @@ class DeviceFrames(TorchDataset[Batch]):
             name: 0 if v is None else int(v.reshape(len(v), -1).isfinite().all(dim=1).sum())
             for name, v in known.items()
         }
+
+    def less(self, baseline: Labels) -> DeviceFrames:
+        """The same frames, whose labels are differences to those of a baseline."""
+        other = copy.copy(self)
+        other.baseline = baseline
+        for name, values in vars(baseline).items():
+            if (own := getattr(self, name)) is not None:
+                setattr(other, name, own - torch.from_numpy(values).to(own))
+        return other
 
     def keep_springs(self, most: int = MEMORY_FOR_SPRINGS) -> None:
         """Invert the elastic networks of all frames now, instead of iterating in every epoch.

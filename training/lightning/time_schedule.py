@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -13,15 +12,14 @@ import pytorch_lightning as pl
 from tqdm import tqdm
 
 from ase_biasgrad.training.config import ForceStageOptions
-from ase_biasgrad.training.lightning.loggers import read_epoch_table
 
 WARMUP = 0.05  # of the time at most
 NEWS = 0.05  # of the time from one line about progress to the next
-FORGOTTEN = 0.1  # the first share of the time, which tells nothing of the end
+FORGOTTEN = 0.25  # the first share of the time, which tells nothing of the end
 # exponents of `forecast`, and how far they are from the truth: of trainings of several networks
 USUAL = np.array([0.5, 0.5])
-SPREAD = np.array([0.2, 0.2])
-NOISE = 0.05  # of the logarithm of a validation error
+SPREAD = np.array([0.1, 0.1])
+NOISE, ERRORS = 0.1, 4  # of the logarithm of a validation error; errors that tell different things
 
 
 class TimeSchedule(pl.Callback):
@@ -30,25 +28,25 @@ class TimeSchedule(pl.Callback):
     The rate rises as `warmup_steps` say, within a twentieth of the time, then falls as half a
     cosine that ends with the time. With the schedules `constant` and `plateau` the clock ends the
     stage alone. The clock stands still while the run is interrupted: of an epoch that is lost, the
-    time is not counted.
+    time is not counted. Nor is the first step of a process, in which kernels may be compiled.
 
     Parameters
     ----------
     options
         With `max_minutes`.
-    table
-        `metrics.csv` of the run, from which the final error is forecast.
     tell
         Write lines about the progress to the standard error.
     """
 
-    def __init__(self, options: ForceStageOptions, table: Path, tell: bool) -> None:
+    def __init__(self, options: ForceStageOptions, tell: bool) -> None:
         assert options.max_minutes is not None
-        self.options, self.table, self.tell = options, table, tell
+        self.options, self.tell = options, tell
         self.seconds = 60 * options.max_minutes
         self._before = 0.0  # seconds of whole epochs of earlier processes
         self._begin: float | None = None
         self._validation = 0.0  # seconds that the last one took
+        self._validated = False
+        self._errors: list[list[float]] = []  # share of the time and validation error, each time
         self._told = 0.0
 
     @property
@@ -63,15 +61,16 @@ class TimeSchedule(pl.Callback):
         return min(1.0, self.elapsed / self.seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Time used, for a run that goes on."""
-        return {"elapsed": self.elapsed}
+        """Time used and errors so far, for a run that goes on."""
+        return {"elapsed": self.elapsed, "errors": self._errors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the clock of the run."""
         self._before = float(state_dict["elapsed"])
+        self._errors = [list(pair) for pair in state_dict["errors"]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin = monotonic()
+        self._begin = None
         self._told = self.done
         self._set_rate(trainer)
         if self.done >= 1:
@@ -80,6 +79,8 @@ class TimeSchedule(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._begin is None:
+            self._begin = monotonic()
         self._set_rate(trainer)
         over = self.elapsed + self._validation >= self.seconds
         if trainer.strategy.reduce_boolean_decision(over, all=False):
@@ -91,8 +92,13 @@ class TimeSchedule(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = monotonic() - self._validation_begin
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._validated:
+            error = float(trainer.callback_metrics["val_force_mae"])
+            self._errors.append([self.done, error])
+            self._validated = False
         if not (self.tell and trainer.is_global_zero and self.done - self._told >= NEWS):
             return
         self._told = self.done
@@ -101,17 +107,15 @@ class TimeSchedule(pl.Callback):
 
     def news(self, epochs: int) -> str:
         """One line: time left, epochs, the error now and its forecast."""
-        rows = [r for r in read_epoch_table(self.table) if r["val_force_mae"]]
         left = max(0.0, self.seconds - self.elapsed) / 60
         line = f"{left:.1f} of {self.seconds / 60:g} minutes left, epoch {epochs}"
         if self.done > 0:
             line += f" of about {epochs / self.done:.0f}"
-        if not rows:
+        if not self._errors:
             return line
-        errors = np.array([float(row["val_force_mae"]) for row in rows])
+        done, errors = np.array(self._errors).T
         line += f"; validation force MAE {1000 * errors[-1]:.2f} meV/Å"
-        times = np.array([float(row["seconds"]) for row in rows]) / self.seconds
-        expected = forecast(times, errors)
+        expected = forecast(done, errors)
         return line if expected is None else f"{line}, at the end about {1000 * expected:.2f}"
 
     def _set_rate(self, trainer: pl.Trainer) -> None:
@@ -156,7 +160,7 @@ def forecast(done: np.ndarray, errors: np.ndarray) -> float | None:
     features = -np.stack([np.log(summed), gone - 1], axis=1)  # (k, 2), 0 at the end
     # the newest errors tell most of the end
     weights = np.exp(-(x[-1] - x) / 0.1)
-    weights = weights / weights.sum() * min(len(x), 20) / NOISE**2
+    weights = weights / weights.sum() * min(len(x), ERRORS) / NOISE**2
     design = np.concatenate([np.ones((len(x), 1)), features], axis=1)
     precision = design.T @ (weights[:, None] * design)
     right = design.T @ (weights * y)

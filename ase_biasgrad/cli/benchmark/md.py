@@ -191,7 +191,7 @@ def _in_a_process(expression: str, **environment: str) -> float:
 
 def _xtb() -> Any:
     """GFN2-xTB where tblite is installed."""
-    from ase_biasgrad.data.sampling import labelling_calculator
+    from ase_biasgrad.named_calculators import labelling_calculator
 
     try:
         return labelling_calculator("gfn2-xtb")

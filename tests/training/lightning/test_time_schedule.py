@@ -2,7 +2,6 @@
 
 import csv
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ def seconds(monkeypatch):
 
 
 def schedule_at(monkeypatch, done: float, **given) -> TimeSchedule:
-    schedule = TimeSchedule(ForceStageOptions(max_minutes=10, **given), Path("none"), tell=False)
+    schedule = TimeSchedule(ForceStageOptions(max_minutes=10, **given), tell=False)
     monkeypatch.setattr(time_schedule, "monotonic", lambda: 100.0)
     schedule._begin = 100.0 - 600 * done
     return schedule
@@ -126,11 +125,11 @@ def law(done: np.ndarray, p: float, q: float) -> np.ndarray:
 def test_the_forecast_finds_the_end_of_a_curve_the_better_the_later(p, q):
     done = np.linspace(0.01, 1, 100)
     errors = law(done, p, q)
-    off = [abs(np.log(forecast(done[:k], errors[:k]) / 7)) for k in (20, 50, 80, 100)]
-    assert off[0] < 0.35
-    assert off[1] < 0.12
-    assert off[2] < 0.04
-    assert off[3] < 0.005
+    off = [abs(np.log(forecast(done[:k], errors[:k]) / 7)) for k in (30, 50, 80, 100)]
+    assert off[0] < 0.4
+    assert off[1] < 0.25
+    assert off[2] < 0.06
+    assert off[3] < 0.02
 
 
 def test_the_forecast_has_the_unit_of_the_errors_and_bears_noise():
@@ -139,7 +138,7 @@ def test_the_forecast_has_the_unit_of_the_errors_and_bears_noise():
     found = forecast(done, noisy)
     assert found == pytest.approx(7, rel=0.1)
     assert forecast(done, 1000 * noisy) == pytest.approx(1000 * found)
-    assert forecast(done[:8], noisy[:8]) is None  # too early to tell
+    assert forecast(done[:20], noisy[:20]) is None  # too early to tell
 
 
 def test_lines_tell_the_time_left_and_the_error_at_the_end(tmp_path, capsys):
