@@ -24,10 +24,12 @@ SAYS = {
     "equation_of_state.py": r"lattice constant 3\.[4-8]\d+ Å, bulk modulus \d+ GPa",
     "forces_through_the_graph.py": r"trained on forces +\d+\.\d meV/Å, energy \d+\.\d+ meV",
     "train_from_extxyz.py": r"energy zero: scalar",
+    "openmm_dynamics.py": r"OpenMM: .* (-\d+\.\d{3}) kJ/mol at the end\n.*positions: \1 kJ/mol",
     "nbody_rollout.py": r"after 3\.0 units of time: RMS error \d\.\d+",
     "fit_bias_of_schnetpack_model.py": r"forces are bit-identical",
     "path_integrals.py": r"kinetic energy 1\.\d+ eV, of classical nuclei 0\.35 eV",
 }
+NEEDS = {"openmm_dynamics.py": "openmmml"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,8 @@ def lattice_constant_of_the_reference() -> float:
 
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_example(folder, name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     source = (folder / name).read_text()
     if "i-pi" in source and shutil.which("i-pi") is None:
         pytest.skip("i-PI is not installed (pip install ipi)")
