@@ -24,7 +24,13 @@ from ase_biasgrad.testing.process import (
     snapshot,
 )
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import Failure, NotApplicable, expect, short
+from ase_biasgrad.testing.verdicts import (
+    Failure,
+    NotApplicable,
+    expect,
+    short,
+    without_folders,
+)
 
 SMALL = 1e-10  # Å
 CHANGES = {"positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"}  # of ASE
@@ -278,7 +284,7 @@ def it_prints_nothing(subject: Subject) -> None:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             subject.forces(subject.structure)
         printed = said.getvalue()
-    first = (printed.strip().splitlines() or [""])[0]
+    first = without_folders((printed.strip().splitlines() or [""])[0])
     expect(not printed.strip(), f"it prints {first[:150]!r}", "nothing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,8 +85,13 @@ def described(error: BaseException) -> str:
     foreign = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
     place = ""
     if foreign:
-        place = f" ({foreign[-1].filename.rpartition('site-packages/')[2]}:{foreign[-1].lineno})"
+        place = f" ({without_folders(foreign[-1].filename)}:{foreign[-1].lineno})"
     return f"raised {short(error)}{place}; expected no exception"
+
+
+def without_folders(text: str) -> str:
+    """The same text, its file names without the folders of this machine."""
+    return re.sub(r"/\S*/(?:site-packages|lib/python[\d.]+)/", "", text)
 
 
 def short(error: BaseException) -> str:
