@@ -69,6 +69,11 @@ class TorchSimModel(ModelInterface):
             raise ValueError(f"dtype={dtype} is neither torch.float32 nor torch.float64")
         given = isinstance(checkpoint, Potential)
         potential = checkpoint if given else load_checkpoint(checkpoint).potential  # type: ignore[arg-type]
+        if potential.baseline is not None:
+            raise ValueError(
+                f"the potential was trained on the difference to {potential.baseline['calculator']}"
+                ", which TorchSim cannot add; use BiasGradCalculator"
+            )
         potential = Potential.from_arrays(potential.of_reference(reference).arrays())
         potential.backbone.to(dtype)
         self._device = torch.device(torch_device(str(device)))

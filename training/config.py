@@ -350,10 +350,10 @@ def load_config(
                 if isinstance(of_group.get(name), str):
                     of_group[name] = str(path.parent / of_group[name])
     teacher = options.get("teacher")
-    if isinstance(teacher, dict) and isinstance(names := teacher.get("names"), list):
+    if isinstance(teacher, dict) and isinstance(given := teacher.get("names"), list):
         teacher["names"] = [
             str(path.parent / name) if str(name).endswith(".safetensors") else name
-            for name in names
+            for name in given
         ]
     for override in overrides:
         key, equals, value = override.partition("=")
