@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -190,6 +191,8 @@ def _frames(path: Path, options: ImportOptions) -> Iterator[tuple[Any, dict[str,
 
     try:
         if path.suffix in DATABASES and options.format is None:
+            if path.suffix == ".json":
+                _check_rows(path)
             for row in connect(str(path)).select():
                 atoms = row.toatoms()
                 yield atoms, _values(atoms, {**row.key_value_pairs, **dict(row.data)})
@@ -211,6 +214,25 @@ def _frames(path: Path, options: ImportOptions) -> Iterator[tuple[Any, dict[str,
             f"{path}: ASE cannot read it: {type(error).__name__}: {error}"
             + ("" if options.format else " (--format names the format where the name does not)")
         ) from error
+
+
+def _check_rows(path: Path) -> None:
+    """Require that the list of rows of a JSON database names them all: ASE reads those alone.
+
+    Raises
+    ------
+    ase_biasgrad.data.dataset.DataError
+        If it does not.
+    """
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        return  # no database, as ASE will say
+    rows = {key for key in content if key.isdecimal()}
+    listed = content.get("ids", [1])
+    if not isinstance(listed, list) or {str(row) for row in listed} != rows:
+        raise DataError(
+            f"the file has {len(rows)} rows, but its list \"ids\" does not name them: it is damaged"
+        )
 
 
 def _header(line: str) -> dict[str, Any]:

@@ -121,6 +121,20 @@ def test_flips_outside_of_numbers_change_no_number(tmp_path, name, count):
     assert set(said) <= allowed | ({"other pbc"} if name == "x.json" else set())
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [('"ids"', '"idr"'), ('"3": {', '"c": {'), ('"3": {', '"7": {')]
+)
+def test_a_json_database_whose_list_misses_a_row_is_refused(tmp_path, old, new):
+    """Without the list ASE reads the first row alone."""
+    path = tmp_path / "x.json"
+    write_db(path)
+    content = path.read_text()
+    assert content.count(old) == 1
+    path.write_text(content.replace(old, new))
+    with pytest.raises(DataError, match=r"x\.json: the file has \d rows, but its list"):
+        imported(path)
+
+
 def npz_of(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
