@@ -63,7 +63,7 @@ def run_on(
         With the message of the error that all processes met, or if one of them died.
     """
     if ranks is None:
-        _called(function, arguments)
+        _called_here(function, arguments)
         return
     command = shlex.split(mpiexec) if mpiexec else [_mpiexec()]
     with tempfile.TemporaryDirectory(prefix="biasgrad-") as folder:
@@ -79,6 +79,31 @@ def run_on(
             raise RuntimeError(said.read_text())
     if ran.returncode:
         raise RuntimeError(f"{command[0]} ended with exit code {ran.returncode}; see above")
+
+
+def _called_here(function: Callable[..., None], arguments: dict[str, Any]) -> None:
+    """Call a function in this process, which `srun` or `mpiexec` may have started with others."""
+    try:
+        _called(function, arguments)
+    except Exception:
+        mpi = sys.modules.get("mpi4py.MPI")
+        if mpi is None or mpi.COMM_WORLD.size == 1:
+            raise
+        _end_together(mpi.COMM_WORLD)
+        if mpi.COMM_WORLD.rank:
+            sys.exit(1)  # the first one says it
+        raise
+
+
+def _end_together(comm: Any) -> None:
+    """Wait for all processes to fail; if they do not, this one is alone with its error: end all."""
+    ended = comm.Ibarrier()
+    deadline = time.monotonic() + PATIENCE
+    while not ended.Test():
+        if time.monotonic() > deadline:
+            traceback.print_exc()
+            comm.Abort(1)
+        time.sleep(0.01)
 
 
 def _called(function: Callable[..., None], arguments: dict[str, Any]) -> None:
@@ -116,16 +141,9 @@ def _run_job(job: Path, said: Path) -> None:
     try:
         _called(function, task["arguments"])
     except Exception as error:
-        # what all processes know, the first one says; a process that is alone with it ends all
         if comm.rank == 0:
             said.write_text(str(error))
-        ended = comm.Ibarrier()
-        deadline = time.monotonic() + PATIENCE
-        while not ended.Test():
-            if time.monotonic() > deadline:
-                traceback.print_exc()
-                comm.Abort(1)
-            time.sleep(0.01)
+        _end_together(comm)
     else:
         comm.Ibarrier().Wait()
 
