@@ -48,7 +48,7 @@ class Connection:
     atoms: Atoms  # the structure whose positions come
     batch: int = 0  # structures of a message, announced in INIT
     waiting: list[Atoms] = field(default_factory=list)
-    results: list[bytes] = field(default_factory=list)
+    results: list[tuple[bytes, bytes, bytes, bytes]] = field(default_factory=list)
     open: bool = True
 
     def receive(self, count: int) -> bytes:
