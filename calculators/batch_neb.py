@@ -53,7 +53,8 @@ class BatchNEB(NEB):
 
     def get_forces(self) -> np.ndarray:
         """Forces on the images between the ends `(atoms of all of them, 3)`, in eV/Å."""
-        turn, self.remove_rotation_and_translation = self.remove_rotation_and_translation, False
+        turn: bool = self.remove_rotation_and_translation  # type: ignore[has-type]
+        self.remove_rotation_and_translation = False
         try:
             if turn:  # before they are evaluated
                 for before, image in zip(self.images, self.images[1:], strict=False):

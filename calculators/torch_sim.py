@@ -67,8 +67,10 @@ class TorchSimModel(ModelInterface):
         super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype} is neither torch.float32 nor torch.float64")
-        given = isinstance(checkpoint, Potential)
-        potential = checkpoint if given else load_checkpoint(checkpoint).potential  # type: ignore[arg-type]
+        if isinstance(checkpoint, Potential):
+            potential = checkpoint
+        else:
+            potential = load_checkpoint(checkpoint).potential
         if potential.baseline is not None:
             raise ValueError(
                 f"the potential was trained on the difference to {potential.baseline['calculator']}"
