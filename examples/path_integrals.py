@@ -1,9 +1,10 @@
 """Path-integral MD of ethanol with i-PI: the kinetic energy of quantum nuclei at 300 K.
 
-Needs i-PI (`pip install ipi`). All 16 beads are evaluated in one call of the potential.
+Needs i-PI (`pip install 'ipi>=3.3'`). All 16 beads are evaluated in one call of the potential.
 """
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ cell = "CELL(abcABC): {} {} {} 90 90 90".format(*atoms.cell.lengths())
 atoms.write("ethanol.xyz", comment=f"# {cell} positions{{angstrom}} cell{{angstrom}}")
 Path("input.xml").write_text(INPUT)
 server = subprocess.Popen(["i-pi", "input.xml"], stdout=subprocess.DEVNULL)
-driver = ["biasgrad", "ipi", "ethanol.xyz", "-c", POTENTIAL, "--unix", "ethanol", "--wait", "60"]
+driver = [sys.executable, "-m", "ase_biasgrad.cli", "ipi", "ethanol.xyz", "-c", POTENTIAL]
+driver += ["--unix", "ethanol", "--wait", "60"]
 try:
     subprocess.run(driver, check=True)
     server.wait(timeout=60)
