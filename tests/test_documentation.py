@@ -12,7 +12,9 @@ from conftest import small_potential
 from helpers import biasgrad, write_clusters
 
 from ase_biasgrad import save_checkpoint
+from ase_biasgrad.calibration import Calibration, Scale
 from ase_biasgrad.cli import app
+from ase_biasgrad.committee_file import save_committee
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -55,6 +57,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "run").mkdir()
     for k, name in enumerate(("run/potential", "a", "b")):
         save_checkpoint(tmp_path / f"{name}.safetensors", small_potential("schnet", seed=k))
+    members = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    scales = Calibration({0: Scale(1.0, 2.0)}, Scale(1.0, 2.0), 10)
+    save_committee(tmp_path / "committee.safetensors", members, scales)
     write_clusters(tmp_path / "data.h5")
     shutil.copytree(REPOSITORY / "examples" / "potentials", tmp_path / "examples" / "potentials")
     monkeypatch.chdir(tmp_path)

@@ -399,7 +399,12 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     options, stage = config.trainer, config.force_stage
     states = StateFiles(
-        folder / "states", "best", monitor="val_loss", save_last=True, enable_version_counter=False
+        folder / "states",
+        "best",
+        monitor="val_loss",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     table = EpochTable(folder / "metrics.csv")
     end = EndOfTraining(_seconds(options.max_time))

@@ -206,6 +206,8 @@ def md(
         refuse_own_input(log, [structure, *checkpoint, output])
     random = np.random.default_rng(seed)
     atoms = _with_calculator(structure, checkpoint, device, dtype)
+    if stop_spread is not None and len(atoms.calc.biases) < 2:
+        raise typer.BadParameter("--stop-spread needs a committee: spreads are those of members")
     if restart:
         # other random numbers than those of the frames that are there already
         random = np.random.default_rng([seed, _go_on(atoms, output)])
@@ -235,8 +237,6 @@ def md(
     if log is not None:
         logger = MDLogger(dynamics, atoms, str(log), header=not log.exists(), mode="a")
         dynamics.attach(logger, interval=interval)
-    if stop_spread is not None and len(atoms.calc.biases) < 2:
-        raise typer.BadParameter("--stop-spread needs a committee: spreads are those of members")
     reason = _why_stop(atoms, stop_outside, stop_spread)
     # both observers would fire again at step 0, which the file holds already
     # shown on a terminal alone

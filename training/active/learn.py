@@ -98,10 +98,11 @@ def learn(
             _label(folder, own, options, jobs, say)
             _train(folder, own, options, jobs)
             found = _explore(folder, own, structures, options, jobs, make)
-            write_json(own.summary, _summary(folder, own, options, found))
+            summary = _summary(folder, own, options, found)
+            write_json(own.summary, {**summary, "seconds": time.monotonic() - start})
         summary = read_json(own.summary)
         rest = (options.budget - summary["labels"] - summary["failed"]) / options.per_round
-        left = max(0.0, rest) * (time.monotonic() - start) / 60
+        left = max(0.0, rest) * summary["seconds"] / 60
         say(line(summary, options, left))
         why = _why_end(folder, number, options, summary)
         number += 1

@@ -69,8 +69,16 @@ class EndOfTraining(pl.Callback):
 class StateFiles(ModelCheckpoint):
     """Lightning's states, of the last and of the best epoch, which may be moved or copied.
 
-    Lightning forgets which epoch was the best when the folder has another path than before.
+    Lightning forgets which epoch was the best when the folder has another path than before. It also
+    saves in the middle of an epoch, after its validation, where not every epoch has one: a run that
+    begins again from there has no training loss of that epoch.
     """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after epochs that were validated."""
+        every = trainer.check_val_every_n_epoch
+        if every is None or (trainer.current_epoch + 1) % every == 0:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state with the paths of today's folder."""

@@ -177,6 +177,18 @@ def test_md_stops_outside_of_the_training_range(folder, data):
     assert info["training"]["range"]["closest"]["H-C"] == closest[1, 6]
 
 
+def test_md_stops_where_a_committee_is_not_sure(folder, data):
+    for seed in (0, 1):
+        save_checkpoint(folder / f"c{seed}.safetensors", small_potential("schnet", seed))
+    line = ("md", "start.xyz", "-c", "c0.safetensors", "--steps", 20, "--stop-spread")
+    assert "needs a committee" in biasgrad(folder, *line, 1.0, "-o", "n1.traj", code=2)
+    both = (*line[:4], "-c", "c1.safetensors", *line[4:])
+    said = biasgrad(folder, *both, 1e-6, "-o", "s.traj", "--temperature", 1000)
+    steps = int(re.search(r"ended after (\d+) of 20 steps: the force on atom \d \(Cu\)", said)[1])
+    assert steps < 20
+    assert "20 steps of" in biasgrad(folder, *both, 1e6, "-o", "t.traj")
+
+
 def test_md_and_its_restart(folder, data):
     save_checkpoint(folder / "p.safetensors", small_potential("schnet"))
     common = ("md", "start.xyz", "-c", "p.safetensors", "--interval", 2, "--dtype", "float64")
