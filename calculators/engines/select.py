@@ -54,6 +54,8 @@ def _by_autograd(networks: list[NetworkArrays], device: str, dtype: str, skin: f
     from ase_biasgrad.calculators.engines.reference import ReferenceEngine
     from ase_biasgrad.potential import backbone_of
 
-    backbones = [backbone_of(network) for network in networks]
     kind = {"float32": torch.float32, "float64": torch.float64}[dtype]
-    return ReferenceEngine(backbones, torch.device(device), kind, skin)
+    # what is made in inference mode could not be differentiated afterwards
+    with torch.inference_mode(False):
+        backbones = [backbone_of(network) for network in networks]
+        return ReferenceEngine(backbones, torch.device(device), kind, skin)
