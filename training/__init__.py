@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING
 from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ase_biasgrad.training.active.folder import LearnFolder
+    from ase_biasgrad.training.active.jobs import Jobs
+    from ase_biasgrad.training.active.learn import learn
+    from ase_biasgrad.training.active.options import LearnOptions
     from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network
     from ase_biasgrad.training.benchmarks.nbody.network import NBodyNetwork, rollout
     from ase_biasgrad.training.benchmarks.qm7.dense_stage import predict_dense, train_dense
     from ase_biasgrad.training.benchmarks.qm7.energy_stage import fit_energies
     from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, load_config
+    from ase_biasgrad.training.evaluation.committee import make_committee
     from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, table
     from ase_biasgrad.training.evaluation.predict import predict
     from ase_biasgrad.training.evaluation.report import write_report
@@ -23,6 +28,9 @@ __all__ = [
     "CalculatorFit",
     "ConfigError",
     "DeviceFrames",
+    "Jobs",
+    "LearnFolder",
+    "LearnOptions",
     "NBodyNetwork",
     "Report",
     "TrainConfig",
@@ -34,8 +42,10 @@ __all__ = [
     "fit_bias_by_level",
     "fit_calculator_bias",
     "fit_energies",
+    "learn",
     "load_config",
     "load_network",
+    "make_committee",
     "predict",
     "predict_dense",
     "resume",
@@ -52,6 +62,9 @@ __getattr__ = lazy_names(
         "CalculatorFit": "ase_biasgrad.training.stages.calculator_bias",
         "ConfigError": "ase_biasgrad.training.config",
         "DeviceFrames": "ase_biasgrad.training.frames.device_frames",
+        "Jobs": "ase_biasgrad.training.active.jobs",
+        "LearnFolder": "ase_biasgrad.training.active.folder",
+        "LearnOptions": "ase_biasgrad.training.active.options",
         "NBodyNetwork": "ase_biasgrad.training.benchmarks.nbody.network",
         "Report": "ase_biasgrad.training.evaluation.evaluate",
         "TrainConfig": "ase_biasgrad.training.config",
@@ -63,8 +76,10 @@ __getattr__ = lazy_names(
         "fit_bias_by_level": "ase_biasgrad.training.stages.levels",
         "fit_calculator_bias": "ase_biasgrad.training.stages.calculator_bias",
         "fit_energies": "ase_biasgrad.training.benchmarks.qm7.energy_stage",
+        "learn": "ase_biasgrad.training.active.learn",
         "load_config": "ase_biasgrad.training.config",
         "load_network": "ase_biasgrad.training.benchmarks.loop",
+        "make_committee": "ase_biasgrad.training.evaluation.committee",
         "predict": "ase_biasgrad.training.evaluation.predict",
         "predict_dense": "ase_biasgrad.training.benchmarks.qm7.dense_stage",
         "resume": "ase_biasgrad.training.run",
