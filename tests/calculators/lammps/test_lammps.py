@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def checkpoints(tmp_path_factory) -> dict[str, list[str]]:
 @pytest.fixture(autouse=True)
 def importable(monkeypatch) -> None:
     """Let the processes that tests start import what the tests do."""
-    tests = Path(__file__).resolve().parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{tests}")
+    own, tests = Path(__file__).parent, Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{own}:{tests}:{os.environ.get('PYTHONPATH', '')}")
 
 
 def in_ase(atoms: Atoms, paths: list[str], dtype: str = "float64") -> Atoms:
