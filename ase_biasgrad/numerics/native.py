@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -28,6 +29,7 @@ from ase_biasgrad.numerics.kept_files import keep, read_kept
 ENTRY = "call_with_frame"
 FIRST = 1  # place of the first argument; before it that of the result
 RESULT = 8  # numbers that a result has room for, none of which is read
+NEWEST = 0, 68  # of Numba's versions that are known to pass arrays in this form
 RAISED = "the compiled {} stopped with status {}"
 
 
@@ -55,14 +57,19 @@ class BoundCall:
 
     def __init__(self, kernel: NativeKernel, arguments: tuple[Any, ...]) -> None:
         self.kernel, self.arguments = kernel, arguments
-        self._entry = _entry(kernel.module, kernel.name, arguments)
+        self._entry = _entry_or_none(kernel, arguments)
+        if self._entry is None:
+            self._by_numba = getattr(import_module(kernel.module), kernel.name)
+            return
         self._result = np.zeros(RESULT, np.int64)
         numbers = [_address(self._result), *_numbers(arguments)]
         self.frame = np.array(numbers, np.int64)
         self._place = _address(self.frame)
 
     def __call__(self) -> None:
-        if (status := self._entry(self._place)) not in (0, -2):  # -2: None
+        if self._entry is None:
+            self._by_numba(*self.arguments)
+        elif (status := self._entry(self._place)) not in (0, -2):  # -2: None
             raise RuntimeError(RAISED.format(self.kernel.name, status))
 
     def __reduce__(self) -> tuple[Any, ...]:  # of pickles and copies
@@ -98,6 +105,26 @@ def _numbers(arguments: tuple[Any, ...]) -> Iterator[int]:
 
 def _address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def _entry_or_none(kernel: NativeKernel, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
+    """The function of a frame; None where Numba itself has to make the calls."""
+    numba = tuple(int(part) for part in version("numba").split(".")[:2])
+    if numba > NEWEST:
+        _say_that_numba_calls(f"Numba {version('numba')} is newer than {NEWEST[0]}.{NEWEST[1]}")
+        return None
+    try:
+        return _entry(kernel.module, kernel.name, arguments)
+    except (RuntimeError, OSError, AttributeError, ImportError) as error:  # of this platform
+        _say_that_numba_calls(f"{type(error).__name__}: {error}")
+        return None
+
+
+@cache
+def _say_that_numba_calls(reason: str) -> None:
+    warnings.warn(
+        f"kernels are called by Numba, which takes a second to load ({reason})", stacklevel=2
+    )
 
 
 _ENTRIES: dict[tuple[str, str, str], Callable[..., int]] = {}

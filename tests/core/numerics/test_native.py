@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from ase_biasgrad.numerics import native as module
+
 KERNELS = """
 import numpy as np
 from ase_biasgrad.numerics.kernel_cache import compiled
@@ -130,3 +132,22 @@ def test_arrays_are_passed_by_reference_and_errors_are_raised(native):
         native("divide")(0, x)
     with pytest.raises(ValueError, match="not C-contiguous"):
         native("kernel").bind(2, 1.0, np.ones((4, 4))[:, ::2], pair)
+
+
+@pytest.mark.parametrize("reason", ["newer", "cannot be linked"])
+def test_numba_makes_the_calls_where_its_code_cannot_be_linked(folder, monkeypatch, reason):
+    monkeypatch.syspath_prepend(str(folder))
+    if reason == "newer":
+        monkeypatch.setattr(module, "NEWEST", (0, 1))
+    else:
+
+        def refuse(*_):
+            raise RuntimeError(reason)
+
+        monkeypatch.setattr(module, "_entry", refuse)
+    module._say_that_numba_calls.cache_clear()
+    x = np.zeros(1, np.int64)
+    with pytest.warns(UserWarning, match=f"called by Numba.*{reason}"):
+        call = module.NativeKernel("kernels", "divide").bind(4, x)
+    call()
+    assert x[0] == 3
