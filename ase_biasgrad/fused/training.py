@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.radial import shifted_softplus
-from ase_biasgrad.fused.compiled.batches import (
+from ase_biasgrad.fused.batches import (
     Evaluated,
     Room,
     SplineConstants,
@@ -32,11 +32,11 @@ from ase_biasgrad.fused.compiled.batches import (
     structures_of,
     take,
 )
-from ase_biasgrad.fused.compiled.networks import NETWORKS, all_weights
-from ase_biasgrad.fused.compiled.program import Program
-from ase_biasgrad.fused.compiled.radial import Functions
-from ase_biasgrad.fused.compiled.runtime import Compiled
-from ase_biasgrad.fused.compiled.tangents import TRAINING
+from ase_biasgrad.fused.networks import NETWORKS, all_weights
+from ase_biasgrad.fused.program import Program
+from ase_biasgrad.fused.radial import Functions
+from ase_biasgrad.fused.runtime import Compiled
+from ase_biasgrad.fused.tangents import TRAINING
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
 from ase_biasgrad.numerics.splines import Knots

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import small_potential
 
-import ase_biasgrad.fused.compiled
+import ase_biasgrad.fused
 from ase_biasgrad.calculators.start_benchmark import (
     FIRST_FORCES,
     first_start,
@@ -17,7 +17,7 @@ from ase_biasgrad.calculators.start_benchmark import (
 from ase_biasgrad.checkpoint import save_checkpoint
 from ase_biasgrad.numerics.kept_files import folder_for
 
-SOURCES = Path(ase_biasgrad.fused.compiled.__file__).parent
+SOURCES = Path(ase_biasgrad.fused.__file__).parent
 
 
 @pytest.fixture(scope="module")

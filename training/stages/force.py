@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ase_biasgrad.fused.compiled.networks import NETWORKS
+from ase_biasgrad.fused.networks import NETWORKS
 from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.graph import sum_per_structure
 from ase_biasgrad.potential import Potential, voigt_stress

@@ -13,11 +13,11 @@ import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
-from ase_biasgrad.fused.compiled.runtime import Candidates, atoms_at_once
+from ase_biasgrad.fused.runtime import Candidates, atoms_at_once
 from ase_biasgrad.neighbours import Edges, complete_cell
 from ase_biasgrad.numerics.native import NativeKernel
 
-ARRANGE = NativeKernel("ase_biasgrad.fused.compiled.candidates", "arrange")
+ARRANGE = NativeKernel("ase_biasgrad.fused.candidates", "arrange")
 # the rows of fewer atoms are in the cache in any order
 ARRANGED_FROM = 200
 BIN = 2.5  # Å

@@ -13,8 +13,8 @@ from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split, 
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room
-from ase_biasgrad.fused.compiled.kept_networks import keep_network, read_network
-from ase_biasgrad.fused.compiled.runtime import Candidates, CompiledNetwork
+from ase_biasgrad.fused.kept_networks import keep_network, read_network
+from ase_biasgrad.fused.runtime import Candidates, CompiledNetwork
 from ase_biasgrad.neighbours import neighbour_list
 from ase_biasgrad.numerics.threads import blocks_for, one_thread_each
 from ase_biasgrad.potential_arrays import NetworkArrays
@@ -26,7 +26,7 @@ def fits(networks: Sequence[NetworkArrays]) -> bool:
 
 
 class CpuEngine:
-    """Evaluates one or several networks that have a program (`fused.compiled`).
+    """Evaluates one or several networks that have a program (`fused`).
 
     Radial filters are sampled when the engine is made. Networks run in `dtype`; positions,
     distances, energy sums and forces are float64.
@@ -102,8 +102,8 @@ class CpuEngine:
 
     def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
         """Second derivatives in all coordinates by tangents in float64 (see `Engine`)."""
-        from ase_biasgrad.fused.compiled.batches import structures_of
-        from ase_biasgrad.fused.compiled.hessians import second_derivatives
+        from ase_biasgrad.fused.batches import structures_of
+        from ase_biasgrad.fused.hessians import second_derivatives
 
         s = structure
         edges = neighbour_list(s.positions, s.cell, s.pbc, self.cutoff)
@@ -118,8 +118,8 @@ class CpuEngine:
     def _with_tangents(self) -> list[CompiledNetwork]:
         """The networks in float64, with the tangents of their programs."""
         if not self._moving:
-            from ase_biasgrad.fused.compiled.networks import compiled_network
-            from ase_biasgrad.fused.compiled.tangents import HESSIAN
+            from ase_biasgrad.fused.networks import compiled_network
+            from ase_biasgrad.fused.tangents import HESSIAN
 
             exact = np.dtype(np.float64)
             self._moving += [
@@ -151,7 +151,7 @@ def _network(network: NetworkArrays, dtype: np.dtype) -> CompiledNetwork:
     kept = read_network(network.digest, dtype) if network.digest else None
     if kept is not None:
         return kept
-    from ase_biasgrad.fused.compiled.networks import compiled_network  # loads Numba
+    from ase_biasgrad.fused.networks import compiled_network  # loads Numba
 
     made = compiled_network(network.name, network.arguments, network.tensors, dtype)
     if network.digest:

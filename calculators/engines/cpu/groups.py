@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu.arrangement import by_centre
-from ase_biasgrad.fused.compiled.runtime import Candidates
+from ase_biasgrad.fused.runtime import Candidates
 from ase_biasgrad.neighbours import Edges, VerletList
 
 # atoms that one thread evaluates at once: the rows of many more leave its cache

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.fused.compiled.runtime import (
+from ase_biasgrad.fused.runtime import (
     Candidates,
     CompiledNetwork,
     Edges,
@@ -19,7 +19,7 @@ from ase_biasgrad.numerics.native import BoundCall, NativeKernel
 from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
 from ase_biasgrad.numerics.threads import together
 
-COMPILED = "ase_biasgrad.fused.compiled"
+COMPILED = "ase_biasgrad.fused"
 EDGES_WITHIN = NativeKernel(f"{COMPILED}.geometry", "edges_within")
 EXECUTE = NativeKernel(f"{COMPILED}.execute", "execute")
 ADD_FORCES = NativeKernel(f"{COMPILED}.geometry", "add_forces")

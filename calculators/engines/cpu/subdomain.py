@@ -15,8 +15,8 @@ import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Evaluation
 from ase_biasgrad.calculators.engines.cpu.room import ADD_FORCES, EDGES_WITHIN, EXECUTE
-from ase_biasgrad.fused.compiled.operations import Operation
-from ase_biasgrad.fused.compiled.runtime import (
+from ase_biasgrad.fused.operations import Operation
+from ase_biasgrad.fused.runtime import (
     Candidates,
     Compiled,
     CompiledNetwork,

@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from conftest import copper, ethanol, small_potential
 
-from ase_biasgrad.fused.compiled.networks import NETWORKS
+from ase_biasgrad.fused.networks import NETWORKS
 from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.graph import collate, graph_from_atoms
 from ase_biasgrad.potential import Potential, strained

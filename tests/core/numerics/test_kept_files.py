@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from ase_biasgrad.fused.compiled.kept_networks import keep_network, read_network
-from ase_biasgrad.fused.compiled.runtime import Compiled, CompiledNetwork
+from ase_biasgrad.fused.kept_networks import keep_network, read_network
+from ase_biasgrad.fused.runtime import Compiled, CompiledNetwork
 from ase_biasgrad.numerics import kept_files
 from ase_biasgrad.numerics.kept_files import folder_for, keep, read_kept, source_digest, warn_once
 from ase_biasgrad.numerics.splines import Knots
@@ -73,7 +73,7 @@ def test_places_to_keep_files(sources, tmp_path, monkeypatch):
 
 
 def test_networks_come_back_bit_for_bit(monkeypatch, tmp_path):
-    monkeypatch.setattr("ase_biasgrad.fused.compiled.kept_networks.SOURCES", tmp_path)
+    monkeypatch.setattr("ase_biasgrad.fused.kept_networks.SOURCES", tmp_path)
     random = np.random.default_rng(0)
     program = Compiled(
         instructions=random.integers(-9, 9, (4, 5)),

@@ -16,7 +16,7 @@ from ase_biasgrad.calculators.engines.cpu.arrangement import (
     z_order,
 )
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
-from ase_biasgrad.fused.compiled.runtime import Candidates, atoms_at_once
+from ase_biasgrad.fused.runtime import Candidates, atoms_at_once
 from ase_biasgrad.neighbours import Edges, neighbour_list
 from ase_biasgrad.potential import arrays_of
 

@@ -204,7 +204,7 @@ def test_filters_that_cannot_be_sampled_are_left_to_autograd(monkeypatch):
     def refuse(*_):
         raise SplineError("a kink")
 
-    monkeypatch.setattr("ase_biasgrad.fused.compiled.networks.sampled", refuse)
+    monkeypatch.setattr("ase_biasgrad.fused.networks.sampled", refuse)
     with pytest.warns(UserWarning, match=r"runs by autograd: .* a kink"):
         calc = BiasGradCalculator(small_potential(), device="cpu")
     assert calc.engine == "reference"

@@ -14,7 +14,7 @@ from ase_biasgrad.calculators.engines.base import Evaluation
 from ase_biasgrad.calculators.engines.cpu.arrangement import arranged
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.cpu.subdomain import READ, NoHalo, SubDomain
-from ase_biasgrad.fused.compiled.operations import Operation
+from ase_biasgrad.fused.operations import Operation
 from ase_biasgrad.neighbours import pairs_within
 
 NETWORKS = ("schnet", "painn", "tensornet")

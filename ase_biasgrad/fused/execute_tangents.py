@@ -1,0 +1,163 @@
+"""Execution of the tangents of programs, and of the gradients of their weights."""
+
+from __future__ import annotations
+
+from ase_biasgrad.fused.cfconv_tangents import (
+    cfconv_gradient,
+    cfconv_tangent,
+    cfconv_vjp_tangent,
+    tensor_cfconv_gradient,
+    tensor_cfconv_tangent,
+    tensor_cfconv_vjp_tangent,
+)
+from ase_biasgrad.fused.dense_tangents import (
+    activate_tangent,
+    embed_gradient,
+    energies_gradient,
+    layer_norm_gradient,
+    layer_norm_tangent,
+    layer_norm_vjp_tangent,
+    linear_gradient,
+    repeat_tangent,
+    zero,
+)
+from ase_biasgrad.fused.execute import instruct
+from ase_biasgrad.fused.operations import Operation, Place
+from ase_biasgrad.fused.tensor_message_tangents import (
+    tensor_message_gradient,
+    tensor_message_tangent,
+    tensor_message_vjp_tangent,
+)
+from ase_biasgrad.fused.tensor_tangents import (
+    add_square_tangent,
+    add_square_vjp_tangent,
+    normalise_vjp_tangent,
+    squared_norms_tangent,
+)
+from ase_biasgrad.fused.vector_message_tangents import (
+    vector_message_gradient,
+    vector_message_tangent,
+    vector_message_vjp_tangent,
+)
+from ase_biasgrad.fused.vector_tangents import (
+    mix_tangent,
+    mix_vjp_tangent,
+    norms_and_products_tangent,
+    norms_and_products_vjp_tangent,
+)
+from ase_biasgrad.numerics.kernel_cache import compiled
+
+ZERO = int(Operation.ZERO)
+ACTIVATE_TANGENT = int(Operation.ACTIVATE_TANGENT)
+LAYER_NORM_TANGENT = int(Operation.LAYER_NORM_TANGENT)
+LAYER_NORM_VJP_TANGENT = int(Operation.LAYER_NORM_VJP_TANGENT)
+REPEAT_TANGENT = int(Operation.REPEAT_TANGENT)
+EMBED_GRADIENT = int(Operation.EMBED_GRADIENT)
+LINEAR_GRADIENT = int(Operation.LINEAR_GRADIENT)
+LAYER_NORM_GRADIENT = int(Operation.LAYER_NORM_GRADIENT)
+ENERGIES_GRADIENT = int(Operation.ENERGIES_GRADIENT)
+NORMALISE_VJP_TANGENT = int(Operation.NORMALISE_VJP_TANGENT)
+ADD_SQUARE_TANGENT = int(Operation.ADD_SQUARE_TANGENT)
+ADD_SQUARE_VJP_TANGENT = int(Operation.ADD_SQUARE_VJP_TANGENT)
+SQUARED_NORMS_TANGENT = int(Operation.SQUARED_NORMS_TANGENT)
+NORMS_AND_PRODUCTS_TANGENT = int(Operation.NORMS_AND_PRODUCTS_TANGENT)
+NORMS_AND_PRODUCTS_VJP_TANGENT = int(Operation.NORMS_AND_PRODUCTS_VJP_TANGENT)
+MIX_TANGENT = int(Operation.MIX_TANGENT)
+MIX_VJP_TANGENT = int(Operation.MIX_VJP_TANGENT)
+CFCONV_TANGENT = int(Operation.CFCONV_TANGENT)
+CFCONV_VJP_TANGENT = int(Operation.CFCONV_VJP_TANGENT)
+CFCONV_GRADIENT = int(Operation.CFCONV_GRADIENT)
+TENSOR_CFCONV_TANGENT = int(Operation.TENSOR_CFCONV_TANGENT)
+TENSOR_CFCONV_VJP_TANGENT = int(Operation.TENSOR_CFCONV_VJP_TANGENT)
+TENSOR_CFCONV_GRADIENT = int(Operation.TENSOR_CFCONV_GRADIENT)
+TENSOR_MESSAGE_TANGENT = int(Operation.TENSOR_MESSAGE_TANGENT)
+TENSOR_MESSAGE_VJP_TANGENT = int(Operation.TENSOR_MESSAGE_VJP_TANGENT)
+TENSOR_MESSAGE_GRADIENT = int(Operation.TENSOR_MESSAGE_GRADIENT)
+VECTOR_MESSAGE_TANGENT = int(Operation.VECTOR_MESSAGE_TANGENT)
+VECTOR_MESSAGE_VJP_TANGENT = int(Operation.VECTOR_MESSAGE_VJP_TANGENT)
+VECTOR_MESSAGE_GRADIENT = int(Operation.VECTOR_MESSAGE_GRADIENT)
+
+
+@compiled()
+def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type: ignore[no-untyped-def]
+    kind = row[0]
+    if kind < ZERO:
+        instruct(row, place, memory, weights, edges)
+    elif kind == ZERO:
+        zero(row, place, memory)
+    elif kind == ACTIVATE_TANGENT:
+        activate_tangent(row, place, memory)
+    elif kind == LAYER_NORM_TANGENT:
+        layer_norm_tangent(row, place, memory, weights)
+    elif kind == LAYER_NORM_VJP_TANGENT:
+        layer_norm_vjp_tangent(row, place, memory, weights)
+    elif kind == REPEAT_TANGENT:
+        repeat_tangent(row, place, memory, weights, tangents)
+    elif kind == EMBED_GRADIENT:
+        embed_gradient(row, place, memory, edges, gradients)
+    elif kind == LINEAR_GRADIENT:
+        linear_gradient(row, place, memory, gradients)
+    elif kind == LAYER_NORM_GRADIENT:
+        layer_norm_gradient(row, place, memory, gradients)
+    elif kind == ENERGIES_GRADIENT:
+        energies_gradient(row, place, memory, edges, tangents, gradients)
+    elif kind == NORMALISE_VJP_TANGENT:
+        normalise_vjp_tangent(row, place, memory)
+    elif kind == ADD_SQUARE_TANGENT:
+        add_square_tangent(row, place, memory)
+    elif kind == ADD_SQUARE_VJP_TANGENT:
+        add_square_vjp_tangent(row, place, memory)
+    elif kind == SQUARED_NORMS_TANGENT:
+        squared_norms_tangent(row, place, memory)
+    elif kind == NORMS_AND_PRODUCTS_TANGENT:
+        norms_and_products_tangent(row, place, memory)
+    elif kind == NORMS_AND_PRODUCTS_VJP_TANGENT:
+        norms_and_products_vjp_tangent(row, place, memory)
+    elif kind == MIX_TANGENT:
+        mix_tangent(row, place, memory)
+    elif kind == MIX_VJP_TANGENT:
+        mix_vjp_tangent(row, place, memory)
+    elif kind == CFCONV_TANGENT:
+        cfconv_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == CFCONV_VJP_TANGENT:
+        cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == CFCONV_GRADIENT:
+        cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == TENSOR_CFCONV_TANGENT:
+        tensor_cfconv_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_CFCONV_VJP_TANGENT:
+        tensor_cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_CFCONV_GRADIENT:
+        tensor_cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == TENSOR_MESSAGE_TANGENT:
+        tensor_message_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_MESSAGE_VJP_TANGENT:
+        tensor_message_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == TENSOR_MESSAGE_GRADIENT:
+        tensor_message_gradient(row, place, memory, weights, edges, tangents, gradients)
+    elif kind == VECTOR_MESSAGE_TANGENT:
+        vector_message_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == VECTOR_MESSAGE_VJP_TANGENT:
+        vector_message_vjp_tangent(row, place, memory, weights, edges, tangents)
+    elif kind == VECTOR_MESSAGE_GRADIENT:
+        vector_message_gradient(row, place, memory, weights, edges, tangents, gradients)
+
+
+@compiled()
+def execute_tangents(  # type: ignore[no-untyped-def]
+    block, blocks, instructions, segments, chunk, kept, local, memory, weights, edges, tangents,
+    gradients,
+):  # fmt: skip
+    """Run segments of the second order, as `execute` runs the others.
+
+    Gradients are added to `gradients (w,)`, which only one block at a time may have.
+    """
+    n = len(edges.numbers)
+    chunks = (n + chunk - 1) // chunk
+    first, last = chunks * block // blocks * chunk, min(chunks * (block + 1) // blocks * chunk, n)
+    mine = kept * n + local * chunk * block
+    for s in range(len(segments)):
+        for start in range(first, last, chunk):
+            place = Place(n, start, min(chunk, last - start), mine, chunk)
+            for k in range(segments[s, 0], segments[s, 1]):
+                _instruct(instructions[k], place, memory, weights, edges, tangents, gradients)
