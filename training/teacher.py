@@ -61,10 +61,10 @@ def taught(config: TrainConfig, folder: Path, teacher: Calculator | None) -> Tra
     parts["train"] += range(count, len(Dataset(path)))
     with whole_file(folder / SPLIT) as temporary:
         temporary.write_text(json.dumps(parts), encoding="utf-8")
-    used: dict[str, Path | int] = {part: folder / SPLIT for part in PARTS if parts[part]} | {
-        "path": path
-    }
-    used |= {} if parts["test"] else {"test": 0}
+    used: dict[str, Path | int] = {part: folder / SPLIT for part in PARTS if parts[part]}
+    used["path"] = path
+    if not parts["test"]:
+        used["test"] = 0
     return config.model_copy(update={"data": data.model_copy(update=used)})
 
 
