@@ -231,7 +231,7 @@ def _check_rows(path: Path) -> None:
     listed = content.get("ids", [1])
     if not isinstance(listed, list) or {str(row) for row in listed} != rows:
         raise DataError(
-            f"the file has {len(rows)} rows, but its list \"ids\" does not name them: it is damaged"
+            f'the file has {len(rows)} rows, but its list "ids" does not name them: it is damaged'
         )
 
 
