@@ -97,7 +97,7 @@ def _reading(path: Path, blocks: Iterator[Block]) -> Iterator[Block]:
 def _layout(path: Path, file: h5py.File) -> _Layout:
     name = next(iter(file), "")
     first = file[name] if name else None
-    keys = sorted(first) if isinstance(first, h5py.Group) else []
+    keys = sorted(key for key, _ in _items(first)) if isinstance(first, h5py.Group) else []
     inner = first[keys[0]] if first is not None and keys else None
     if {"atomic_numbers", "coordinates"} <= {*keys}:
         return _ANI
@@ -110,6 +110,14 @@ def _layout(path: Path, file: h5py.File) -> _Layout:
         f"{path}: an HDF5 file whose layout is not that of {KNOWN}, nor a dataset of ase-biasgrad; "
         f"it has {found or 'nothing'}"
     )
+
+
+def _items(group: Mapping[str | bytes, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and contents of a group; h5py has bytes where a name is no text."""
+    for key, item in group.items():
+        if isinstance(key, bytes):
+            raise ValueError(f"the name {key!r} is no text")
+        yield key, item
 
 
 def _ani_blocks(path: Path, file: h5py.File, options: ImportOptions) -> Iterator[Block]:
@@ -139,7 +147,7 @@ def _molecules(
 ) -> Block:
     name = group.name.strip("/")
     numbers = atomic_numbers(group["atomic_numbers"][()], str(path), f"of {name}")
-    present = [key for key in group if key not in ("atomic_numbers", positions)]
+    present = [key for key, _ in _items(group) if key not in ("atomic_numbers", positions)]
     keys = _keys(present, own, options)
     labels = {label: (key, group[key][()]) for label, key in keys.items()}
     left = [key for key in present if key not in keys.values()]
@@ -196,14 +204,14 @@ def _place(name: str) -> tuple[int, str]:
 
 def _configuration(path: Path, group: h5py.Group, options: ImportOptions) -> Block:
     name = group.name.strip("/")
-    inner = {key: _value(item) for key, item in group.items() if isinstance(item, h5py.Dataset)}
+    inner = {key: _value(item) for key, item in _items(group) if isinstance(item, h5py.Dataset)}
     structure = {
         key: inner.pop(key, None) for key in ("atomic_numbers", "positions", "cell", "pbc")
     }
-    weights = {key: _value(item) for key, item in group.get("property_weights", {}).items()}
+    weights = {key: _value(item) for key, item in _items(group.get("property_weights", {}))}
     for key in [key for key in inner if key.endswith("_weight")]:
         weights[key.removesuffix("_weight")] = inner.pop(key)
-    values = inner | {key: _value(item) for key, item in group.get("properties", {}).items()}
+    values = inner | {key: _value(item) for key, item in _items(group.get("properties", {}))}
     present = {key: v for key, v in values.items() if v is not None and weights.get(key) != 0}
     keys = _keys(present, {}, options)
     cell = structure["cell"]

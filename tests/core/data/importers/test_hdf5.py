@@ -320,6 +320,17 @@ WRITERS = {
 }
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_names_that_are_no_text_are_refused(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    with h5py.File(tmp_path / name, "a") as file:
+        group = next(iter(file.values()))
+        group = next(iter(group.values())) if name == "mace.hdf5" else group
+        group[b"forc\x80s"] = np.zeros(3)
+    with pytest.raises(DataError, match=rf"{name}.*the name b'forc\\x80s' is no text"):
+        import_files([tmp_path / name], tmp_path / "x.h5", ImportOptions(accept=True))
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WRITERS)
 def test_mutated_files_are_refused_or_give_a_dataset(tmp_path, name, count):
