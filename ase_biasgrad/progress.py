@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,3 +24,11 @@ def progress_bar(
     from tqdm import tqdm
 
     return tqdm(items, description, disable=None if show else True, leave=False, **options)
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, above a bar that is shown there."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(line, file=sys.stderr, flush=True)

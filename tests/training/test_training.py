@@ -327,7 +327,7 @@ def test_configuration_files_and_overrides(tmp_path):
     with pytest.raises(ConfigError, match="holds no options"):
         load_config(file)
     described = describe_options()
-    assert "learning_rate: 0.004" in described
+    assert "learning_rate: 0.006" in described
     assert "schedule:  # Learning rate" in described
     assert "one of cosine, plateau, constant" in described
     assert "# energy_weight: 0.05" in described

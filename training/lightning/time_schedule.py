@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from tqdm import tqdm
 
+from ase_biasgrad.progress import say
 from ase_biasgrad.training.config import ForceStageOptions
 
 WARMUP = 0.05  # of the time at most
@@ -102,8 +101,7 @@ class TimeSchedule(pl.Callback):
         if not (self.tell and trainer.is_global_zero and self.done - self._told >= NEWS):
             return
         self._told = self.done
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(self.news(trainer.current_epoch + 1), file=sys.stderr, flush=True)
+        say(self.news(trainer.current_epoch + 1))
 
     def news(self, epochs: int) -> str:
         """One line: time left, epochs, the error now and its forecast."""

@@ -385,4 +385,7 @@ def test_any_header_is_read_rightly_or_refused_by_name(tmp_path_factory, pairs):
     energies = [float(v) for k, v in pairs if k.lower() == "energy" and v in ("1", "-2.5")]
     assert dataset[0].energy is None or dataset[0].energy in energies
     if all(value in WHOLE for _, value in pairs):
-        assert all(key in said or key in ("pbc", "energy_unit") for key, _ in pairs)
+        silent = {"pbc", "energy_unit"}
+        if any(value == "''" for _, value in pairs):
+            silent.add("note")  # ASE takes it for a part of the empty text before it
+        assert all(key in said or key in silent for key, _ in pairs)
