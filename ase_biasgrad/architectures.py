@@ -124,7 +124,7 @@ def check_schnetpack(arguments: Mapping[str, Any]) -> None:
 
 
 def _schnetpack_shapes(arguments: Mapping[str, Any]) -> Shapes:
-    """What SchNet and PaiNN have in common: basis, cutoff function, embedding, readout."""
+    """Shapes common to SchNet and PaiNN: basis, cutoff function, embedding, readout."""
     check_schnetpack(arguments)
     features, layers = arguments["features"], arguments["readout_layers"]
     basis, cutoff = BASES[arguments["radial_basis"]], CUTOFF_FUNCTIONS[arguments["cutoff_function"]]

@@ -59,7 +59,7 @@ class PotentialArrays:
 
 
 def bias_prefix(name: str, reference: str) -> str:
-    """What the names of the tensors of a bias begin with; `reference` is the potential's own."""
+    """Beginning of the names of a bias's tensors; `reference` is the potential's own."""
     return "bias." if name == reference else f"references.{name}."
 
 

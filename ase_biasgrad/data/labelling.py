@@ -35,7 +35,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Label:
-    """What a reference calculator says of one structure; eV, Å."""
+    """Labels of one structure by a reference calculator; eV, Å."""
 
     energy: float
     forces: np.ndarray  # (n, 3)

@@ -16,7 +16,7 @@ Weights = Mapping[str, Any]
 
 
 class Functions(NamedTuple):
-    """What networks need of an array library to make weights of their parameters."""
+    """Functions of an array library by which networks make weights of their parameters."""
 
     silu: Callable[[Any], Any]
     shifted_softplus: Callable[[Any], Any]

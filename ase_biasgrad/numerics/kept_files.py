@@ -28,7 +28,7 @@ def source_digest(folder: Path) -> str:
 
 @cache
 def folder_for(sources: Path) -> Path | None:
-    """Where to keep files made by the sources in a folder; None if no place can be written.
+    """Folder for files made by the sources in a folder; None if no place can be written.
 
     In `NUMBA_CACHE_DIR`, if it is set; else beside the sources, or in the user's cache.
     """

@@ -162,7 +162,7 @@ def _say_that_it_takes_time() -> None:
 
 @cache
 def _machine() -> str:
-    """What code depends on besides its sources."""
+    """Everything that code depends on besides its sources."""
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -271,7 +271,7 @@ def _entry_code(description: Any, arguments: tuple[Any, ...]) -> bytes:
 
 
 def _classes(arguments: tuple[Any, ...]) -> Iterator[str]:
-    """How `_numbers` are passed: p for pointers, i for whole numbers, f for floats."""
+    """Kinds of `_numbers`: p for pointers, i for whole numbers, f for floats."""
     for value in arguments:
         if isinstance(value, np.ndarray):
             yield from "ppiip" + 2 * value.ndim * "i"

@@ -29,7 +29,7 @@ FRESH = {
 
 @dataclass(frozen=True)
 class InAProcess:
-    """What a process says of itself: changed globals as name: (before, after), and its output."""
+    """Report of a process: changed globals as name: (before, after), and its output."""
 
     changes: dict[str, tuple[Any, Any]]
     printed: str
@@ -90,7 +90,7 @@ def _ran(name: str, structure: bytes) -> InAProcess:
 
 
 def changes_in_a_process(name: str, atoms: Atoms) -> InAProcess:
-    """What a new process finds changed by the calculator of the factory `name`; runs once."""
+    """Changes that the calculator of the factory `name` makes in a new process; runs once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "atoms.json"
         write(path, atoms)

@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a check."""
+    """Outcome of a check."""
 
     check: Check
     outcome: Outcome

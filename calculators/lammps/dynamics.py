@@ -31,7 +31,7 @@ BAR = 1e-4  # GPa
 
 @dataclass
 class _Frames:
-    """What process 0 writes of a run."""
+    """Files that process 0 writes of a run."""
 
     atoms: Atoms
     prism: Prism

@@ -164,7 +164,7 @@ class _AseDynamics:
 
 
 def _bytes_of_a_row(force: Any) -> int:
-    """What a process sends of one atom at each step."""
+    """Numbers that a process sends of one atom at each step."""
     from ase_biasgrad.calculators.engines.cpu.subdomain import read_before
 
     count = 3 * 8  # its position

@@ -40,7 +40,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Name for people."""
         heat = f" at {self.temperature:g} K" if self.explorer == "md" else ""
         return f"{self.explorer}{heat} from {self.start}"
 
