@@ -60,7 +60,7 @@ class Baseline:
 
     @classmethod
     def from_record(cls, record: Any) -> Baseline:
-        """From the JSON values of `record`.
+        """Baseline with the JSON values of `record`.
 
         Raises
         ------

@@ -66,19 +66,25 @@ class CheckpointError(ValueError):
     """
 
 
+class _Recorded:
+    """Provenance of what a file holds."""
+
+    metadata: dict[str, Any]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Provenance: data hash, split, versions, validation metrics, where recorded."""
+        return self.metadata["training"]
+
+
 @dataclass(frozen=True)
-class StoredPotential:
+class StoredPotential(_Recorded):
     """A checkpoint as read, on NumPy arrays."""
 
     potential: PotentialArrays
     metadata: dict[str, Any]
     path: Path
     sha256: str
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Provenance: data hash, split, versions, validation metrics, where recorded."""
-        return self.metadata["training"]
 
     @property
     def training_range(self) -> TrainingRange | None:
@@ -98,18 +104,13 @@ class StoredPotential:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_Recorded):
     """A potential as loaded: on the CPU, in evaluation mode, no parameter wanting gradients."""
 
     potential: Potential
     metadata: dict[str, Any]
     path: Path
     sha256: str
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Provenance: data hash, split, versions, validation metrics, where recorded."""
-        return self.metadata["training"]
 
 
 def save_checkpoint(

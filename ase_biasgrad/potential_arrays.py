@@ -11,6 +11,7 @@ import numpy as np
 from ase_biasgrad.bias_arrays import BiasArrays
 
 REFERENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # no dot, which parts names of tensors
+ROUNDING = 1e-8  # of second derivatives, relative to the largest
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,23 @@ class PotentialArrays:
             prefix = bias_prefix(name, self.reference)
             found |= {f"{prefix}{key}": array for key, array in bias.tensors.items()}
         return found
+
+
+def symmetric(second: np.ndarray, what: str) -> np.ndarray:
+    """Second derivatives `(m, m)` of an energy without their rounding.
+
+    Raises
+    ------
+    ArithmeticError
+        If they are not symmetric; the message names `what` they are of.
+    """
+    asymmetry, largest = (np.abs(m).max(initial=0.0) for m in (second - second.T, second))
+    if asymmetry > ROUNDING * max(largest, 1e-3):
+        raise ArithmeticError(
+            f"the second derivatives of {what} are not symmetric: off by {asymmetry:.1e} where the "
+            f"largest is {largest:.1e}; it is not smooth at these positions"
+        )
+    return np.asarray(0.5 * (second + second.T))
 
 
 def bias_prefix(name: str, reference: str) -> str:

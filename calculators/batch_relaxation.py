@@ -175,7 +175,7 @@ def _relax(
 
 
 def _kept(running: list[_Search], lbfgs: ManyLBFGS, mask: list[bool]) -> list[_Search]:
-    """Those of `mask`, whose histories alone are kept."""
+    """Searches of `mask`, whose histories alone are kept."""
     if all(mask):
         return running
     lbfgs.keep(np.flatnonzero(mask).tolist())

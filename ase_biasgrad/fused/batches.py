@@ -20,6 +20,8 @@ from ase_biasgrad.fused.runtime import (
     Edges,
     EdgeTangents,
     atoms_at_once,
+    empty_candidates,
+    empty_edges,
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.splines import N_WEIGHTS, Knots, polynomials, slope_polynomials
@@ -94,10 +96,7 @@ def structures_of(
     first_atom = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     chunk = np.array([atoms_at_once(int(size)) for size in sizes], np.int64)
     n, e = int(first_atom[-1]), edges.shape[1]
-    found = Candidates._make((
-        np.empty(n + len(sizes), np.int64), *np.empty((2, n), np.int64), np.empty(e, np.int64),
-        np.empty((e, 3), np.int32),
-    ))  # fmt: skip
+    found = empty_candidates(n + len(sizes), n, e)
     out = Structures(first_atom, first_edge, chunk, numbers, positions, cells, found)
     _arrange_all(out, edges[0], edges[1], shift)
     return out
@@ -113,11 +112,7 @@ def room_for(structures: Structures, program: Compiled, dtype: np.dtype, last: R
     if last is not None and last.memory.dtype == dtype and last.fits(first[-1], n, e):
         edges = last.edges._replace(numbers=structures.numbers, starts=structures.edges.starts)
         return last._replace(first=first, edges=edges)
-    edges = Edges._make((
-        structures.numbers, structures.edges.starts, *np.empty((3, n), np.int64),
-        *np.empty((2, e), np.int32), np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype),
-        np.empty((e, 4)), np.empty(n), np.ones(n),
-    ))  # fmt: skip
+    edges = empty_edges(structures.numbers, structures.edges, np.empty(n), dtype)
     tangents = EdgeTangents(
         np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype), np.empty((e, 4)), np.zeros(n)
     )
@@ -133,7 +128,7 @@ def _arrange_all(structures, i, j, shift):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _candidates(s, structures):  # type: ignore[no-untyped-def]
-    """Those of structure s."""
+    """Candidates of structure s."""
     a, b = structures.first_atom[s], structures.first_atom[s + 1]
     c, d = structures.first_edge[s], structures.first_edge[s + 1]
     e = structures.edges
@@ -144,7 +139,7 @@ def _candidates(s, structures):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _edges(s, structures, room):  # type: ignore[no-untyped-def]
-    """Those of structure s."""
+    """Edges of structure s."""
     a, b = structures.first_atom[s], structures.first_atom[s + 1]
     c, d = structures.first_edge[s], structures.first_edge[s + 1]
     e = room.edges

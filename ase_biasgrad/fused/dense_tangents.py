@@ -112,15 +112,6 @@ def layer_norm_vjp_tangent(row, place, memory, weights):  # type: ignore[no-unty
 
 
 @compiled()
-def repeat_tangent(row, place, memory, weights, tangents):  # type: ignore[no-untyped-def]
-    y, width = locate(row, 1, place), row[2]
-    for a in range(place.size):
-        factor = splat(memory.dtype.type(tangents.cotangents[place.first + a]))
-        for f in range(0, width, WIDTH):
-            store(memory, y + a * width + f, factor * load(weights, row[3] + f))
-
-
-@compiled()
 def embed_gradient(row, place, memory, edges, gradients):  # type: ignore[no-untyped-def]
     g, width = locate(row, 1, place), row[2]
     for a in range(place.size):

@@ -10,6 +10,7 @@ from ase_biasgrad.fused.cfconv_tangents import (
     tensor_cfconv_tangent,
     tensor_cfconv_vjp_tangent,
 )
+from ase_biasgrad.fused.dense import repeat
 from ase_biasgrad.fused.dense_tangents import (
     activate_tangent,
     embed_gradient,
@@ -18,7 +19,6 @@ from ase_biasgrad.fused.dense_tangents import (
     layer_norm_tangent,
     layer_norm_vjp_tangent,
     linear_gradient,
-    repeat_tangent,
     zero,
 )
 from ase_biasgrad.fused.execute import instruct
@@ -92,7 +92,7 @@ def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type:
     elif kind == LAYER_NORM_VJP_TANGENT:
         layer_norm_vjp_tangent(row, place, memory, weights)
     elif kind == REPEAT_TANGENT:
-        repeat_tangent(row, place, memory, weights, tangents)
+        repeat(row, place, memory, weights, tangents)  # of which adjoints move, too
     elif kind == EMBED_GRADIENT:
         embed_gradient(row, place, memory, edges, gradients)
     elif kind == LINEAR_GRADIENT:

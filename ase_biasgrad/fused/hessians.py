@@ -7,6 +7,7 @@ tangents of a program (`tangents`); what the forward pass and the VJP have left 
 from __future__ import annotations
 
 import numpy as np
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_strain
 
 from ase_biasgrad.fused.batches import (
     Evaluated,
@@ -19,9 +20,6 @@ from ase_biasgrad.fused.execute_tangents import execute_tangents
 from ase_biasgrad.fused.geometry import add_force_tangents, move_edges
 from ase_biasgrad.fused.runtime import CompiledNetwork
 from ase_biasgrad.numerics.kernel_cache import compiled
-
-# rows and columns of the strains xx yy zz yz xz xy
-VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 
 
 def second_derivatives(
@@ -49,9 +47,9 @@ def second_derivatives(
     size = 3 * n + (6 if strain else 0)
     moved, strains = np.zeros((size, n, 3)), np.zeros((size, 3, 3))
     moved.reshape(size, -1)[: 3 * n] = np.eye(3 * n)
-    for k, (row, column) in enumerate(zip(*VOIGT, strict=True) if strain else ()):
-        strains[3 * n + k, row, column] += 0.5
-        strains[3 * n + k, column, row] += 0.5
+    if strain:
+        # ASE has 1 + ε
+        strains[3 * n :] = [voigt_6_to_full_3x3_strain(one) - np.eye(3) for one in np.eye(6)]
     forces, strain_gradients = np.zeros((size, n, 3)), np.zeros((size, 3, 3))
     _tangents_of_forces(
         p.instructions, p.segments[p.first_order :], p.kept, p.local, p.weights, splines, structure,
@@ -60,9 +58,8 @@ def second_derivatives(
     # positions are those before the strain: ∂E/∂r = −F (1 + ε) and ∂E/∂ε = Σ G r with that r
     forces += np.einsum("ik,skl->sil", first.forces, strains)
     strain_gradients -= np.einsum("kl,slm->skm", first.strain_gradient[0], strains)
-    symmetric = 0.5 * (strain_gradients + strain_gradients.swapaxes(1, 2))
-    rows = [-forces.reshape(size, -1), *([symmetric[:, VOIGT[0], VOIGT[1]]] if strain else [])]
-    return np.concatenate(rows, axis=1)
+    of_strains = [full_3x3_to_voigt_6_stress(strain_gradients)] if strain else []
+    return np.concatenate([-forces.reshape(size, -1), *of_strains], axis=1)
 
 
 @compiled()

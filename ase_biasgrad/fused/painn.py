@@ -17,16 +17,13 @@ from ase_biasgrad.numerics.simd import WIDTH
 
 EPSILON = 1e-8  # under the root of |V|
 
+basis = basis_and_cutoff
+
 
 def radial_functions(arguments: Mapping[str, Any]) -> int:
     """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
     count = int(arguments["radial_functions"])
     return 2 * count if arguments["radial_basis"] == "bessel" else count
-
-
-def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:
-    """Radial basis `(m, functions)` and cutoff function `(m, 1)` at distances `(m,)` in Å."""
-    return basis_and_cutoff(arguments, w, r)
 
 
 def filters(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Layer(Protocol):
         """Append the instructions from the adjoint of the result to those of the inputs."""
 
 
+@runtime_checkable
 class LearningLayer(Layer, Protocol):
     """A layer whose weights learn."""
 
@@ -159,7 +160,7 @@ class Program:
             self._append_tangents(0, steps_forward, rules)
             for layer, first, last in of_layers:
                 self._append_tangents(first, last, rules)
-                if self.learns and hasattr(layer, "gradient"):
+                if self.learns and isinstance(layer, LearningLayer):
                     layer.gradient(self)
             if not self.learns:
                 self._keep_first_order(first_order)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ase_biasgrad.numerics.splines import Knots
+from ase_biasgrad.numerics.splines import N_WEIGHTS, Knots
 
 CHUNKS, SMALLEST, LARGEST = 4, 54, 256
 
@@ -72,6 +72,26 @@ class Edges(NamedTuple):
     adjoints: np.ndarray  # (e, 4) float64, of upper edges: ∂E/∂d per spacing of the knots, ∂E/∂u
     energies: np.ndarray  # (n,) float64
     cotangents: np.ndarray  # (n,) float64, adjoints of the energies
+
+
+def empty_candidates(starts: int, n: int, count: int) -> Candidates:
+    """Room for the `count` edges of `n` atoms, and for so many starts."""
+    return Candidates._make((
+        np.empty(starts, np.int64), *np.empty((2, n), np.int64), np.empty(count, np.int64),
+        np.empty((count, 3), np.int32),
+    ))  # fmt: skip
+
+
+def empty_edges(
+    numbers: np.ndarray, candidates: Candidates, energies: np.ndarray, dtype: np.dtype
+) -> Edges:
+    """Room for the edges among candidates, of the atoms that have `energies (n,)`."""
+    n, count = len(energies), len(candidates.neighbour)
+    return Edges._make((
+        numbers, candidates.starts, *np.empty((3, n), np.int64), *np.empty((2, count), np.int32),
+        np.empty((count, 2, N_WEIGHTS), dtype), np.empty((count, 3), dtype), np.empty((count, 4)),
+        energies, np.ones(n),
+    ))  # fmt: skip
 
 
 class EdgeTangents(NamedTuple):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ase_biasgrad.fused.dense import (
     SHIFTED_SOFTPLUS,
     SILU,
@@ -19,16 +17,13 @@ from ase_biasgrad.fused.messages import CFConv
 from ase_biasgrad.fused.program import Program, Variable, widened
 from ase_biasgrad.fused.radial import Functions, Weights, basis_and_cutoff, dense
 
+basis = basis_and_cutoff
+
 
 def radial_functions(arguments: Mapping[str, Any]) -> int:
     """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
     count = int(arguments["radial_functions"])
     return 4 * count if arguments["radial_basis"] == "bessel" else count
-
-
-def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:
-    """Radial basis `(m, functions)` and cutoff function `(m, 1)` at distances `(m,)` in Å."""
-    return basis_and_cutoff(arguments, w, r)
 
 
 def filters(

@@ -12,8 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-ROUNDING = 1e-8  # of second derivatives, relative to the largest
-
 
 @dataclass(frozen=True)
 class Structure:
@@ -44,23 +42,6 @@ def split(
     ends = np.cumsum(sizes)[:-1]
     parts = np.split(energies, ends, axis=1), np.split(forces, ends, axis=1)
     return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
-
-
-def symmetric(second: np.ndarray, what: str) -> np.ndarray:
-    """Second derivatives `(m, m)` of an energy without their rounding.
-
-    Raises
-    ------
-    ArithmeticError
-        If they are not symmetric; the message names `what` they are of.
-    """
-    asymmetry, largest = np.abs(second - second.T).max(), np.abs(second).max()
-    if asymmetry > ROUNDING * max(largest, 1e-3):
-        raise ArithmeticError(
-            f"the second derivatives of {what} are not symmetric: off by {asymmetry:.1e} where "
-            f"the largest is {largest:.1e}; it is not smooth at these positions"
-        )
-    return 0.5 * (second + second.T)
 
 
 class Engine(Protocol):

@@ -90,7 +90,7 @@ def test_paths_of_cells_are_those_of_ase():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_minima_of_a_trained_potential(dtype):
-    """From several starts, free and held, each to the minimum that it finds alone."""
+    """Several starts, free and held, each to the minimum that it finds alone."""
 
     def starts():
         made = []

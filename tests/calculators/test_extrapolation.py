@@ -252,7 +252,7 @@ def test_close_pairs_under_a_skin_are_those_of_a_search(seed):
 
 
 def test_the_pairs_of_training_are_inside():
-    """What is as close as the closest pair in training is not closer."""
+    """A pair as close as the closest in training is not closer."""
     atoms = Atoms("OH", [[0, 0, 0], [0.3, 0.5, 0.77]])
     seen = TrainingRange({(1, 8): atoms.get_distance(0, 1)})
     check = RangeCheck(seen, 4.0, 1.0, [1, 8])

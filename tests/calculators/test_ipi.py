@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def calc():
-    """By autograd: nothing has to be compiled while a server waits."""
+    """Calculator by autograd: nothing has to be compiled while a server waits."""
     return reference(small_potential("schnet"))
 
 

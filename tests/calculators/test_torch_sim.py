@@ -132,7 +132,7 @@ def test_lists_stay_exact_while_batches_change(batch):
 
 
 def test_relaxations_end_where_those_of_ase_do():
-    """Of one molecule from several starts, FIRE to the same minima."""
+    """One molecule from several starts, FIRE to the same minima."""
     starts = []
     for seed in range(3):
         atoms = molecule("CH3CH2OH")

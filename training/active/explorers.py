@@ -47,7 +47,7 @@ class Task:
 
 @dataclass
 class Exploration:
-    """What an exploration found.
+    """Findings of an exploration.
 
     `largest` is the largest expected error in eV/Å on the way, `stopped` the reason of its end
     before its time.

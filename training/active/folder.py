@@ -33,7 +33,7 @@ class LearnError(ValueError):
 
 @dataclass(frozen=True)
 class LearnFolder:
-    """Where active learning lives."""
+    """Folder of an active learning."""
 
     path: Path
 

@@ -53,7 +53,7 @@ class Labels:
         return Labels(-self.energy, -self.forces, -self.stress)
 
     def of(self, places: np.ndarray, counts: np.ndarray) -> Labels:
-        """Those of the frames at `places` `(k,)`; `counts` `(m,)` are the atoms of all frames."""
+        """Labels of the frames at `places` `(k,)`; `counts` `(m,)` are the atoms of all frames."""
         first = np.cumsum(counts) - counts
         atoms = [np.arange(first[k], first[k] + counts[k]) for k in places]
         rows = np.concatenate([np.zeros(0, np.int64), *atoms])

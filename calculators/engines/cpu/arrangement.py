@@ -13,7 +13,7 @@ import numpy as np
 
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
-from ase_biasgrad.fused.runtime import Candidates, atoms_at_once
+from ase_biasgrad.fused.runtime import Candidates, atoms_at_once, empty_candidates
 from ase_biasgrad.neighbours import Edges, complete_cell
 from ase_biasgrad.numerics.native import NativeKernel
 
@@ -37,10 +37,7 @@ def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
 def arranged(i: np.ndarray, j: np.ndarray, shift: np.ndarray, n: int) -> Candidates:
     """Edges `(e,)` from i, of the first `n` atoms, to j, with shift `(e, 3)`."""
     shift = np.ascontiguousarray(shift, np.int32)
-    found = Candidates._make((
-        np.empty(n + 1, np.int64), *np.empty((2, n), np.int64), np.empty(len(i), np.int64),
-        np.empty((len(i), 3), np.int32),
-    ))  # fmt: skip
+    found = empty_candidates(n + 1, n, len(i))
     ARRANGE(i.astype(np.int64), j.astype(np.int64), shift, atoms_at_once(n), found)
     count = found.starts[-1]
     return found._replace(neighbour=found.neighbour[:count], shift=found.shift[:count])

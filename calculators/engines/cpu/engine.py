@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
-from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split, symmetric
+from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room
@@ -17,7 +17,7 @@ from ase_biasgrad.fused.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.runtime import Candidates, CompiledNetwork
 from ase_biasgrad.neighbours import neighbour_list
 from ase_biasgrad.numerics.threads import blocks_for, one_thread_each
-from ase_biasgrad.potential_arrays import NetworkArrays
+from ase_biasgrad.potential_arrays import NetworkArrays, symmetric
 
 
 def fits(networks: Sequence[NetworkArrays]) -> bool:

@@ -11,12 +11,12 @@ from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.fused.runtime import (
     Candidates,
     CompiledNetwork,
-    Edges,
     atoms_at_once,
+    empty_edges,
     numbers_needed,
 )
 from ase_biasgrad.numerics.native import BoundCall, NativeKernel
-from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
+from ase_biasgrad.numerics.splines import polynomials, slope_polynomials
 from ase_biasgrad.numerics.threads import together
 
 COMPILED = "ase_biasgrad.fused"
@@ -41,16 +41,12 @@ class Room:
         self.candidates, self.blocks = candidates, blocks
         numbers = np.concatenate([s.numbers for s in structures])
         owner = np.repeat(np.arange(len(structures)), [len(s.numbers) for s in structures])
-        n, count, dtype = len(numbers), len(candidates.neighbour), network.program.weights.dtype
+        n, dtype = len(numbers), network.program.weights.dtype
         self._positions, self._cells = np.empty((n, 3)), np.empty((len(structures), 3, 3))
         self.energies, self.forces = np.empty(n), np.empty((n, 3))
         self.strain = np.empty((len(structures), 3, 3))
-        vectors = np.empty((count, 4))  # r_j − r_i and its length
-        edges = Edges._make((
-            numbers, candidates.starts, *np.empty((3, n), np.int64),
-            *np.empty((2, count), np.int32), np.empty((count, 2, N_WEIGHTS), dtype),
-            np.empty((count, 3), dtype), np.empty((count, 4)), self.energies, np.ones(n),
-        ))  # fmt: skip
+        vectors = np.empty((len(candidates.neighbour), 4))  # r_j − r_i and its length
+        edges = empty_edges(numbers, candidates, self.energies, dtype)
         knots, program = network.knots, network.program
         self._find_edges = [
             EDGES_WITHIN.bind(

@@ -20,12 +20,12 @@ from ase_biasgrad.fused.runtime import (
     Candidates,
     Compiled,
     CompiledNetwork,
-    Edges,
     atoms_at_once,
+    empty_edges,
     numbers_needed,
 )
 from ase_biasgrad.numerics.native import BoundCall
-from ase_biasgrad.numerics.splines import N_WEIGHTS, polynomials, slope_polynomials
+from ase_biasgrad.numerics.splines import polynomials, slope_polynomials
 
 # operands of which an instruction reads the rows of other atoms, where no earlier one has
 READ: dict[int, tuple[int, ...]] = {
@@ -46,13 +46,6 @@ class Halo(Protocol):
     def fill(self, values: np.ndarray) -> None:
         """Write the copies' rows of values `(rows, width)`, and give away those of own atoms."""
         ...
-
-
-class NoHalo:
-    """The halo of a process that is alone."""
-
-    def fill(self, values: np.ndarray) -> None:
-        """Nothing: there are no copies."""
 
 
 def read_before(program: Compiled) -> list[list[tuple[int, int]]]:
@@ -125,18 +118,12 @@ class _Member:
         self, network: CompiledNetwork, numbers: np.ndarray, candidates: Candidates,
         positions: np.ndarray, cell: np.ndarray,
     ) -> None:  # fmt: skip
-        n, rows, count = len(candidates.inners), len(numbers), len(candidates.neighbour)
+        n, rows = len(candidates.inners), len(numbers)
         program, knots, dtype = network.program, network.knots, network.program.weights.dtype
         self.energies, self.forces = np.empty(n), np.empty((n, 3))
         self.strain = np.empty((1, 3, 3))
-        vectors, owner = np.empty((count, 4)), np.zeros(n, np.int64)
-        edges = Edges(
-            numbers=numbers, starts=candidates.starts,
-            inners=np.empty(n, np.int64), middles=np.empty(n, np.int64), ends=np.empty(n, np.int64),
-            neighbour=np.empty(count, np.int32), bin=np.empty(count, np.int32),
-            weights=np.empty((count, 2, N_WEIGHTS), dtype), unit=np.empty((count, 3), dtype),
-            adjoints=np.empty((count, 4)), energies=self.energies, cotangents=np.ones(n),
-        )  # fmt: skip
+        vectors, owner = np.empty((len(candidates.neighbour), 4)), np.zeros(n, np.int64)
+        edges = empty_edges(numbers, candidates, self.energies, dtype)
         self._find_edges = EDGES_WITHIN.bind(
             0, 1, positions, cell, owner, candidates, knots.cutoff, knots.spacing, knots.count - 1,
             polynomials(), slope_polynomials(), vectors, edges,

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def rows(said: str) -> dict[str, str]:
-    """What the table says of each structure."""
+    """Rows of the table, one for each structure."""
     lines = said[said.index("structure ") :].splitlines()[1:-1]
     return {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in lines}
 

@@ -210,7 +210,7 @@ def _program(build, inputs, weights, learns, inactive, expected) -> tuple[_Finis
             p.emit(Operation.EMBED, p.tangent(y, 0), moved[table])
 
     def add_apart(p: Program, x: Variable, y: Variable, more: int) -> None:
-        """In a segment of its own: what is read at the end lies there for all atoms."""
+        """ADD in a segment of its own: what is read at the end lies there for all atoms."""
         if x.tangent is not None:
             p.emit_messages(Operation.ADD, x.tangent, p.tangent(y, more), more)
 
