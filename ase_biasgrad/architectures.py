@@ -75,17 +75,10 @@ def require_positive(arguments: Mapping[str, Any], names: Iterable[str]) -> None
             raise ValueError(f"{name}={arguments[name]} must be above zero")
 
 
-def choose(argument: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """The choice that an argument names.
-
-    Raises
-    ------
-    ValueError
-        If there is none; the message lists those there are.
-    """
+def require_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raise `ValueError` if an argument is none of its choices; the message lists them."""
     if value not in choices:
         raise ValueError(f"{argument}={value!r} is unknown; choose from {sorted(choices)}")
-    return choices[value]
 
 
 def _linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
@@ -117,8 +110,8 @@ def check_schnetpack(arguments: Mapping[str, Any]) -> None:
     """Raise `ValueError` on sizes and words that make no SchNet or PaiNN."""
     sizes = ("features", "interactions", "cutoff", "radial_functions", "readout_layers")
     require_positive(arguments, sizes)
-    choose("radial_basis", arguments["radial_basis"], BASES)
-    choose("cutoff_function", arguments["cutoff_function"], CUTOFF_FUNCTIONS)
+    require_choice("radial_basis", arguments["radial_basis"], BASES)
+    require_choice("cutoff_function", arguments["cutoff_function"], CUTOFF_FUNCTIONS)
     if arguments["radial_basis"] == "gaussian" and arguments["radial_functions"] < 2:
         raise ValueError("radial_functions=1: the width of Gaussians is the distance of two")
 

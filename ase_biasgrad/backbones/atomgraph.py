@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, pad, softplus
 
-from ase_biasgrad.architectures import require_positive
+from ase_biasgrad.architectures import require_choice, require_positive
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.element_features import FEATURES, element_table
+from ase_biasgrad.backbones.radial import Dense
 from ase_biasgrad.differentiable_graph import (
     Adjacency,
     cutoff_adjacency,
@@ -86,37 +87,20 @@ class AtomGraphNet(Backbone):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "convolutions": convolutions,
-            "features": features,
-            "pool": pool,
-            "pool_width": pool_width,
-            "pooled_features": pooled_features,
-            "hidden_layers": hidden_layers,
-            "weights": weights,
-            "cutoff": cutoff,
-            "max_neighbors": max_neighbors,
-            "decay": decay,
-            "element_features": list(element_features),
-            "bins": bins,
-            "scale": scale,
-        }
-        check_arguments(
-            self.arguments,
-            positive=("convolutions", "features", "hidden_layers", "cutoff", "max_neighbors"),
-            weights=WEIGHTS,
-        )
-        self.cutoff = float(cutoff)
-        self.scale = float(scale)
+        self.keep_arguments(locals())
+        sizes = ("convolutions", "features", "hidden_layers", "cutoff", "max_neighbors")
+        require_positive(self.arguments, sizes)
+        require_choice("weights", weights, WEIGHTS)
+        require_choice("decay", decay, DECAYS)
         table = torch.from_numpy(element_table(element_features, bins)).float()
         self.register_buffer("table", table, persistent=False)  # (119, in)
         widths = [table.shape[1]] + [features] * convolutions
         self.convolutions = nn.ModuleList(AGNConv(one, two) for one, two in pairwise(widths))
         self.pool = AGNPool(features, pooled_features, pool_width, pool)
         self.hidden = nn.ModuleList(
-            _dense(pooled_features, pooled_features) for _ in range(hidden_layers - 1)
+            Dense(pooled_features, pooled_features, softplus) for _ in range(hidden_layers - 1)
         )
-        self.output = _dense(pooled_features, 1)
+        self.output = Dense(pooled_features, 1)
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Per-atom energies `(n,)` in eV, equal within a structure."""
@@ -126,7 +110,7 @@ class AtomGraphNet(Backbone):
             features = convolution(laplacian, features, graph)
         pooled = self.pool(features, graph)  # (b, pooled)
         for layer in self.hidden:
-            pooled = softplus(layer(pooled))
+            pooled = layer(pooled)
         energy = self.scale * self.output(pooled).squeeze(-1)  # (b,)
         atoms = sum_per_structure(torch.ones_like(features[:, 0]), graph)
         return (energy / atoms.clamp(min=1))[graph.batch]
@@ -155,23 +139,13 @@ class AtomGraphNet(Backbone):
         return 0.0
 
 
-def check_arguments(
-    arguments: dict[str, Any], positive: Sequence[str], weights: tuple[str, ...]
-) -> None:
-    """Raise `ValueError` naming what is not above zero, or weights and decays that do not exist."""
-    require_positive(arguments, positive)
-    for name, choices in {"weights": weights, "decay": tuple(DECAYS)}.items():
-        if arguments[name] not in choices:
-            raise ValueError(f"{name}={arguments[name]!r} is unknown; choose from {choices}")
-
-
 class AGNConv(nn.Module):
     """σ(L X W_conv + X W_self + b) with σ = softplus, then a z-score over all of a structure."""
 
     def __init__(self, features_in: int, features_out: int) -> None:
         super().__init__()
-        self.convolution = _dense(features_in, features_out, bias=False)
-        self.own = _dense(features_in, features_out)
+        self.convolution = Dense(features_in, features_out, bias=False)
+        self.own = Dense(features_in, features_out)
 
     def forward(self, laplacian: Adjacency, features: Tensor, graph: AtomGraph) -> Tensor:
         """Features `(n, in)` to `(n, out)`."""
@@ -195,8 +169,7 @@ class AGNPool(nn.Module):
 
     def __init__(self, features_in: int, features_out: int, width: float, kind: str) -> None:
         super().__init__()
-        if kind not in ("mean", "max"):
-            raise ValueError(f"pool={kind!r} is unknown; choose from ['max', 'mean']")
+        require_choice("pool", kind, ("mean", "max"))
         self.kind = kind
         self.window, self.stride, self.padding = pool_window(features_in, features_out, width)
 
@@ -245,12 +218,3 @@ def pool_window(features_in: int, features_out: int, width: float) -> tuple[int,
                 f"{features_out}; change pool_width or pooled_features"
             )
         first = wider
-
-
-def _dense(features_in: int, features_out: int, bias: bool = True) -> nn.Linear:
-    """A dense layer with Flux's initial values: Glorot's uniform weights, zero biases."""
-    layer = nn.Linear(features_in, features_out, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer

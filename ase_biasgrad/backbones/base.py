@@ -15,15 +15,26 @@ class Backbone(nn.Module, ABC):
     """Per-atom energies ε_i(R) of a batch of structures.
 
     A subclass stores in `arguments` the keyword arguments that rebuild it (JSON values only),
-    in `cutoff` the range in Å of its edges, and names its architecture in `name`. `depths` are the
-    arguments that count layers, each of which has tensors of its own.
+    in `cutoff` the range in Å of its edges and in `scale` the unit of its output in eV (all by
+    `keep_arguments`), and names its architecture in `name`. `depths` are the arguments that count
+    layers, each of which has tensors of its own.
     """
 
     name: ClassVar[str]
     depths: ClassVar[tuple[str, ...]] = ("interactions",)
     largest_number: ClassVar[int] = N_ELEMENTS - 1  # atomic number
     cutoff: float
+    scale: float
     arguments: dict[str, Any]
+
+    def keep_arguments(self, given: dict[str, Any]) -> None:
+        """Store the arguments of the constructor, its `locals()`; `cutoff` and `scale` are two."""
+        self.arguments = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in given.items()
+            if name not in ("self", "__class__")
+        }
+        self.cutoff, self.scale = float(given["cutoff"]), float(given["scale"])
 
     @abstractmethod
     def forward(self, graph: AtomGraph) -> Tensor:
@@ -43,12 +54,11 @@ class Backbone(nn.Module, ABC):
 
 
 class ReadoutBackbone(Backbone):
-    """A backbone whose last layer, `readout[-1]`, gives each atom's energy in units of `scale` eV.
+    """A backbone whose last layer, `readout[-1]`, gives each atom's energy in units of `scale`.
 
     Its bias is all that shifts the energy.
     """
 
-    scale: float
     readout: nn.Sequential | nn.ModuleList
 
     def energy_shifts(self) -> list[nn.Parameter]:

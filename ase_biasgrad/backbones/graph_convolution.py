@@ -20,9 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ase_biasgrad.backbones.atomgraph import check_arguments
+from ase_biasgrad.architectures import require_choice, require_positive
 from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.backbones.element_features import FEATURES, element_table
+from ase_biasgrad.backbones.radial import Dense
 from ase_biasgrad.differentiable_graph import smooth_envelope, voronoi_faces
 from ase_biasgrad.differentiable_graph.cutoff_weights import DECAYS
 from ase_biasgrad.graph import AtomGraph
@@ -84,45 +85,23 @@ class GraphConvolution(ReadoutBackbone):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "features": features,
-            "interactions": interactions,
-            "cutoff": cutoff,
-            "radial_functions": radial_functions,
-            "weights": weights,
-            "decay": decay,
-            "element_features": list(element_features),
-            "bins": bins,
-            "scale": scale,
-        }
-        check_arguments(
-            self.arguments,
-            positive=("features", "interactions", "cutoff", "radial_functions"),
-            weights=("cutoff", "voronoi"),
-        )
-        self.cutoff = float(cutoff)
-        self.scale = float(scale)
+        self.keep_arguments(locals())
+        sizes = ("features", "interactions", "cutoff", "radial_functions")
+        require_positive(self.arguments, sizes)
+        require_choice("weights", weights, ("cutoff", "voronoi"))
+        require_choice("decay", decay, DECAYS)
         table = torch.from_numpy(element_table(element_features, bins)).float()
         self.register_buffer("table", table, persistent=False)  # (119, in)
-        self.embedding = nn.Linear(table.shape[1], features)
-        self.crowding = nn.Linear(1, features, bias=False)
+        self.embedding = Dense(table.shape[1], features)
+        self.crowding = Dense(1, features, bias=False)
         self.convolutions = nn.ModuleList(
             SmoothConvolution(features, radial_functions) for _ in range(interactions)
         )
         self.readout = nn.Sequential(
-            nn.Linear(features, features // 2), nn.SiLU(), nn.Linear(features // 2, 1)
+            Dense(features, features // 2), nn.SiLU(), Dense(features // 2, 1)
         )
-        self._initialise(len(element_features))
-
-    def _initialise(self, element_features: int) -> None:
-        """Features of order one that keep their size from layer to layer (Glorot), no offsets."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        # each element is in one column of each feature
-        nn.init.normal_(self.embedding.weight, std=element_features**-0.5)
+        # features of order one: each element is in one column of each feature
+        nn.init.normal_(self.embedding.weight, std=len(element_features) ** -0.5)
         for convolution in self.convolutions:
             convolution.edge[-1].weight.data *= EDGE_GAIN
         self.readout[-1].weight.data /= EDGE_GAIN
@@ -174,13 +153,13 @@ class SmoothConvolution(nn.Module):
 
     def __init__(self, features: int, radial_functions: int) -> None:
         super().__init__()
-        self.sender = nn.Linear(features, features, bias=False)
+        self.sender = Dense(features, features, bias=False)
         self.edge = nn.Sequential(
-            nn.Linear(radial_functions, features), nn.SiLU(), nn.Linear(features, features)
+            Dense(radial_functions, features), nn.SiLU(), Dense(features, features)
         )
-        self.convolution = nn.Linear(features, features, bias=False)
-        self.own = nn.Linear(features, features)
-        self.update = nn.Linear(features, features)
+        self.convolution = Dense(features, features, bias=False)
+        self.own = Dense(features, features)
+        self.update = Dense(features, features)
 
     def forward(
         self, features: Tensor, edges: WeightedEdges, laplacian: Tensor, own: Tensor, radial: Tensor

@@ -47,8 +47,13 @@ class BesselRBF(nn.Module):
         return torch.sin(r[..., None] * self.freqs) / torch.where(r == 0, 1.0, r)[..., None]
 
 
-class CosineCutoff(nn.Module):
+def cosine_cutoff(r: Tensor, cutoff: Tensor | float) -> Tensor:
     """½ (1 + cos(πr/cutoff)), zero from the cutoff on (Behler 2011, J. Chem. Phys. 134, 074106)."""
+    return 0.5 * (torch.cos(r * math.pi / cutoff) + 1.0) * (r < cutoff)
+
+
+class CosineCutoff(nn.Module):
+    """`cosine_cutoff` as a module."""
 
     cutoff: Tensor
 
@@ -58,7 +63,7 @@ class CosineCutoff(nn.Module):
 
     def forward(self, r: Tensor) -> Tensor:
         """`(…)` of distances `(…)` in Å."""
-        return 0.5 * (torch.cos(r * math.pi / self.cutoff) + 1.0) * (r < self.cutoff)
+        return cosine_cutoff(r, self.cutoff)
 
 
 class MollifierCutoff(nn.Module):

@@ -73,19 +73,8 @@ class SchNetPackBackbone(ReadoutBackbone):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "features": features,
-            "interactions": interactions,
-            "cutoff": cutoff,
-            "radial_functions": radial_functions,
-            "radial_basis": radial_basis,
-            "cutoff_function": cutoff_function,
-            "readout_layers": readout_layers,
-            "scale": scale,
-        }
+        self.keep_arguments(locals())
         check_schnetpack(self.arguments)
-        self.cutoff = float(cutoff)
-        self.scale = float(scale)
         radial = RADIAL_BASES[radial_basis](radial_functions, cutoff)
         envelope = CUTOFF_FUNCTIONS[cutoff_function](cutoff)
         self.representation = self.layers(features, interactions, radial, envelope)

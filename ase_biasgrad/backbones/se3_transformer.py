@@ -67,19 +67,7 @@ class SE3TransformerBackbone(ReadoutBackbone):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "channels": channels,
-            "layers": layers,
-            "max_degree": max_degree,
-            "heads": heads,
-            "division": division,
-            "cutoff": cutoff,
-            "radial_functions": radial_functions,
-            "radial_hidden": radial_hidden,
-            "odd_paths": odd_paths,
-            "low_memory": low_memory,
-            "scale": scale,
-        }
+        self.keep_arguments(locals())
         sizes = ("channels", "layers", "heads", "division", "radial_functions", "radial_hidden")
         require_positive(self.arguments, ("cutoff", *sizes))
         if max_degree > MAX_DEGREE:
@@ -91,8 +79,6 @@ class SE3TransformerBackbone(ReadoutBackbone):
         from ase_biasgrad.se3_transformer.network import SE3Transformer, transformer_blocks
         from ase_biasgrad.se3_transformer.nonlinearity import SmoothGate
 
-        self.cutoff = float(cutoff)
-        self.scale = float(scale)
         self.embedding = nn.Embedding(N_ELEMENTS, channels)
         self.radial_basis = BesselRBF(radial_functions, cutoff=cutoff)
         kernels = KernelOptions(

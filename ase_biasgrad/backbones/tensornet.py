@@ -18,6 +18,7 @@ from torch.nn.functional import pad, silu
 
 from ase_biasgrad.architectures import require_positive
 from ase_biasgrad.backbones.base import ReadoutBackbone
+from ase_biasgrad.backbones.radial import cosine_cutoff
 from ase_biasgrad.graph import AtomGraph, pairs_within
 from ase_biasgrad.units import N_ELEMENTS
 
@@ -66,15 +67,8 @@ class TensorNet(ReadoutBackbone):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "features": features,
-            "interactions": interactions,
-            "cutoff": cutoff,
-            "radial_functions": radial_functions,
-            "scale": scale,
-        }
+        self.keep_arguments(locals())
         require_positive(self.arguments, ("features", "cutoff", "radial_functions"))
-        self.cutoff, self.scale = float(cutoff), float(scale)
         self.embedding = TensorEmbedding(features, radial_functions)
         self.layers = nn.ModuleList(
             Interaction(features, radial_functions) for _ in range(interactions)
@@ -250,22 +244,6 @@ def pair_tensors(unit: Tensor) -> Tensor:
     components = torch.einsum("kab,pab->pk", basis, matrices)
     isotropic = torch.full_like(components[:, :1], 3**0.5)  # that of the unit matrix
     return torch.cat([isotropic, components[:, 1:]], dim=1)
-
-
-@cache
-def tensor_polynomials() -> tuple[Tensor, Tensor]:
-    """`pair_tensors` of u but for a constant: A u + uᵀ B u with A `(9, 3)`, B `(9, 3, 3)`."""
-    basis = torch.from_numpy(matrix_basis())
-    linear = torch.einsum("kab,cab->kc", basis, -torch.from_numpy(_levi_civita()).permute(2, 0, 1))
-    quadratic = 0.5 * (basis + basis.transpose(1, 2))
-    quadratic[0] = 0  # |u| is 1
-    return linear, quadratic
-
-
-def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:
-    """½ (1 + cos(π r/cutoff)) below the cutoff, 0 beyond."""
-    inside = 0.5 * (1 + torch.cos(torch.pi / cutoff * distances))
-    return torch.where(distances < cutoff, inside, 0.0)
 
 
 @cache
