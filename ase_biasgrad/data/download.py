@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ase_biasgrad.data.dataset import DataError
 from ase_biasgrad.files import file_hash, whole_file
 from ase_biasgrad.progress import progress_bar
 
@@ -21,10 +22,9 @@ def fetch(url: str, name: str, known_hash: str | None = None) -> Path:
 
     Raises
     ------
-    OSError
-        If the server does not answer, or not with the whole file.
-    ValueError
-        If the file has another hash than `known_hash`, or than before and it was damaged since.
+    DataError
+        If the server does not answer, or not with the whole file, or that has another hash than
+        `known_hash` or than before.
     """
     import pooch
 
@@ -32,7 +32,12 @@ def fetch(url: str, name: str, known_hash: str | None = None) -> Path:
     note = folder / f"{name}.sha256"
     if known_hash is None and note.exists() and (folder / name).exists():
         known_hash = f"sha256:{note.read_text()}"
-    path = Path(pooch.retrieve(url, known_hash, name, folder, downloader=resuming))
+    try:
+        path = Path(pooch.retrieve(url, known_hash, name, folder, downloader=resuming))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name}: the download failed ({error}); fetch it by hand and name it with --from"
+        ) from error
     if known_hash is None:
         with whole_file(note) as temporary:
             temporary.write_text(file_hash(path))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ase_biasgrad.data.dataset import HEADER, DataError
-from ase_biasgrad.data.importers.ase_readable import import_ase
-from ase_biasgrad.data.importers.deepmd import import_deepmd, is_deepmd
-from ase_biasgrad.data.importers.hdf5 import import_hdf5
-from ase_biasgrad.data.importers.npz import import_npz
+from ase_biasgrad.data.importers.ase_readable import read_ase
+from ase_biasgrad.data.importers.blocks import Source, append_source
+from ase_biasgrad.data.importers.deepmd import is_deepmd, read_deepmd
+from ase_biasgrad.data.importers.hdf5 import read_hdf5
+from ase_biasgrad.data.importers.npz import read_npz
 from ase_biasgrad.data.importers.options import DEFAULTS, ImportOptions, ImportReport
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
@@ -52,7 +53,8 @@ def import_files(
     asked, skipped, accounts = Questions(), 0, []
     with DatasetWriter(output, provenance) as writer:
         for path in sources:
-            left, said = _importer(path, options)(path, writer, options, progress, asked)
+            source = _reader(path, options)(path, options)
+            left, said = append_source(path, source, writer, options, progress, asked)
             skipped += left
             accounts.append(said)
         if not writer.frames:
@@ -67,16 +69,16 @@ def import_files(
     return ImportReport(writer.frames, skipped, accounts, questions)
 
 
-def _importer(path: Path, options: ImportOptions) -> Callable[..., tuple[int, str]]:
+def _reader(path: Path, options: ImportOptions) -> Callable[[Path, ImportOptions], Source]:
     """Function that reads `path`, known by its name and first bytes."""
     if path.is_dir() and is_deepmd(path):
-        return import_deepmd
+        return read_deepmd
     if not path.is_file():
         raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
     if options.format is not None:
-        return import_ase
+        return read_ase
     if path.suffix == ".npz":
-        return import_npz
+        return read_npz
     with path.open("rb") as file:
         ours = file.read(len(HEADER)) == HEADER  # which ASE reads by our plugin
-    return import_hdf5 if path.suffix in HDF5_NAMES and not ours else import_ase
+    return read_hdf5 if path.suffix in HDF5_NAMES and not ours else read_ase

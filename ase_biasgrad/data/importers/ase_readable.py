@@ -15,21 +15,10 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError
+from ase_biasgrad.data.importers.blocks import Block, Source
 from ase_biasgrad.data.importers.extxyz_rows import check_rows
-from ase_biasgrad.data.importers.labels import (
-    STRUCTURE,
-    Account,
-    charge_state,
-    choose,
-    converted,
-    like,
-    require_named,
-    unlabelled,
-)
-from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
-from ase_biasgrad.data.importers.plausibility import Questions
-from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.progress import progress_bar
+from ase_biasgrad.data.importers.labels import STRUCTURE, charge_state, chosen_keys, like
+from ase_biasgrad.data.importers.options import ImportOptions, units_of
 
 # keys of a frame that name a unit, and whose
 UNIT_KEYS = {
@@ -42,19 +31,14 @@ UNIT_BY_NUMBER = {"energy": "eV", "positions": "Ang", "forces": "eV/Ang", "stres
 DATABASES = (".db", ".json")
 
 
-def import_ase(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
-) -> tuple[int, str]:
-    """Append all frames; the number of frames left out, and an account of what was read.
+def read_ase(path: Path, options: ImportOptions) -> Source:
+    """Read a file of a format of ASE, each frame a block.
 
     Raises
     ------
     DataError
-        On a file that ASE cannot read, and on frames that lack labels or have bad ones.
+        On a file that ASE cannot read, and on units that the file does not say or says twice.
     """
-    others = [name for name in options.keys or {} if name not in LABELS]
-    names = [name for name in (*LABELS, *others) if name not in options.without]
-    account = Account()
     frames = _frames(path, options)
     first = next(frames, None)
     if first is None:
@@ -62,68 +46,35 @@ def import_ase(
     by, own = "as it says", _own_units(first[1])
     if path.suffix in DATABASES and (metadata := _database_units(path, options)):
         by, own = "as its metadata say", metadata
-    units = units_of(path, options, own, ("eV", "Angstrom"), by)
-    assert units is not None
-    bar = progress_bar(chain([first], frames), path.name, progress)
-    for frame, (atoms, values) in enumerate(bar):
-        where = f"{path} (its frame {frame})"
-        if by == "as it says" and _own_units(values) != own:
-            raise DataError(f"{where}: names other units than the first frame")
-        labels = _labels(atoms, values, names, options, units, account, where)
-        if not labels:
-            if not options.skip_unlabelled:
-                raise DataError(unlabelled(where, values))
-            account.skipped += 1
-            continue
-        account.frames += 1
-        length = units.factors["positions"]
-        numbers, positions = atoms.numbers, atoms.positions * length
-        cell = {"cell": atoms.cell.array * length, "pbc": atoms.pbc}
-        known = {name: labels[name] for name in LABELS if name in labels}
-        writer.append(
-            numbers,
-            positions,
-            **known,
-            **cell,
-            labels={name: labels[name] for name in others if name in labels},
-            source=where,
-        )
-        asked.add(path, where, numbers, positions, **cell, **known, state=charge_state(values))
-    if by == "as it says":  # and was believed
-        for key in _unit_keys(first[1]).values():
-            del account.left[key]
-    require_named(path, account, options)
-    return account.skipped, account.said(f"{path.name}: {units.said}", options)
+    units = units_of(path, options, own, by)
+
+    def blocks() -> Iterator[Block]:
+        for number, (atoms, values) in enumerate(chain([first], frames)):
+            if by == "as it says" and _own_units(values) != own:
+                raise DataError(
+                    f"{path} (its frame {number}): names other units than the first frame"
+                )
+            believed = _unit_keys(values).values() if by == "as it says" else ()
+            yield _block(number, atoms, values, {*believed, *STRUCTURE}, options)
+
+    return Source(blocks(), units)
 
 
-def _labels(
-    atoms: Any,
-    values: Mapping[str, Any],
-    names: list[str],
-    options: ImportOptions,
-    units: Units,
-    account: Account,
-    where: str,
-) -> dict[str, np.ndarray]:
-    """Labels that a frame has, in eV and Å; every key of it is put into the account."""
-    labels, used = {}, set()
-    for name in names:
-        if (key := choose(name, values, options)) is None:
-            continue
-        used.add(key)
-        account.taken[name, key] += 0
-        if name == "stress" and not atoms.pbc.any():
-            account.unperiodic += 1
-            continue
-        volume = abs(np.linalg.det(atoms.cell.array)) * units.factors["positions"] ** 3
-        label = converted(name, key, values[key], units, volume, where)
-        if label.size and label.dtype.kind == "f" and np.isnan(label).all():
-            account.nan[name] += 1
-            continue
-        account.taken[name, key] += 1
-        labels[name] = label
-    account.left.update(key for key in values if key not in {*used, *STRUCTURE})
-    return labels
+def _block(
+    number: int, atoms: Any, values: Mapping[str, Any], known: set[str], options: ImportOptions
+) -> Block:
+    keys = chosen_keys(values, options)
+    return Block(
+        "",
+        atoms.numbers,
+        ("positions", atoms.positions[None]),
+        {name: (key, np.asarray(values[key])[None]) for name, key in keys.items()},
+        [key for key in values if key not in {*keys.values(), *known}],
+        atoms.cell.array,
+        atoms.pbc,
+        charge_state(values),
+        number,
+    )
 
 
 def _own_units(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Frames that a source holds in blocks of the same atoms: converted, counted and written."""
+"""Sources as blocks of frames of the same atoms: converted, counted and written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ase_biasgrad.data.importers.labels import (
     Account,
     converted,
     require_named,
+    told,
     unlabelled,
 )
 from ase_biasgrad.data.importers.options import ImportOptions, Units
@@ -40,19 +41,35 @@ class Block:
     cell: np.ndarray | None = None  # (3, 3) or (m, 3, 3)
     pbc: np.ndarray | None = None  # (3,) or (m, 3)
     state: tuple[int, str] = (0, "")
+    frame: int | None = None  # its number in the source, of a block that is one of its frames
+
+    def where(self, path: Path, row: int | None = None) -> str:
+        """Place of a row, or of all of the block, for messages."""
+        if self.frame is not None:
+            return f"{path} (its frame {self.frame})"
+        if row is None:
+            return f"{path}: {self.name}" if self.name else str(path)
+        return f"{path} ({f'frame {row} of {self.name}' if self.name else f'its frame {row}'})"
 
 
-def import_blocks(
+@dataclass(frozen=True)
+class Source:
+    """A file or folder as its reader opens it; `remark` ends the heading of its account."""
+
+    blocks: Iterable[Block]
+    units: Units
+    remark: str = ""
+
+
+def append_source(
     path: Path,
-    blocks: Iterator[Block],
-    units: Units,
-    remark: str,
+    source: Source,
     writer: DatasetWriter,
     options: ImportOptions,
     progress: bool,
     asked: Questions,
 ) -> tuple[int, str]:
-    """Append all frames; the number of those left out, and an account that ends with `remark`.
+    """Append all frames; the number of those left out, and an account.
 
     Raises
     ------
@@ -61,11 +78,12 @@ def import_blocks(
     """
     account = Account()
     with progress_bar(None, path.name, progress, unit=" frames") as bar:
-        for block in blocks:
-            for part in _append(path, block, units, account, writer, options, asked):
+        for block in source.blocks:
+            for part in _append(path, block, source.units, account, writer, options, asked):
                 bar.update(part)
     require_named(path, account, options)
-    return account.skipped, account.said(f"{path.name}: {units.said}{remark}", options)
+    heading = f"{path.name}: {source.units.said}{source.remark}"
+    return account.skipped, account.said(heading, options)
 
 
 def _append(
@@ -78,7 +96,7 @@ def _append(
     asked: Questions,
 ) -> Iterator[int]:
     """Write a block in parts; yield the number of frames of each."""
-    source = f"{path}: {block.name}" if block.name else str(path)
+    source = block.where(path)
     key, given = block.positions
     positions = real_array(given, f"{source}: {key}") * units.factors["positions"]
     n, m = len(block.numbers), len(positions) if positions.ndim else 0
@@ -93,7 +111,7 @@ def _append(
     kept = _labelled(labels, m)
     if not kept.all():
         if not options.skip_unlabelled:
-            raise DataError(unlabelled(_where(path, block, int(np.argmin(kept))), block.left))
+            raise DataError(unlabelled(block.where(path, int(np.argmin(kept))), block.left))
         account.skipped += m - int(kept.sum())
     account.frames += int(kept.sum())
     places = np.flatnonzero(kept)
@@ -115,7 +133,7 @@ def _append(
         for k, frame in enumerate(rows):
             asked.add(
                 path,
-                _where(path, block, frame),
+                block.where(path, frame),
                 block.numbers,
                 positions[frame],
                 np.zeros((3, 3)) if cells is None else cells[frame],
@@ -124,10 +142,6 @@ def _append(
                 state=block.state,
             )
         yield len(rows)
-
-
-def _where(path: Path, block: Block, frame: int) -> str:
-    return f"{path} ({f'frame {frame} of {block.name}' if block.name else f'its frame {frame}'})"
 
 
 def _labels(
@@ -147,12 +161,13 @@ def _labels(
         if name == "stress" and not pbc.any():
             account.unperiodic += m
             continue
-        label = converted(name, key, values, units, volume, source, (m,))
+        label = converted(name, key, values, units, volume, source)
         shape = {"energy": (m,), "forces": (m, n, 3), "stress": (m, 6)}.get(name)
         shape = shape or (m, *label.shape[1:])
         if label.shape != shape:
             raise DataError(
-                f"{source}: {key}: has shape {label.shape}, expected {shape} for {n} atoms"
+                f"{source}: {key}: has shape {told(label.shape)}, expected {told(shape)} for "
+                f"{name} of {n} atoms"
             )
         missing = _missing(label)
         account.taken[name, key] += m - int(missing.sum())

@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ase_biasgrad.data.dataset import LABELS, DataError
-from ase_biasgrad.data.importers.blocks import Block, import_blocks
-from ase_biasgrad.data.importers.labels import choose
+from ase_biasgrad.data.dataset import DataError
+from ase_biasgrad.data.importers.blocks import Block, Source
+from ase_biasgrad.data.importers.labels import chosen_keys
 from ase_biasgrad.data.importers.options import ImportOptions, units_of
-from ase_biasgrad.data.importers.plausibility import Questions
-from ase_biasgrad.data.writer import DatasetWriter
 
 TYPES, MIXED = "type.raw", "real_atom_types"
 # DeePMD's names of files, and dpdata's of what is in them
@@ -32,10 +30,8 @@ def is_deepmd(folder: Path) -> bool:
     return next(folder.rglob(TYPES), None) is not None
 
 
-def import_deepmd(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
-) -> tuple[int, str]:
-    """Append the frames of all systems in a folder; frames left out, and an account.
+def read_deepmd(path: Path, options: ImportOptions) -> Source:
+    """Read the frames of all systems in a folder.
 
     Raises
     ------
@@ -51,12 +47,10 @@ def import_deepmd(
             f"{path}: folders of DeePMD need dpdata; install it with: "
             "pip install 'ase-biasgrad[dpdata]'"
         ) from error
-    units = units_of(path, options, {}, ("eV", "Angstrom"), convention="DeePMD's convention")
-    assert units is not None
+    units = units_of(path, options, {}, convention="DeePMD's convention")
     systems = sorted(file.parent for file in path.rglob(TYPES))
     blocks = (block for system in systems for block in _blocks(path, system, options))
-    remark = f"; read by dpdata {dpdata.__version__}"
-    return import_blocks(path, blocks, units, remark, writer, options, progress, asked)
+    return Source(blocks, units, f"; read by dpdata {dpdata.__version__}")
 
 
 def _blocks(path: Path, system: Path, options: ImportOptions) -> Iterator[Block]:
@@ -110,12 +104,7 @@ def _block(
         for file in files
         if IN_DPDATA.get(file, file) in data and file not in STRUCTURE
     }
-    wanted = [*LABELS, *(label for label in options.keys or {} if label not in LABELS)]
-    chosen = {
-        label: key
-        for label in wanted
-        if label not in options.without and (key := choose(label, present, options)) is not None
-    }
+    chosen = chosen_keys(present, options)
     return Block(
         name,
         np.array([atomic_numbers[names[k]] for k in data["atom_types"]]),

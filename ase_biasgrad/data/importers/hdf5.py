@@ -28,11 +28,9 @@ import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError, atomic_numbers
 from ase_biasgrad.data.hdf5 import check_heaps
-from ase_biasgrad.data.importers.blocks import Block, import_blocks
-from ase_biasgrad.data.importers.labels import charge_state, choose
+from ase_biasgrad.data.importers.blocks import Block, Source
+from ase_biasgrad.data.importers.labels import charge_state, chosen_keys
 from ase_biasgrad.data.importers.options import ImportOptions, units_of
-from ase_biasgrad.data.importers.plausibility import Questions
-from ase_biasgrad.data.writer import DatasetWriter
 
 DEFAULT_LEVEL = "wb97x_dz"  # of ANI-1x; the one that all of its frames have
 SPICE_LABELS = {"energy": "dft_total_energy", "forces": "dft_total_gradient"}
@@ -49,10 +47,8 @@ class _Layout:
     remark: str = ""
 
 
-def import_hdf5(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
-) -> tuple[int, str]:
-    """Append all frames; the number of frames left out, and an account of what was read.
+def read_hdf5(path: Path, options: ImportOptions) -> Source:
+    """Read a file of one of the layouts.
 
     Raises
     ------
@@ -61,16 +57,17 @@ def import_hdf5(
     """
     with _named(path):
         check_heaps(path)
-        file = h5py.File(path, "r")
-    with file:
-        with _named(path):
+        with h5py.File(path, "r") as file:
             layout = _layout(path, file)
             own = layout.own_units(file)
-        units = units_of(path, options, own, ("eV", "Angstrom"), f"{layout.name}'s own")
-        assert units is not None
-        blocks = _reading(path, layout.blocks(path, file, options))
-        remark = f"; the layout is that of {layout.name}{layout.remark}"
-        return import_blocks(path, blocks, units, remark, writer, options, progress, asked)
+    units = units_of(path, options, own, f"{layout.name}'s own")
+    remark = f"; the layout is that of {layout.name}{layout.remark}"
+    return Source(_blocks(path, layout, options), units, remark)
+
+
+def _blocks(path: Path, layout: _Layout, options: ImportOptions) -> Iterator[Block]:
+    with _named(path), h5py.File(path, "r") as file:
+        yield from layout.blocks(path, file, options)
 
 
 @contextmanager
@@ -83,15 +80,6 @@ def _named(path: Path) -> Iterator[None]:
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: no HDF5 file of {KNOWN}, or a damaged one: {said}") from error
-
-
-def _reading(path: Path, blocks: Iterator[Block]) -> Iterator[Block]:
-    while True:
-        with _named(path):
-            block = next(blocks, None)
-        if block is None:
-            return
-        yield block
 
 
 def _layout(path: Path, file: h5py.File) -> _Layout:
@@ -158,16 +146,9 @@ def _keys(
     present: Collection[str], own: Mapping[str, str], options: ImportOptions
 ) -> dict[str, str]:
     """Key of each label that is wanted: the one that the user names, the layout's own, or any."""
-    named, keys = options.keys or {}, {}
-    for name in (*LABELS, *(name for name in named if name not in LABELS)):
-        if name in options.without:
-            continue
-        key = own.get(name) if name not in named else None
-        if key is None or key not in present:
-            key = choose(name, present, options)
-        if key is not None:
-            keys[name] = key
-    return keys
+    unwanted = {*options.without, *(options.keys or {})}
+    mine = {name: key for name, key in own.items() if name not in unwanted and key in present}
+    return chosen_keys(present, options) | mine
 
 
 def _charge(smiles: str) -> int:
@@ -213,7 +194,7 @@ def _configuration(path: Path, group: h5py.Group, options: ImportOptions) -> Blo
         weights[key.removesuffix("_weight")] = inner.pop(key)
     values = inner | {key: _value(item) for key, item in _items(group.get("properties", {}))}
     present = {key: v for key, v in values.items() if v is not None and weights.get(key) != 0}
-    keys = _keys(present, {}, options)
+    keys = chosen_keys(present, options)
     cell = structure["cell"]
     pbc = np.zeros(3, bool) if structure["pbc"] is None else np.asarray(structure["pbc"], bool)
     return Block(

@@ -67,12 +67,9 @@ class Account:
     def said(self, heading: str, options: ImportOptions) -> str:
         """Lines for each label and for each key left out, under `heading`."""
         said = [heading]
-        names = [*LABELS, *(name for name in options.keys or {} if name not in LABELS)]
-        for name in names:
+        said += [f"{name}: left out, as you say" for name in options.without]
+        for name in wanted_labels(options):
             keys = {key: count for (label, key), count in self.taken.items() if label == name}
-            if name in options.without:
-                said.append(f"{name}: left out, as you say")
-                continue
             total = sum(keys.values())
             if name == "stress" and not keys:
                 continue
@@ -117,6 +114,18 @@ def _is_gradient(key: str) -> bool:
     return re.search(r"grad(ient)?s?$", key.lower()) is not None
 
 
+def wanted_labels(options: ImportOptions) -> list[str]:
+    """Energy, forces, stress and what the user names besides, less what is left out."""
+    names = [*LABELS, *(name for name in options.keys or {} if name not in LABELS)]
+    return [name for name in names if name not in options.without]
+
+
+def chosen_keys(present: Iterable[str], options: ImportOptions) -> dict[str, str]:
+    """Key among `present` of each label that is wanted and there."""
+    keys = {name: choose(name, present, options) for name in wanted_labels(options)}
+    return {name: key for name, key in keys.items() if key is not None}
+
+
 def choose(name: str, present: Iterable[str], options: ImportOptions) -> str | None:
     """Key among `present` that `name` is taken from."""
     if options.keys and name in options.keys:
@@ -159,11 +168,10 @@ def converted(
     key: str,
     values: Any,
     units: Units,
-    volume: np.ndarray | float,
+    volume: np.ndarray,
     where: str,
-    energy_shape: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """A label in eV and Å, of one frame or (`energy_shape` `(m,)`) of many; others may be texts.
+    """A label of frames with volumes `(m,)` in eV and Å; others than LABELS may be texts.
 
     Raises
     ------
@@ -176,16 +184,16 @@ def converted(
     if np.asarray(values).dtype.kind == "b":
         raise DataError(f"{where}: {key}: holds true or false, expected numbers")
     if name == "energy":
-        fits = array.size == int(np.prod(energy_shape))  # (1,) in SchNetPack, (m, 1) in MD17
-        return (array.reshape(energy_shape) if fits else array) * units.factors[name]
+        fits = array.size == volume.size  # (1,) in SchNetPack, (m, 1) in MD17
+        return (array.reshape(volume.shape) if fits else array) * units.factors[name]
     if name == "forces":
         return array * (-units.factors[name] if _is_gradient(key) else units.factors[name])
     if name != "stress":
         return array
-    stress = _voigt(array, energy_shape, f"{where}: {key}")
+    stress = _voigt(array, volume.shape, f"{where}: {key}")
     if _is_virial(key):
         with np.errstate(divide="ignore", invalid="ignore"):
-            stress = -stress * units.factors["energy"] / np.asarray(volume)[..., None]
+            stress = -stress * units.factors["energy"] / volume[:, None]
         return stress
     return stress * units.factors[name]
 
@@ -200,8 +208,14 @@ def _voigt(stress: np.ndarray, leading: tuple[int, ...], where: str) -> np.ndarr
             raise DataError(f"{where}: is not symmetric")
         return full[..., [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
     raise DataError(
-        f"{where}: has shape {stress.shape}, expected {(*leading, 6)} or {(*leading, 3, 3)}"
+        f"{where}: has shape {told(stress.shape)}, expected {told((*leading, 6))} or "
+        f"{told((*leading, 3, 3))}"
     )
+
+
+def told(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape for messages, without the axis of a single frame."""
+    return shape[1:] if shape[:1] == (1,) else shape
 
 
 def charge_state(values: Mapping[str, Any]) -> tuple[int, str]:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ase_biasgrad.data.dataset import LABELS, DataError, real_array
-from ase_biasgrad.data.importers.blocks import Block, import_blocks
-from ase_biasgrad.data.importers.labels import choose
-from ase_biasgrad.data.importers.options import ImportOptions, Units, units_of
-from ase_biasgrad.data.importers.plausibility import Questions
-from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.data.dataset import DataError, real_array
+from ase_biasgrad.data.importers.blocks import Block, Source
+from ase_biasgrad.data.importers.labels import choose, wanted_labels
+from ase_biasgrad.data.importers.options import ImportOptions, units_of
 
 # names of the same thing in the files of rMD17, of MD17/sGDML and of others
 STRUCTURE: dict[str, tuple[str, ...]] = {
@@ -32,10 +30,8 @@ LATTICE, CELL, PBC = "lattice", "cell", "pbc"  # sGDML's, and ASE's
 ABOUT = ("name", "theory", "type", "md5", "code_version", "old_indices")
 
 
-def import_npz(
-    path: Path, writer: DatasetWriter, options: ImportOptions, progress: bool, asked: Questions
-) -> tuple[int, str]:
-    """Append all frames; frames left out (none), and an account of what was read.
+def read_npz(path: Path, options: ImportOptions) -> Source:
+    """Read an npz file.
 
     Raises
     ------
@@ -43,7 +39,8 @@ def import_npz(
         On a file that cannot be read, has no units, lacks a key or has arrays that do not fit.
     """
     arrays = load_arrays(path)
-    units = _units(path, arrays, options)
+    own = {kind: _text(arrays[k]) for kind, keys in UNITS.items() for k in keys if k in arrays}
+    units = units_of(path, options, own, fallback=False)
     found = {name: _key(path, arrays, names) for name, names in STRUCTURE.items()}
     found |= _label_keys(path, arrays, options)
     values = _fitting(path, arrays, found)
@@ -55,7 +52,7 @@ def import_npz(
     block = Block(
         "", values["numbers"], (found["positions"], values["positions"]), labels, left, cell, pbc
     )
-    return import_blocks(path, iter([block]), units, said_of_cell, writer, options, progress, asked)
+    return Source([block], units, said_of_cell)
 
 
 def _label_keys(
@@ -65,10 +62,8 @@ def _label_keys(
     if options.labels not in LABEL_SETS:
         raise DataError(f"labels {options.labels!r} are unknown; use {' or '.join(LABEL_SETS)}")
     found, named = {}, options.keys or {}
-    for name in (*LABELS, *(name for name in named if name not in LABELS)):
+    for name in wanted_labels(options):
         names = (named[name],) if name in named else LABEL_SETS[options.labels].get(name, ())
-        if name in options.without:
-            continue
         key = next((key for key in names if key in arrays), None)
         if key is None and options.labels == "revised" and name not in named:
             key = choose(name, arrays, options)
@@ -108,25 +103,6 @@ def _key(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> st
         if key in arrays:
             return key
     raise DataError(f"{path}: has no {' or '.join(keys)}; its keys are {sorted(arrays)}")
-
-
-def _units(path: Path, arrays: dict[str, np.ndarray], options: ImportOptions) -> Units:
-    own = {kind: _text(arrays[k]) for kind, keys in UNITS.items() for k in keys if k in arrays}
-    units = units_of(path, options, own, None)
-    if units is None:
-        missing = [
-            f"--{kind}-unit"
-            for kind, said in (
-                ("energy", options.energy_unit or own.get("energy")),
-                ("length", options.length_unit or own.get("positions")),
-            )
-            if said is None
-        ]
-        raise DataError(
-            f"{path}: says nothing of its units; name them with {' and '.join(missing)} (MD17, "
-            "rMD17 and most sGDML files: kcal/mol and Angstrom)"
-        )
-    return units
 
 
 def _text(value: np.ndarray) -> str:

@@ -58,10 +58,8 @@ DEFAULTS = ImportOptions()
 
 @dataclass(frozen=True)
 class Units:
-    """Units of a source: names, factors to eV and Å, and a line that says who named them."""
+    """Units of a source: factors to eV and Å, and a line that says who named them."""
 
-    energy: str
-    length: str
     factors: dict[str, float]
     said: str
 
@@ -70,42 +68,39 @@ def units_of(
     path: Path,
     options: ImportOptions,
     own: Mapping[str, str],
-    fallback: tuple[str, str] | None,
     by: str = "as it says",
     convention: str = "ASE's convention",
-) -> Units | None:
-    """Units by the file itself (`own`, by our names), by the user, or by `fallback`.
+    fallback: bool = True,
+) -> Units:
+    """Units by the file itself (`own`, by our names), by the user, or eV and Å as `fallback`.
 
-    `by` and `convention` say of the first and the last where they come from. None if neither says
-    them and there is no fallback.
+    `by` and `convention` say of the first and the last where they come from.
 
     Raises
     ------
     DataError
-        If the file and the user contradict each other.
+        If the file and the user contradict each other, or nobody says them.
     ase_biasgrad.units.UnitError
         On a unit that is not known.
     """
     try:
-        return _units_of(path, options, own, fallback, by, convention)
+        energy = _said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
+        length = _said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
+        missing = [k for k, unit in (("energy", energy), ("length", length)) if unit is None]
+        if missing and not fallback:
+            raise DataError(
+                f"{path}: says nothing of its units; name them with "
+                f"{' and '.join(f'--{kind}-unit' for kind in missing)} (MD17, rMD17 and most sGDML "
+                "files: kcal/mol and Angstrom)"
+            )
+        return _units(energy or "eV", length or "Angstrom", own, options, by, convention)
     except UnitError as error:
         raise UnitError(f"{path}: {error}") from error
 
 
-def _units_of(
-    path: Path,
-    options: ImportOptions,
-    own: Mapping[str, str],
-    fallback: tuple[str, str] | None,
-    by: str,
-    convention: str,
-) -> Units | None:
-    energy = said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
-    length = said_unit(path, "length", options.length_unit, own.get("positions"), length_unit)
-    if fallback is None and (energy is None or length is None):
-        return None
-    e, r = energy or (fallback or ("", ""))[0], length or (fallback or ("", ""))[1]
-
+def _units(
+    e: str, r: str, own: Mapping[str, str], options: ImportOptions, by: str, convention: str
+) -> Units:
     def who(option: str | None, name: str) -> str:
         return by if name in own else "as you say" if option else convention
 
@@ -123,14 +118,14 @@ def _units_of(
         if name in own:
             factors[name] = factor(own[name])
             said += f", {name} in {own[name]} ({by})"
-    return Units(e, r, factors, said)
+    return Units(factors, said)
 
 
 def _arrow(unit: str, factor: float, ours: str) -> str:
     return f"in {ours}" if factor == 1 else f"{unit} → {ours}"
 
 
-def said_unit(
+def _said_unit(
     path: Path, kind: str, option: str | None, own: str | None, factor: Callable[[str], float]
 ) -> str | None:
     """Name of a unit by the file itself or by the user.
@@ -146,9 +141,3 @@ def said_unit(
             f"--{kind}-unit out, or correct the file"
         )
     return option or own
-
-
-def describe(path: Path, energy: str, length: str, by: str, others: list[str]) -> str:
-    """One line on what was converted."""
-    said = f"{path.name}: energies {energy} → eV, lengths {length} → Å ({by})"
-    return said + (f"; as they are: {', '.join(others)}" if others else "")

@@ -94,18 +94,10 @@ def _check_composition(path: Path, molecule: str, expected: str) -> None:
 
 
 def _download(molecule: str, revised: bool) -> Path:
-    """Fetch into pooch's cache.
-
-    Their authors publish no checksums; npz files and the archive carry those of their format.
-    """
+    """Fetch files that have no published checksums, but carry those of their format."""
     url = RMD17_URL if revised else MD17_URL.format(molecule=molecule)
     name = "rmd17.tar.bz2" if revised else f"md17_{molecule}.npz"
-    try:
-        path = fetch(url, name)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{name}: the download failed ({error}); fetch it by hand and name it with --from"
-        ) from error
+    path = fetch(url, name)
     if not (tarfile.is_tarfile(path) or zipfile.is_zipfile(path)):
         path.unlink()  # a page that says sorry, which must not stay in the cache
         raise DataError(f"{url}: sends no {name}; fetch it by hand and name it with --from")

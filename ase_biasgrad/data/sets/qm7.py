@@ -8,39 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ase_biasgrad.data.dataset import DataError, Dataset, real_array
-from ase_biasgrad.data.importers import ImportReport
+from ase_biasgrad.data.download import fetch
+from ase_biasgrad.data.importers.blocks import Block, Source, append_source
 from ase_biasgrad.data.importers.npz import load_arrays
-from ase_biasgrad.data.importers.options import describe, said_unit
+from ase_biasgrad.data.importers.options import ImportOptions, ImportReport, units_of
+from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter
-from ase_biasgrad.progress import progress_bar
-from ase_biasgrad.units import energy_unit as in_ev
-from ase_biasgrad.units import length_unit as in_angstrom
+from ase_biasgrad.files import file_hash
 
 URL = "http://quantum-machine.org/data/qm7.mat"
 SIZE = 17_884_280
 SHA256 = "fd6c26c1086887310518e6a6da778253bc5d3ceb8166007a679a740fff9ee6ea"
-UNITS = ("kcal/mol", "Bohr")  # of the published file
+UNITS = {"energy": "kcal/mol", "positions": "Bohr"}  # of the published file
 FOLDS = 5
 TABLES = ("energies.txt", "energies.csv")  # of a folder: lines of file name and energy
 ARRAYS = ("Z", "R", "T", "P")
-
-
-@dataclass(frozen=True)
-class Molecules:
-    """Molecules of one source, in its own units."""
-
-    numbers: list[np.ndarray]  # each (n,)
-    positions: list[np.ndarray]  # each (n, 3)
-    energies: np.ndarray  # (m,)
-    folds: np.ndarray | None  # (m,), where the source has them
-    names: list[str]  # for messages
 
 
 def import_qm7(
@@ -68,35 +57,36 @@ def import_qm7(
     DataError
         On a source that cannot be read, is damaged, or whose units nobody says.
     """
-    path = _downloaded() if source is None else Path(source)
+    path = Path(source or fetch(URL, "qm7.mat", f"sha256:{SHA256}"))
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    own_energy, own_length = _own_units(path)
-    energy = said_unit(path, "energy", energy_unit, own_energy, in_ev)
-    length = said_unit(path, "length", length_unit, own_length, in_angstrom)
-    if energy is None or length is None:
+    own = _own_units(path)
+    if not (energy_unit or "energy" in own) or not (length_unit or "positions" in own):
         raise DataError(_no_units(path))
-    molecules = _read_folder(path) if path.is_dir() else _read_arrays(path)
-    by = "as published" if own_energy else "as you say"
-    said = describe(path, energy, length, by, ["fold"])
-    folds, origin = molecules.folds, "of the source"
+    options = ImportOptions(energy_unit=energy_unit, length_unit=length_unit, keys={"fold": "fold"})
+    units = units_of(path, options, own, "as published" if "energy" in own else "in xyz files")
+    molecules, folds = _read_folder(path) if path.is_dir() else _read_arrays(path)
+    origin = "of the source"
     if folds is None:
-        folds, origin = stratified_folds(molecules.energies), "sorted by energy, index modulo 5"
+        energies = np.concatenate([each.labels["energy"][1] for each in molecules])
+        folds, origin = stratified_folds(energies), "sorted by energy, index modulo 5"
     provenance = {
         "sources": [path.name],
         "energy": "of atomization: of the molecule less that of its free atoms",
         "folds": origin,
     }
+    blocks = (
+        replace(each, labels={**each.labels, "fold": ("fold", fold[None])})
+        for each, fold in zip(molecules, folds, strict=True)
+    )
     with DatasetWriter(output, provenance) as writer:
-        for k in progress_bar(range(len(folds)), path.name, progress):
-            writer.append(
-                molecules.numbers[k],
-                molecules.positions[k] * in_angstrom(length),
-                energy=molecules.energies[k] * in_ev(energy),
-                labels={"fold": folds[k]},
-                source=f"{path}: {molecules.names[k]}",
-            )
+        _, said = append_source(path, Source(blocks, units), writer, options, progress, Questions())
     return ImportReport(len(folds), 0, [said, f"{folds.max() + 1} folds: {origin}"])
+
+
+def _molecule(name: str, numbers: np.ndarray, positions: np.ndarray, energy: float) -> Block:
+    labels = {"energy": ("energy", np.array([energy]))}
+    return Block(name, numbers, ("positions", positions[None]), labels, ())
 
 
 def stratified_folds(energies: np.ndarray, folds: int = FOLDS) -> np.ndarray:
@@ -144,29 +134,11 @@ def column(dataset: Dataset, label: str) -> np.ndarray:
     return values
 
 
-def _own_units(path: Path) -> tuple[str | None, str | None]:
-    """Units of energy and length that follow from the source itself."""
+def _own_units(path: Path) -> dict[str, str]:
+    """Units that follow from the source itself, by our names."""
     if path.is_dir():
-        return None, "Angstrom"
-    return UNITS if is_published(path) else (None, None)
-
-
-def is_published(path: Path) -> bool:
-    """True of the published qm7.mat, by size and SHA-256."""
-    from ase_biasgrad.files import file_hash
-
-    return path.stat().st_size == SIZE and file_hash(path) == SHA256
-
-
-def _downloaded() -> Path:
-    from ase_biasgrad.data.download import fetch
-
-    try:
-        return fetch(URL, "qm7.mat", f"sha256:{SHA256}")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"qm7.mat: the download failed ({error}); fetch it by hand and name it with --from"
-        ) from error
+        return {"positions": "Angstrom"}
+    return UNITS if path.stat().st_size == SIZE and file_hash(path) == SHA256 else {}
 
 
 def _no_units(path: Path) -> str:
@@ -182,7 +154,8 @@ def _no_units(path: Path) -> str:
     )
 
 
-def _read_arrays(path: Path) -> Molecules:
+def _read_arrays(path: Path) -> tuple[list[Block], np.ndarray | None]:
+    """Molecules, and their folds where the file has them."""
     arrays = _load_mat(path) if path.suffix == ".mat" else load_arrays(path, ARRAYS)
     for name in ("Z", "R", "T"):
         if name not in arrays:
@@ -199,14 +172,11 @@ def _read_arrays(path: Path) -> Molecules:
             f"{path}: Z {charges.shape}, R {positions.shape} and T {np.shape(arrays['T'])} do not "
             "fit each other; expected (m, n), (m, n, 3) and (1, m)"
         )
-    present = charges != 0  # (m, n)
-    return Molecules(
-        [z[there] for z, there in zip(charges, present, strict=True)],
-        [r[there] for r, there in zip(positions, present, strict=True)],
-        energies,
-        _folds(path, arrays["P"], m) if "P" in arrays else None,
-        [f"molecule {k}" for k in range(m)],
-    )
+    molecules = [
+        _molecule(f"molecule {k}", z[z != 0], r[z != 0], energy)
+        for k, (z, r, energy) in enumerate(zip(charges, positions, energies, strict=True))
+    ]
+    return molecules, _folds(path, arrays["P"], m) if "P" in arrays else None
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
@@ -228,23 +198,21 @@ def _folds(path: Path, places: Any, m: int) -> np.ndarray:
     return fold
 
 
-def _read_folder(folder: Path) -> Molecules:
+def _read_folder(folder: Path) -> tuple[list[Block], None]:
     files = sorted(folder.glob("*.xyz"), key=lambda path: _natural(path.name))
     if not files:
         raise DataError(f"{folder}: holds no *.xyz files")
     table = _energy_table(folder)
-    numbers, positions, energies, names = [], [], [], []
+    molecules = []
     for file in files:
         for frame, atoms in enumerate(_read_xyz(file)):
             energy = table.get(file.name, table.get(file.stem)) if table else _own_energy(atoms)
             if energy is None:
                 where = "energies table" if table else "comment line (energy=…, or a number alone)"
                 raise DataError(f"{file}: frame {frame}: has no energy in its {where}")
-            numbers.append(atoms.numbers)
-            positions.append(atoms.positions)
-            energies.append(energy)
-            names.append(f"{file.name}, frame {frame}")
-    return Molecules(numbers, positions, np.array(energies), None, names)
+            name = f"{file.name}, frame {frame}"
+            molecules.append(_molecule(name, atoms.numbers, atoms.positions, energy))
+    return molecules, None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -17,6 +17,7 @@ from ase import units as ase_units
 from ase.data import atomic_numbers
 
 from ase_biasgrad.data.dataset import DataError
+from ase_biasgrad.data.download import fetch
 from ase_biasgrad.data.importers import ImportReport
 from ase_biasgrad.data.importers.npz import load_arrays
 from ase_biasgrad.data.writer import DatasetWriter
@@ -193,6 +194,4 @@ def _fetched(given: str | Path | None, url: str, name: str) -> Path:
         if not Path(given).exists():
             raise DataError(f"{given}: no such file")
         return Path(given)
-    from ase_biasgrad.data.download import fetch
-
     return fetch(url, name)

@@ -164,10 +164,10 @@ def test_no_such_source_and_empty_folders(tmp_path):
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr("ase_biasgrad.data.download.fetch", broken)
+    monkeypatch.setattr("pooch.retrieve", broken)
     with pytest.raises(DataError, match=r"no route.*--from"):
         import_qm7(tmp_path / "x.h5")
 
