@@ -92,7 +92,7 @@ class ConformanceItem(pytest.Item):
         try:
             self.check.run(self.subject)
         except NotApplicable as error:
-            pytest.skip(str(error))
+            raise pytest.skip.Exception(str(error)) from error
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Measured and expected, or the traceback of an exception that was not expected."""
@@ -113,7 +113,12 @@ class ConformanceItem(pytest.Item):
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Keep the verdict for the summary."""
     if isinstance(item, ConformanceItem) and call.when == "call":
-        item.config.stash[FOUND].append(_verdict(item.check, call.excinfo))
+        from ase_biasgrad.testing.verdicts import verdict
+
+        error = None if call.excinfo is None else call.excinfo.value
+        if isinstance(error, pytest.skip.Exception):
+            error = error.__cause__
+        item.config.stash[FOUND].append(verdict(item.check, error))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -134,36 +139,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 FOUND = pytest.StashKey[list["Verdict"]]()
 
 
-def _verdict(check: Check, excinfo: pytest.ExceptionInfo[BaseException] | None) -> Verdict:
-    from ase_biasgrad.testing.verdicts import Failure, Verdict, described
-
-    if excinfo is None:
-        return Verdict(check, "passed")
-    error = excinfo.value
-    if isinstance(error, pytest.skip.Exception):
-        return Verdict(check, "not applicable", str(error.msg))
-    return Verdict(check, "failed", str(error) if isinstance(error, Failure) else described(error))
-
-
 def _subject(config: pytest.Config) -> Subject:
-    from ase_biasgrad.testing.factory import found_factory
     from ase_biasgrad.testing.structures import numbers_of
-    from ase_biasgrad.testing.subject import TOLERANCE, Subject
+    from ase_biasgrad.testing.subject import TOLERANCE, Subject, factory
 
     if os.getcwd() not in sys.path:  # the factory may be a file in the working folder
         sys.path.insert(0, os.getcwd())
+    name, names = config.getoption(OPTION), config.getoption("--ase-elements")
     try:
-        factory = found_factory(config.getoption(OPTION))
-        names = config.getoption("--ase-elements")
+        make = factory(name)
         elements = None if names is None else numbers_of([n.strip() for n in names.split(",")])
-        factory.make()
+        make()
     except Exception as error:
-        raise pytest.UsageError(f"{OPTION} {config.getoption(OPTION)}: {error}") from error
+        raise pytest.UsageError(f"{OPTION} {name}: {error}") from error
     tolerance = config.getoption("--ase-tolerance")
-    return Subject(
-        factory.make,
-        elements,
-        factory.structures,
-        TOLERANCE if tolerance is None else tolerance,
-        factory.name,
-    )
+    structures = getattr(make, "structures", None)
+    return Subject(make, elements, structures, TOLERANCE if tolerance is None else tolerance, name)

@@ -120,11 +120,11 @@ def forces_in_a_process(pickled: bytes) -> np.ndarray:
 
 def _report(name: str, structure: str, report: str) -> None:
     """Evaluate, in the new process, and write what has changed."""
-    from ase_biasgrad.testing.factory import found_factory
+    from ase_biasgrad.testing.subject import factory
 
     atoms = read(structure)
     before = snapshot()
-    make = found_factory(name).make
+    make = factory(name)
     imported = snapshot()
     atoms.calc = make()
     atoms.get_forces()

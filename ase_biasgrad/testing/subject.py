@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,28 @@ TOLERANCE = 2e-4
 MANY = 6  # atoms whose forces are compared with finite differences in a large structure
 # exceptions that say: not made for this
 REFUSALS = (NotImplementedError, PropertyNotImplementedError, InputError, CalculatorSetupError)
+
+
+def factory(name: str) -> Callable[[], Any]:
+    """Import the factory `module:function`, or a class that is made without arguments.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name; the message says how to write it.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"{name!r}: write module:function, such as mypackage:make")
+    try:
+        make: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{name!r}: the module {module} cannot be imported: {error}") from error
+    for part in attribute.split("."):
+        make = getattr(make, part, None)
+    if not callable(make):
+        raise ValueError(f"{name!r}: {module} has no function or class {attribute!r}")
+    return make
 
 
 class Subject:
@@ -175,6 +198,12 @@ class Subject:
         """Raise `Failure` where energies differ by more than rounding."""
         limit = self.tolerance * max(1.0, atoms / 10) + 10 * self.noise
         expect_small(abs(energy - wanted), limit, f"{what}: energies differ by", "eV")
+
+    def expect_same(self, after: Atoms, before: Atoms, what: str) -> None:
+        """Raise `Failure` where energy or forces differ by more than rounding."""
+        energies = after.get_potential_energy(), before.get_potential_energy()
+        self.expect_same_energy(*energies, what)
+        self.expect_same_forces(after.get_forces(), before.get_forces(), what)
 
     def expect_derivatives(self, atoms: Atoms, what: str) -> None:
         """Raise `Failure` where forces are no derivatives of the energy, or have a sum."""

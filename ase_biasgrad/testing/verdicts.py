@@ -67,16 +67,21 @@ def expect_small(value: float, limit: float, measured: str, unit: str) -> None:
 
 
 def judged(check: Check, subject: Subject) -> Verdict:
-    """Verdict of one check; an exception that it does not expect is a failure."""
+    """Run one check."""
     try:
         check.run(subject)
-    except NotApplicable as error:
-        return Verdict(check, "not applicable", str(error))
-    except Failure as error:
-        return Verdict(check, "failed", str(error))
     except Exception as error:
-        return Verdict(check, "failed", described(error))
-    return Verdict(check, "passed")
+        return verdict(check, error)
+    return verdict(check, None)
+
+
+def verdict(check: Check, error: BaseException | None) -> Verdict:
+    """Verdict of a check that ended in this exception; one that it does not expect is a failure."""
+    if error is None:
+        return Verdict(check, "passed")
+    if isinstance(error, NotApplicable):
+        return Verdict(check, "not applicable", str(error))
+    return Verdict(check, "failed", str(error) if isinstance(error, Failure) else described(error))
 
 
 def described(error: BaseException) -> str:
