@@ -258,12 +258,12 @@ class BiasGradCalculator(PotentialCalculator):
     # --- the training range ----------------------------------------------------------------
 
     def _close_pairs(
-        self, structure: Structure, keep_list: bool = True
+        self, structure: Structure, place: int | None = 0
     ) -> tuple[ClosePairs | None, str | None]:
         """Pairs closer than any in training, and a message about them, which is given."""
         if self._range is None:
             return None, None
-        pairs = self._range.close_pairs(structure, keep_list)
+        pairs = self._range.close_pairs(structure, place)
         message = None if pairs is None else self._range.told(structure.numbers, pairs)
         self._notice.give(message)
         return pairs, message
@@ -359,7 +359,7 @@ class BiasGradCalculator(PotentialCalculator):
                 hessian = self._engine.second_derivatives(s, strain)
             except ArithmeticError as error:
                 raise CalculationFailed(str(error)) from error
-            pairs, _ = self._close_pairs(s, keep_list=False)
+            pairs, _ = self._close_pairs(s, place=None)
             if self._range is not None and pairs is not None and self.repulsion:
                 hessian = hessian + self._range.hessian(s.numbers, pairs, strain)
         check_finite({"Hessian": hessian}, len(s.numbers), self.advice)
@@ -397,7 +397,7 @@ class BiasGradCalculator(PotentialCalculator):
 
     def _evaluate_batch(self, batch: list[Structure]) -> list[Evaluation]:
         full = [s for s in batch if len(s.numbers)]
-        close = [self._close_pairs(s, keep_list=False)[0] for s in full]
+        close = [self._close_pairs(s, place)[0] for place, s in enumerate(full, start=1)]
         found = self._engine.evaluate_many(full) if full else []
         for s, evaluation in zip(full, found, strict=True):
             self._too_large(s, evaluation)

@@ -102,29 +102,33 @@ class RangeCheck:
         self.ranges = repulsion_ranges(self.closest, cutoff)
         known = np.array(sorted(elements), np.int64)
         self.reach = float(self.closest[np.ix_(known, known)].max()) if len(known) else cutoff
-        self._list = VerletCache(self.reach, skin, self._counter)
+        self._skin = skin
+        self._lists: list[VerletCache[Counter]] = []  # by places
 
     def fresh(self) -> RangeCheck:
         """Another one without a neighbour list."""
         other = object.__new__(RangeCheck)
         other.__dict__ |= self.__dict__
-        other._list = VerletCache(self.reach, self._list.list.skin, other._counter)
+        other._lists = []
         return other
 
     def reset(self) -> None:
-        """Forget the neighbour list."""
-        self._list.reset()
+        """Forget the neighbour lists."""
+        self._lists = []
 
-    def close_pairs(self, structure: Structure, keep_list: bool = True) -> ClosePairs | None:
+    def close_pairs(self, structure: Structure, place: int | None = 0) -> ClosePairs | None:
         """Pairs that are closer than any in training, or None.
 
-        With `keep_list` the neighbour list serves the next structure, too, as in dynamics.
+        The neighbour list of a place serves the next structure there, too, as in dynamics; with
+        `place=None` a list is searched for this structure alone.
         """
         s = structure
-        if keep_list:
-            counter = self._list.of(s)
-        else:
+        if place is None:
             counter = self._counter(neighbour_list(s.positions, s.cell, s.pbc, self.reach), s)
+        else:
+            while len(self._lists) <= place:
+                self._lists.append(VerletCache(self.reach, self._skin, self._counter))
+            counter = self._lists[place].of(s)
         if not counter.any_closer(s):
             return None
         first, second, shift, squares = counter.candidates

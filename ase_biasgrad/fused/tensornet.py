@@ -25,7 +25,7 @@ EPSILON = 1e-5  # of the layer norms
 
 def radial_functions(arguments: Mapping[str, Any]) -> int:
     """Number of evenly spaced Gaussians up to the cutoff that are as narrow as the filters."""
-    return round(1.7 * arguments["radial_functions"])
+    return round(1.3 * arguments["radial_functions"])
 
 
 def basis(arguments: Mapping[str, Any], w: Weights, r: np.ndarray) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
 from ase_biasgrad.numerics.splines import Knots
 from ase_biasgrad.numerics.threads import threads_allowed, together
 
-KNOTS_PER_FUNCTION = 4  # fewer than engines take: filters are sampled anew in every step
+KNOTS_PER_FUNCTION = 3  # fewer than engines take: filters are sampled anew in every step
 TORCH = Functions(torch.nn.functional.silu, shifted_softplus, torch.cat)
 
 
@@ -50,7 +50,7 @@ class TrainingNetwork:
     """The energy of a backbone that has a program, as a function of its parameters.
 
     Filters are splines through their values at few knots, so that forces differ from the backbone's
-    by 1e-6 of the largest one, the rounding of float32; gradients are exact for what is evaluated.
+    by 1e-5 of the largest one, far less than they err; gradients are exact for what is evaluated.
     """
 
     def __init__(self, backbone: Backbone) -> None:

@@ -109,8 +109,7 @@ def _address(array: np.ndarray) -> int:
 
 def _entry_or_none(kernel: NativeKernel, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
     """The function of a frame; None where Numba itself has to make the calls."""
-    numba = tuple(int(part) for part in version("numba").split(".")[:2])
-    if numba > NEWEST:
+    if _numba_version() > NEWEST:
         _say_that_numba_calls(f"Numba {version('numba')} is newer than {NEWEST[0]}.{NEWEST[1]}")
         return None
     try:
@@ -118,6 +117,11 @@ def _entry_or_none(kernel: NativeKernel, arguments: tuple[Any, ...]) -> Callable
     except (RuntimeError, OSError, AttributeError, ImportError) as error:  # of this platform
         _say_that_numba_calls(f"{type(error).__name__}: {error}")
         return None
+
+
+@cache
+def _numba_version() -> tuple[int, ...]:  # read from files
+    return tuple(int(part) for part in version("numba").split(".")[:2])
 
 
 @cache

@@ -24,8 +24,9 @@ N_WEIGHTS = DEGREE + 1  # coefficients that matter in each bin
 KNOTS_PER_FUNCTION = 7
 REFINEMENTS = 9
 FINER = 1.5
-# of the largest value and slope of any channel: the rounding of float32 in the network itself
-VALUE_TOLERANCE, SLOPE_TOLERANCE = 1e-6, 4e-6
+# of the largest value and slope of any channel: they are reached at distances where atoms never
+# come; elsewhere errors are a thousand times smaller, and a finer table would leave the cache
+VALUE_TOLERANCE, SLOPE_TOLERANCE = 1e-5, 4e-5
 STEP = 1e-30  # of complex steps, Å
 # where errors are measured, in units of the spacing: near knots, where values are furthest off in
 # the middle, and slopes at a quarter (those of Bernoulli polynomials)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 # below this many atoms, handing out work costs more than it saves
 THREADS_FROM = 48
-R = TypeVar("R")
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
@@ -49,17 +48,6 @@ def together(calls: Sequence[Callable[[], None]]) -> None:
     first()
     for other in waiting:
         other.result()
-
-
-def one_thread_each(function: Callable[[Any, int | None], R], items: Sequence[Any]) -> list[R]:
-    """Results of `function(item, 1)` for all items, which the threads share out among them.
-
-    Fewer items than threads are called one by one, with None in place of 1 block.
-    """
-    threads = threads_allowed()
-    if threads == 1 or len(items) < threads:
-        return [function(item, None) for item in items]
-    return list(_threads(threads).map(lambda item: function(item, 1), items))
 
 
 def _threads(count: int) -> ThreadPoolExecutor:

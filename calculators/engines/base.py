@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -39,9 +40,9 @@ def split(
 
     energies `(members, n)`, forces `(members, n, 3)`, strain `(members, structures, 3, 3)`.
     """
-    ends = np.cumsum(sizes)[:-1]
-    parts = np.split(energies, ends, axis=1), np.split(forces, ends, axis=1)
-    return [Evaluation(*of) for of in zip(*parts, strain.swapaxes(0, 1), strict=True)]
+    ends = accumulate(sizes, initial=0)
+    atoms = [slice(a, b) for a, b in pairwise(ends)]
+    return [Evaluation(energies[:, a], forces[:, a], strain[:, k]) for k, a in enumerate(atoms)]
 
 
 class Engine(Protocol):

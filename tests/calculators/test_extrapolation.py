@@ -226,7 +226,7 @@ def total(check: RangeCheck, structure) -> float:
     """Energy of the repulsion alone, from all pairs of a search."""
     from ase_biasgrad.calculators.repulsion import repulsion
 
-    pairs = check.close_pairs(structure, keep_list=False)
+    pairs = check.close_pairs(structure, place=None)
     first, second = structure.numbers[pairs.first], structure.numbers[pairs.second]
     return repulsion(first, second, pairs.distances, check.ranges[first, second])[0].sum()
 
@@ -243,10 +243,12 @@ def test_close_pairs_under_a_skin_are_those_of_a_search(seed):
         if seed:
             atoms.set_cell(atoms.cell.array @ (np.eye(3) + random.normal(0, 0.01, (3, 3))), True)
         s = structure_of(atoms)
-        kept, searched = check.close_pairs(s), check.close_pairs(s, keep_list=False)
-        assert (kept is None) == (searched is None)
+        kept, searched = check.close_pairs(s), check.close_pairs(s, place=None)
+        third = check.close_pairs(s, place=3)
+        assert (kept is None) == (searched is None) == (third is None)
         if kept is not None:
             assert np.allclose(np.sort(kept.distances), np.sort(searched.distances))
+            assert np.array_equal(kept.vectors, third.vectors)
             found += 1
     assert found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ase_biasgrad.fused.networks import NETWORKS
 from ase_biasgrad.fused.training import TrainingNetwork
-from ase_biasgrad.graph import sum_per_structure
+from ase_biasgrad.graph import AtomGraph, sum_per_structure
 from ase_biasgrad.potential import Potential, voigt_stress
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
@@ -112,9 +112,23 @@ class ForceStage(pl.LightningModule):
 
     def predicted_in_training(self, batch: Batch) -> dict[str, Tensor]:
         """`properties` of the batch, differentiable in the parameters."""
-        graph = batch.graph
-        if self.network is None or graph.device.type != "cpu":
-            return self.potential.evaluate(graph, self.properties, create_graph=True)
+        if self._has_program_for(batch):
+            return self._by_program(batch.graph)
+        return self.potential.evaluate(batch.graph, self.properties, create_graph=True)
+
+    def predicted(self, batch: Batch) -> dict[str, Tensor]:
+        """`properties` of the batch as constants."""
+        if self._has_program_for(batch):
+            with torch.no_grad():
+                return self._by_program(batch.graph)
+        values = self.potential.evaluate(batch.graph, self.properties)
+        return {name: value.detach() for name, value in values.items()}
+
+    def _has_program_for(self, batch: Batch) -> bool:
+        return self.network is not None and batch.graph.device.type == "cpu"
+
+    def _by_program(self, graph: AtomGraph) -> dict[str, Tensor]:
+        assert self.network is not None
         energies, forces, strain_gradient = self.network.evaluate(graph)
         values = {"forces": forces}
         if "stress" in self.properties:
@@ -172,11 +186,7 @@ class ForceStage(pl.LightningModule):
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        properties = ("energy", *self.properties)
-        predicted = {
-            name: value.detach()
-            for name, value in self.potential.evaluate(batch.graph, properties).items()
-        }
+        predicted = self.predicted(batch)
         known, error = _force_errors(batch, predicted)
         of_forces = torch.stack([error.abs().sum(), error.square().sum(), known.sum()])
         self._validation.append((torch.stack(self.loss_terms(batch, predicted)), of_forces))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,11 +12,11 @@ from ase_biasgrad.architectures import ARCHITECTURES
 from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
-from ase_biasgrad.calculators.engines.cpu.room import Room
+from ase_biasgrad.calculators.engines.cpu.room import Room, Workspace
 from ase_biasgrad.fused.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.runtime import Candidates, CompiledNetwork
 from ase_biasgrad.neighbours import neighbour_list
-from ase_biasgrad.numerics.threads import blocks_for, one_thread_each
+from ase_biasgrad.numerics.threads import blocks_for, threads_allowed, together
 from ase_biasgrad.potential_arrays import NetworkArrays, symmetric
 
 
@@ -41,7 +41,8 @@ class CpuEngine:
         self.list = SortedEdges(self.cutoff, skin)
         self._edges = GroupEdges(self.cutoff, skin)
         self._rooms: list[Room] = []  # of each network
-        self._groups: list[CpuEngine] = []  # of many structures
+        self._workspace = Workspace()
+        self._lanes: list[list[CpuEngine]] = []  # of threads: for each of its groups of structures
         self._moving: list[CompiledNetwork] = []  # made when first asked for
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,14 +58,14 @@ class CpuEngine:
         """Forget the neighbour list and the memory of the last structure."""
         self.list.reset()
         self._edges = GroupEdges(self.cutoff, self.list.skin)
-        self._rooms, self._groups = [], []
+        self._rooms, self._lanes = [], []
 
     def fresh(self) -> CpuEngine:
         """Another engine without neighbour list that shares the weights."""
         other = object.__new__(CpuEngine)
         other.__dict__ |= self.__dict__
         other.list, other._edges = self.list.fresh(), GroupEdges(self.cutoff, self.list.skin)
-        other._rooms, other._groups = [], []
+        other._rooms, other._workspace, other._lanes = [], Workspace(), []
         return other
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
@@ -74,12 +75,30 @@ class CpuEngine:
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
         """Evaluate several structures, with derivatives, in groups that the threads share out."""
         groups = groups_of([len(s.numbers) for s in structures])
-        self._groups += [self.fresh() for _ in groups[len(self._groups) :]]
+        threads = threads_allowed()
+        # fewer groups than threads: all threads share each of them
+        count, blocks = (threads, 1) if len(groups) >= threads else (1, None)
+        if len(self._lanes) != count:
+            self._lanes = [[] for _ in range(count)]
+        found: list[Evaluation | None] = [None] * len(structures)
 
-        def evaluate(k: int, blocks: int | None) -> list[Evaluation]:
-            return self._groups[k]._together([structures[i] for i in groups[k]], blocks)
+        def run(lane: int) -> None:
+            mine = groups[lane::count]
+            for group, engine in zip(mine, self._of_lane(lane, len(mine)), strict=False):
+                evaluations = engine._together([structures[k] for k in group], blocks)
+                for k, evaluation in zip(group, evaluations, strict=True):
+                    found[k] = evaluation
 
-        return list(chain.from_iterable(one_thread_each(evaluate, range(len(groups)))))
+        together([partial(run, lane) for lane in range(count)])
+        return cast("list[Evaluation]", found)
+
+    def _of_lane(self, lane: int, groups: int) -> list[CpuEngine]:
+        """Engines for the groups that one thread evaluates, in one workspace."""
+        engines = self._lanes[lane]
+        while len(engines) < groups:
+            engines.append(self.fresh())
+            engines[-1]._workspace = engines[0]._workspace
+        return engines
 
     def _alone(self, structure: Structure, derivatives: bool, blocks: int | None) -> Evaluation:
         found = self.list.find(structure)
@@ -136,7 +155,10 @@ class CpuEngine:
             blocks = blocks_for(sum(len(s.numbers) for s in structures))
         kept = self._rooms
         if not kept or kept[0].candidates is not candidates or kept[0].blocks != blocks:
-            self._rooms = [Room(each, structures, candidates, blocks) for each in self.networks]
+            self._rooms = [
+                Room(each, structures, candidates, blocks, self._workspace)
+                for each in self.networks
+            ]
         for room in self._rooms:
             room.evaluate(structures, derivatives)
         return (

@@ -10,7 +10,7 @@ from ase_biasgrad.fused.runtime import Candidates
 from ase_biasgrad.neighbours import Edges, VerletList
 
 # atoms that one thread evaluates at once: the rows of many more leave its cache
-TOGETHER = 64
+TOGETHER = 36
 
 
 def groups_of(sizes: Sequence[int]) -> list[list[int]]:

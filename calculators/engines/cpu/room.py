@@ -25,6 +25,19 @@ EXECUTE = NativeKernel(f"{COMPILED}.execute", "execute")
 ADD_FORCES = NativeKernel(f"{COMPILED}.geometry", "add_forces")
 
 
+class Workspace:
+    """Numbers that one evaluation after another may overwrite, and so find in the cache."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0)
+
+    def numbers(self, count: int, dtype: np.dtype) -> np.ndarray:
+        """Room for so many numbers `(count,)`, whose values mean nothing."""
+        if self._numbers.size < count or self._numbers.dtype != dtype:
+            self._numbers = np.empty(count, dtype)
+        return self._numbers[:count]
+
+
 class Room:
     """Arrays that are allocated once and filled at every evaluation.
 
@@ -36,7 +49,7 @@ class Room:
 
     def __init__(
         self, network: CompiledNetwork, structures: Sequence[Structure], candidates: Candidates,
-        blocks: int,
+        blocks: int, workspace: Workspace,
     ) -> None:  # fmt: skip
         self.candidates, self.blocks = candidates, blocks
         numbers = np.concatenate([s.numbers for s in structures])
@@ -55,7 +68,7 @@ class Room:
             )
             for block in range(blocks)
         ]  # fmt: skip
-        memory = np.empty(numbers_needed(program, n, blocks), dtype)
+        memory = workspace.numbers(numbers_needed(program, n, blocks), dtype)
 
         def stages(first: int, last: int) -> list[list[BoundCall]]:
             """Calls of all blocks, which wait for each other after each segment."""

@@ -18,6 +18,12 @@ VARIANTS = {
 }
 
 
+@pytest.fixture
+def many_knots(monkeypatch):
+    """Splines so fine that everything else can be compared to 1e-6."""
+    monkeypatch.setattr("ase_biasgrad.fused.training.KNOTS_PER_FUNCTION", 8)
+
+
 def structures(cutoff: float):
     """Molecules, a crystal whose atoms see their own images, and an atom alone."""
     atoms = [ethanol(), copper(), Atoms("O"), Atoms("OH", [[0, 0, 0], [0, 0, 1.1]])]
@@ -68,15 +74,21 @@ def assert_the_same(backbone, graph, tolerance: float) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_results_and_gradients_are_those_of_the_backbone(name, variant):
+def test_results_and_gradients_are_those_of_the_backbone(name, variant, many_knots):
     backbone = backbone_of(name, **VARIANTS[variant])
     assert_the_same(backbone, structures(backbone.cutoff), 2e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_few_knots_are_enough_in_training(name):
+    backbone = backbone_of(name, features=32, radial_functions=20)
+    assert_the_same(backbone, structures(backbone.cutoff), 1e-4)
 
 
 @pytest.mark.parametrize("basis", ["gaussian", "bessel"])
 @pytest.mark.parametrize("envelope", ["cosine", "mollifier"])
 @pytest.mark.parametrize("name", ["schnet", "painn"])
-def test_every_basis_and_cutoff_function(name, basis, envelope):
+def test_every_basis_and_cutoff_function(name, basis, envelope, many_knots):
     backbone = backbone_of(name, radial_basis=basis, cutoff_function=envelope)
     tolerance = 2e-6 if (basis, envelope) == ("gaussian", "cosine") else 3e-5
     assert_the_same(backbone, structures(backbone.cutoff), tolerance)
@@ -109,7 +121,7 @@ def test_what_is_kept_from_inference_can_be_trained_with(name):
     assert any(parameter.grad is not None for parameter in backbone.parameters())
 
 
-def test_layers_learn_where_one_weight_does_not():
+def test_layers_learn_where_one_weight_does_not(many_knots):
     backbone = backbone_of("painn")
     context = backbone.representation.interactions[0].interatomic_context_net
     context[0].weight.requires_grad_(False)
