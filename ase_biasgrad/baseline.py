@@ -104,15 +104,9 @@ class Baseline:
                 "from a file, since that could run anything; make it yourself and hand it over "
                 "(baseline=…); `biasgrad evaluate --trust-baseline` makes it"
             )
-        calculator = self._of_arguments()
+        calculator = labelling_calculator(self.calculator, self.arguments)
         self.check(calculator)
         return calculator
-
-    def _of_arguments(self) -> BaseCalculator:
-        try:
-            return labelling_calculator(self.calculator, self.arguments)
-        except TypeError as error:
-            raise ValueError(f"the baseline {self.told} cannot be made: {error}") from error
 
     def check(self, calculator: BaseCalculator) -> None:
         """Refuse a calculator of another class; warn of another version.

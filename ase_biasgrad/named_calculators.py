@@ -29,9 +29,16 @@ def labelling_calculator(name: str, arguments: dict[str, Any] | None = None) -> 
     ImportError
         If a package is missing; the message says what to install.
     ValueError
-        If there is no such calculator.
+        If there is no such calculator, or it has other arguments.
     """
     arguments = dict(arguments or {})
+    try:
+        return _made(name, arguments)
+    except TypeError as error:
+        raise ValueError(f"calculator {name!r}, made with {arguments}: {error}") from error
+
+
+def _made(name: str, arguments: dict[str, Any]) -> Calculator:
     if name.lower() in TBLITE_METHODS:
         try:
             from tblite.ase import TBLite

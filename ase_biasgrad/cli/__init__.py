@@ -18,10 +18,11 @@ from ase_biasgrad.cli import (
     lammps,
     learn,
     levels,
+    md,
     potential,
     predict,
     reaction,
-    simulate,
+    relax,
     train,
 )
 from ase_biasgrad.cli.baselines import load_tblite_before_torch
@@ -46,8 +47,8 @@ app.command("evaluate")(potential.evaluate)
 app.command("convert")(potential.convert)
 app.command("info")(potential.info)
 app.command("predict")(predict.predict)
-app.command("relax")(simulate.relax)
-app.command("md")(simulate.md)
+app.command("relax")(relax.relax)
+app.command("md")(md.md)
 app.command("ipi")(ipi.ipi)
 app.command("lammps")(lammps.lammps)
 app.command("lammps-data")(lammps.lammps_data)
@@ -55,15 +56,7 @@ app.command("lammps-data")(lammps.lammps_data)
 
 # for terminals and pipes whose encoding lacks the field's signs
 PLAIN = {"→": "->", "√": "sqrt", "Å": "A", "×": "x", "±": "+-", "–": "-", "…": "...", "∞": "inf"}
-PLAIN |= {
-    "α": "alpha",
-    "ε": "epsilon",
-    "μ": "mu",
-    "Σ": "sum",
-    "²": "2",
-    "³": "3",
-    "⁻": "-",
-}
+PLAIN |= {"α": "alpha", "ε": "epsilon", "μ": "mu", "Σ": "sum", "²": "2", "³": "3", "⁻": "-"}
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:

@@ -10,9 +10,10 @@ import typer
 from ase_biasgrad.cli.options import (
     ARGUMENTS,
     CALCULATORS,
-    Checkpoint,
+    CheckpointFile,
     Device,
     Frames,
+    Method,
     Overwrite,
     made_calculator,
 )
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ase_biasgrad.bias import Bias
     from ase_biasgrad.composition_fit import Anchors
 
-METHODS = "auto, mean, median, efwt, least-squares, least-absolute-deviation, huber, ridge"
-Method = Annotated[str, typer.Option(help=METHODS)]
 KINDS = ("", " (isolated atom)", " (anchor)")
 AnchorFile = Annotated[
     Path | None,
@@ -102,7 +101,7 @@ def _fit_calculator(
 
 
 def rebias(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")],
+    checkpoint: CheckpointFile,
     data: Annotated[Path, typer.Argument(help="dataset (HDF5) with the other energies")],
     reference: Annotated[
         str, typer.Option(help="name of the reference energies: r2scan, atomization, …")
@@ -265,7 +264,7 @@ def _residuals_by_composition(bias: Bias) -> list[str]:
 
 def convert_energies(
     source: Annotated[Path, typer.Argument(help="extxyz, or dataset (HDF5)")],
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="*.safetensors")],
     output: Annotated[Path, typer.Option("--output", "-o", help="new file of the same kind")],
     from_: Annotated[str, typer.Option("--from", help="reference that the energies are of")],
     to: Annotated[str, typer.Option("--to", help="reference that they shall be of")],

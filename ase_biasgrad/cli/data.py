@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import ARGUMENTS, CALCULATORS, Overwrite, made_calculator
+from ase_biasgrad.cli.options import (
+    ARGUMENTS,
+    CALCULATORS,
+    Overwrite,
+    Seed,
+    Structure,
+    made_calculator,
+)
 from ase_biasgrad.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -125,7 +132,7 @@ def qm7(
 
 @app.command()
 def sample(
-    structure: Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")],
+    structure: Structure,
     output: Output,
     calculator: Annotated[str, typer.Option(help=CALCULATORS)] = "gfn2-xtb",
     arguments: Annotated[list[str] | None, typer.Option(help=ARGUMENTS)] = None,
@@ -136,7 +143,7 @@ def sample(
     friction: Annotated[float, typer.Option(help="1/fs")] = 0.02,
     equilibration: Annotated[int, typer.Option(min=0, help="steps before the first")] = 500,
     relax: Annotated[bool, typer.Option(help="relax the structure first")] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make reference data by Langevin dynamics."""
@@ -190,7 +197,7 @@ def nbody(
     variant: Annotated[
         str, typer.Option(help="paper (in a box, 5000/1000/1000) or egnn (3000/2000/2000)")
     ] = "paper",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     size: Annotated[
         list[str] | None,
         typer.Option(help="simulations of a split: train=200, validation=…, test=…"),

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device
-from ase_biasgrad.cli.simulate import Checkpoints, Dtype, Structure
+from ase_biasgrad.cli.options import Checkpoints, Device, Dtype, Structure
 
 
 def ipi(

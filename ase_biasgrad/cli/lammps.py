@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ase_biasgrad.cli.options import Overwrite
+from ase_biasgrad.cli.options import Checkpoints, Dtype, Overwrite, Structure
 from ase_biasgrad.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -33,14 +33,12 @@ def lammps(
         Path,
         typer.Argument(help="input script with a line `fix NAME all biasgrad ELEMENT …`"),
     ],
-    checkpoint: Annotated[
-        list[Path], typer.Option("--checkpoint", "-c", help="may be repeated: a committee")
-    ],
+    checkpoint: Checkpoints,
     arguments: Annotated[
         list[str] | None, typer.Argument(help="of LAMMPS, behind --: -- -var T 300 -log my.log")
     ] = None,
     ranks: Ranks = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    dtype: Dtype = "float32",
     mpiexec: Mpiexec = None,
 ) -> None:
     """Run a LAMMPS input script with a potential."""
@@ -61,7 +59,7 @@ def lammps(
 
 
 def lammps_data(
-    structure: Annotated[str, typer.Argument(help="file that ASE reads, or a molecule's name")],
+    structure: Structure,
     output: Annotated[Path, typer.Option("--output", "-o", help="new data file")],
     overwrite: Overwrite = False,
 ) -> None:

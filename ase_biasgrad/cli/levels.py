@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device, Overwrite
-from ase_biasgrad.cli.potential import CheckpointPath, resident_frames
+from ase_biasgrad.cli.options import CheckpointFile, Device, Method, Overwrite
+from ase_biasgrad.cli.potential import resident_frames
 from ase_biasgrad.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare_levels(
-    checkpoint: CheckpointPath,
+    checkpoint: CheckpointFile,
     data: Annotated[
         list[Path], typer.Argument(help="datasets, each of one level of theory named as its file")
     ],
@@ -30,7 +30,7 @@ def compare_levels(
         Path | None,
         typer.Option("--output", "-o", help="checkpoint with a reference for each level"),
     ] = None,
-    method: Annotated[str, typer.Option(help="bias fit, as in fit-bias")] = "least-squares",
+    method: Method = "least-squares",
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_biasgrad.cli.baselines import TrustBaseline, trusted_baseline
-from ase_biasgrad.cli.options import Device, Frames, Overwrite
+from ase_biasgrad.cli.options import (
+    CheckpointFile,
+    Device,
+    Frames,
+    Method,
+    Overwrite,
+    frame_slice,
+)
 from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 
 if TYPE_CHECKING:
@@ -26,9 +33,6 @@ class Seen(StrEnum):
     refuse = "refuse"
     skip = "skip"
     keep = "keep"
-
-
-CheckpointPath = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 
 
 def evaluate(
@@ -159,7 +163,7 @@ def convert(
     energy_unit: Annotated[str, typer.Option(help="unit of the model's energies")],
     length_unit: Annotated[str, typer.Option(help="unit of the model's lengths")] = "Angstrom",
     data: Annotated[Path | None, typer.Option(help="dataset to fit the bias to")] = None,
-    method: Annotated[str, typer.Option(help="bias fit, as in fit-bias")] = "auto",
+    method: Method = "auto",
     trust: Annotated[
         bool,
         typer.Option(
@@ -192,7 +196,7 @@ def convert(
     typer.echo(f"checkpoint: {output}; energy zero: {potential.bias.zero}")
 
 
-def info(checkpoint: CheckpointPath) -> None:
+def info(checkpoint: CheckpointFile) -> None:
     """Show the content and the history of a checkpoint or a committee."""
     import json
 
@@ -222,7 +226,7 @@ def chosen_frames(dataset: Dataset, frames: str | None) -> np.ndarray:
     """Indices of the frames that a slice names."""
     import numpy as np
 
-    chosen = np.arange(len(dataset))[_slice(frames)]
+    chosen = np.arange(len(dataset))[slice(None) if frames is None else frame_slice(frames)]
     if not len(chosen):
         raise ValueError(
             f"--frames {frames}: holds none of the {len(dataset)} frames of {dataset.path}"
@@ -237,12 +241,10 @@ def resident_frames(
 
     Of a potential with a baseline the labels are differences to it.
     """
-    import torch
-
+    from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(torch_device(device))
     loaded.potential.to(device)
     unknown = set(dataset.compositions()[chosen].sum(axis=0).nonzero()[0].tolist()) - set(
         loaded.potential.elements
@@ -264,15 +266,3 @@ def resident_frames(
     baseline = Baseline.from_record(record)
     calculator = trusted_baseline(loaded.path, trust) or baseline.made()
     return frames.less(baseline_labels(baseline, calculator, dataset, chosen, progress=True))
-
-
-def _slice(text: str | None) -> slice:
-    if text is None:
-        return slice(None)
-    try:
-        parts = [int(part) if part else None for part in text.split(":")]
-    except ValueError:
-        parts = []
-    if not 2 <= len(parts) <= 3:
-        raise typer.BadParameter(f"--frames {text!r} is no slice such as :1000, 500: or ::10")
-    return slice(*parts)

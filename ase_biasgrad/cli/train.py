@@ -108,7 +108,4 @@ def _teacher(options: TeacherOptions | None) -> Calculator | None:
         )
     from ase_biasgrad.named_calculators import labelling_calculator
 
-    try:
-        return labelling_calculator(options.names[0], options.arguments)
-    except TypeError as error:
-        raise ValueError(f"teacher: {options.names[0]}: {error}") from error
+    return labelling_calculator(options.names[0], options.arguments)

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device
+from ase_biasgrad.cli.options import Device, Results
 
 
 def nbody(
     data: Annotated[Path, typer.Argument(help="simulations (`biasgrad data nbody`)")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="folder of results; runs add up in it")
-    ] = Path("nbody"),
+    output: Results = Path("nbody"),
     network: Annotated[
         list[str] | None, typer.Option(help="to train; may be repeated (default: none)")
     ] = None,

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device, Overwrite
+from ase_biasgrad.cli.options import Device, Overwrite, Results, Seed
 
 
 def qm7(
     data: Annotated[Path, typer.Argument(help="dataset with energies (`biasgrad data qm7`)")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="folder of results; runs add up in it")
-    ] = Path("qm7"),
+    output: Results = Path("qm7"),
     row: Annotated[
         list[str] | None, typer.Option(help="row of the table; may be repeated (default: all)")
     ] = None,
@@ -30,7 +28,7 @@ def qm7(
         list[int] | None,
         typer.Option(min=1, help="train on so many molecules instead of all; may be repeated"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ase_biasgrad.cli.options import Device
+from ase_biasgrad.cli.options import Device, Results
 
 
 def qm9(
@@ -15,9 +15,7 @@ def qm9(
     label: Annotated[
         str | None, typer.Option("--property", help="mu, alpha, homo, lumo, gap or Cv; to train")
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="folder of results; runs add up in it")
-    ] = Path("qm9"),
+    output: Results = Path("qm9"),
     train: Annotated[int, typer.Option(min=2, help="molecules; the paper's number")] = 100_000,
     validation: Annotated[int, typer.Option(min=1, help="molecules")] = 18_000,
     test: Annotated[int | None, typer.Option(min=1, help="molecules (default: the rest)")] = None,
