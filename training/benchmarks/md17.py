@@ -7,13 +7,11 @@ interrupted goes on where it stopped, in the middle of a training too.
 from __future__ import annotations
 
 import json
-import math
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import product, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +34,7 @@ BIAS_FITS = ("mean", "median", "efwt", "gradient")
 MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic")
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """Force MAE (kcal/mol/Å), energy MAE (kcal/mol) and EFwT."""
 
     forces: float
@@ -63,8 +60,8 @@ PUBLISHED = {
 class Study:
     """Everything that is compared.
 
-    `weights` are energy weights of joint losses. With `minutes`, the number of epochs is what
-    fits into them, measured on two epochs first; `epochs` counts otherwise.
+    `weights` are energy weights of joint losses. With `minutes` of each training the schedule
+    follows the clock, as `force_stage.max_minutes` says; `epochs` counts otherwise.
     """
 
     molecules: tuple[str, ...] = MOLECULES
@@ -91,7 +88,7 @@ class Training:
     molecule: str
     labels: str
     backbone: str
-    seed: int
+    seed: int | None
     weight: float | None
 
     @property
@@ -109,20 +106,20 @@ class Row:
     forces: float
     energy: float
     efwt: float
-    efwt_energy: float
-    efwt_forces: float
-    epochs: int
-    seconds: float
+    efwt_energy: float | None = None  # None where nothing was published
+    efwt_forces: float | None = None
+    epochs: int | None = None
+    seconds: float | None = None
 
-    def cells(self) -> list[str]:
+    def cells(self) -> list[object]:
         """The row in `COLUMNS`."""
-        of = self.training
+        of, shares = self.training, (self.efwt, self.efwt_energy, self.efwt_forces)
         return [
-            *(of.molecule, of.labels, of.backbone, self.recipe, str(of.seed)),
+            *(of.molecule, of.labels, of.backbone, self.recipe, of.seed),
             f"{self.forces * EV_TO_KCAL_MOL:.3f} ({1000 * self.forces:.2f})",
             f"{self.energy * EV_TO_KCAL_MOL:.3f} ({1000 * self.energy:.2f})",
-            *(f"{value:.3f}" for value in (self.efwt, self.efwt_energy, self.efwt_forces)),
-            *(str(self.epochs), f"{self.seconds:.0f}"),
+            *(None if share is None else f"{share:.3f}" for share in shares),
+            *(self.epochs, None if self.seconds is None else f"{self.seconds:.0f}"),
         ]
 
 
@@ -132,15 +129,11 @@ COLUMNS = (
 )
 
 
-def published_cells(molecule: str) -> list[str | None]:
-    """The published row of a molecule, in `COLUMNS`."""
-    row = PUBLISHED[molecule]
-    return [
-        *(molecule, "original", "schnet, 9 M parameters, 50 000 frames", "published", None),
-        f"{row.forces:.3f} ({1000 * row.forces / EV_TO_KCAL_MOL:.2f})",
-        f"{row.energy:.3f} ({1000 * row.energy / EV_TO_KCAL_MOL:.2f})",
-        *(f"{row.efwt:.3f}", *[None] * 4),
-    ]
+def published_row(molecule: str) -> Row:
+    """The published row of a molecule."""
+    of = Training(molecule, "original", "schnet, 9 M parameters, 50 000 frames", None, None)
+    forces, energy, efwt = PUBLISHED[molecule]
+    return Row(of, "published", forces / EV_TO_KCAL_MOL, energy / EV_TO_KCAL_MOL, efwt)
 
 
 def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[Row]:
@@ -163,7 +156,8 @@ def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "rows", "md17")
-    for training in _trainings(study):
+    several = (study.molecules, study.labels, study.backbones, study.seeds, (None, *study.weights))
+    for training in starmap(Training, product(*several)):
         own, tests = _datasets(training, folder / "data", data)
         digest = " ".join(Dataset(path).hash() for path in (own, tests) if path is not None)
         identity = _identity(study, training)
@@ -185,24 +179,13 @@ def _identity(study: Study, training: Training) -> dict[str, Any]:
     return {**shared, **asdict(training), "fits": fits}
 
 
-def _trainings(study: Study) -> Iterable[Training]:
-    for molecule in study.molecules:
-        for labels in study.labels:
-            for backbone in study.backbones:
-                for seed in study.seeds:
-                    for weight in (None, *study.weights):
-                        yield Training(molecule, labels, backbone, seed, weight)
-
-
 def _measure(
     study: Study, training: Training, own: Path, tests: Path | None, run: Path
 ) -> list[Row]:
-    """Train, and test on frames that the training never saw."""
-    begin = time.monotonic()
+    """Train, and test on frames that the training never saw: a row for each bias fit."""
     started = (run / "config.yaml").exists()
     result = resume(run) if started else train(_config(study, training, own), run)
     table = read_epoch_table(run / "metrics.csv")
-    seconds = float(table[-1]["seconds"]) if table else time.monotonic() - begin
     potential = load_checkpoint(result.checkpoint).potential
     split = json.loads((run / "split.json").read_text())
     frames = DeviceFrames(Dataset(own), split["train"], potential.cutoff)
@@ -211,37 +194,36 @@ def _measure(
         _test_frames(study, own, tests, split),
         potential.cutoff,
     )
-    rows = []
-    fits = BIAS_FITS if training.weight is None else (None,)
-    for fit in fits:
-        recipe = f"joint, energy weight {training.weight:g}" if training.weight else ""
-        if fit == "gradient":
-            fit_bias_by_gradient(potential, frames)
-        elif fit is not None:
-            fit_bias(potential, frames, fit)
-        if fit is not None:
-            recipe = f"two stages, bias by {fit}"
+
+    def row(recipe: str) -> Row:
         report = evaluate(potential, tested)
         assert report.energy is not None
         assert report.efwt is not None
         of = report.efwt
         errors = (report.forces.mae, report.energy.mae, of.both, of.energy, of.forces)
-        rows.append(Row(training, recipe, *errors, epochs=len(table), seconds=seconds))
+        return Row(training, recipe, *errors, len(table), float(table[-1]["seconds"]))
+
+    if training.weight is not None:
+        return [row(f"joint, energy weight {training.weight:g}")]
+    rows = []
+    for fit in BIAS_FITS:
+        if fit == "gradient":
+            fit_bias_by_gradient(potential, frames)
+        else:
+            fit_bias(potential, frames, fit)
+        rows.append(row(f"two stages, bias by {fit}"))
     return rows
 
 
 def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
     joint = None if training.weight is None else {"energy_weight": training.weight}
-    options: dict[str, Any] = {
-        "data": {
-            "path": str(dataset),
-            "train": study.train,
-            "validation": study.validation,
-            "test": 0,
-        },
+    sizes = {"train": study.train, "validation": study.validation, "test": 0}
+    options = {
+        "data": {"path": str(dataset), **sizes},
         "backbone": {"name": training.backbone, **study.arguments},
         "force_stage": {
             "epochs": study.epochs,
+            "max_minutes": study.minutes,
             "batch_size": study.batch_size,
             "learning_rate": study.learning_rate,
             "elastic_weight": study.elastic_weight,
@@ -250,20 +232,7 @@ def _config(study: Study, training: Training, dataset: Path) -> TrainConfig:
         "trainer": {"progress_bar": False, "accelerator": study.accelerator},
         "seed": training.seed,
     }
-    if study.minutes is not None:
-        options["force_stage"]["epochs"] = epochs_within(study.minutes, options)
     return config_from(options)
-
-
-def epochs_within(minutes: float, options: dict[str, Any]) -> int:
-    """Epochs of a training with `options` that fit into `minutes`, from the second of two."""
-    short = {**options, "force_stage": {**options["force_stage"], "epochs": 2}}
-    with tempfile.TemporaryDirectory() as name:
-        train(config_from(short), Path(name) / "run")
-        first, second = (
-            float(row["seconds"]) for row in read_epoch_table(Path(name) / "run" / "metrics.csv")
-        )
-    return max(1, math.floor(60 * minutes / (second - first)))
 
 
 def _test_frames(

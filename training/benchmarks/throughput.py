@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -63,8 +63,7 @@ class Setting:
     workers: int = 0  # of SchNetPack's loader
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """Training frames per second of one round, and the largest memory so far in MB.
 
     Memory is the resident set of the process, or what tensors took on a CUDA device. Frames per
@@ -109,7 +108,9 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
     has_rival = setting.backbone in IN_SCHNETPACK
     if has_rival and not database.exists():
         _write_database(dataset, database)
-    rival = partial(train_theirs, database=database) if has_rival else train_by_autograd
+    rival: Callable[[Setting, int], Speed] = partial(train_ours, by_autograd=True)
+    if has_rival:
+        rival = partial(train_theirs, database=database)
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn) as theirs,
@@ -123,26 +124,13 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
             )
             for _ in range(rounds)
         ]
-    of_rival, of_ours = ([turn[side] for turn in turns] for side in (0, 1))
-    return Comparison(_best(of_rival), _best(of_ours), difference)
+    # the least disturbed round by either clock, and the largest memory
+    best = (Speed(*np.max(speeds, axis=0).tolist()) for speeds in zip(*turns, strict=True))
+    return Comparison(*best, force_difference=difference)
 
 
-def train_ours(setting: Setting, frames: int) -> Speed:
+def train_ours(setting: Setting, frames: int, by_autograd: bool = False) -> Speed:
     """A round of the force stage on the first `frames` frames."""
-    return _train(setting, frames, lambda stage: stage)
-
-
-def train_by_autograd(setting: Setting, frames: int) -> Speed:
-    """A round of the force stage without the program of its network."""
-    return _train(setting, frames, _by_autograd)
-
-
-def _by_autograd(stage: ForceStage) -> ForceStage:
-    stage.network = None
-    return stage
-
-
-def _train(setting: Setting, frames: int, changed: Callable[[ForceStage], ForceStage]) -> Speed:
     torch.set_num_threads(setting.threads)
     device = torch.device(setting.device)
     resident = DeviceFrames(
@@ -155,7 +143,9 @@ def _train(setting: Setting, frames: int, changed: Callable[[ForceStage], ForceS
     options = ForceStageOptions(batch_size=setting.batch_size)
     force_unit = robust_rms(resident.forces)
     assert force_unit is not None
-    stage = changed(ForceStage(potential, options, force_unit))
+    stage = ForceStage(potential, options, force_unit)
+    if by_autograd:
+        stage.network = None
     loader = batch_loader(resident, EpochBatches(frames, setting.batch_size, 0))
     average = WeightAverage(options.ema_decay)
     return _timed(setting, stage, [average], options.gradient_clip, train_dataloaders=loader)
@@ -199,7 +189,7 @@ def train_theirs(setting: Setting, frames: int, database: Path) -> Speed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning on how SchNetPack stores its arguments
         task = spk.task.AtomisticTask(
-            _theirs(new_potential(setting)),
+            _their_model(new_potential(setting)),
             outputs=[output],
             optimizer_cls=torch.optim.AdamW,
             optimizer_args={"lr": 1e-3, "weight_decay": 0.0},
@@ -213,7 +203,7 @@ def new_potential(setting: Setting) -> Potential:
     return Potential(build_backbone(setting.backbone, setting.arguments))
 
 
-def _theirs(potential: Potential) -> torch.nn.Module:
+def _their_model(potential: Potential) -> torch.nn.Module:
     """SchNetPack's model with the same weights."""
     assert isinstance(potential.backbone, SchNetPackBackbone)
     return schnetpack_model(potential.backbone)
@@ -229,7 +219,7 @@ def force_difference(setting: Setting) -> float:
     _, ours, _ = TrainingNetwork(potential.backbone).evaluate(graph)
     if setting.backbone not in IN_SCHNETPACK:
         return float((ours - potential.evaluate(graph, ["forces"])["forces"]).abs().max())
-    model = _theirs(potential).double().eval()
+    model = _their_model(potential).double().eval()
     centre, neighbour = graph.edge_index
     theirs = model(
         {
@@ -246,25 +236,18 @@ def force_difference(setting: Setting) -> float:
 
 
 class _Clock(pl.Callback):
-    """Time of all steps after the first few."""
+    """Times, of wall and processor, behind the first few steps and behind all."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
-        self._done = 0
+        self._setting, self._done = setting, 0
+        self.times: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._done += 1
-        if self._done == self._setting.warmup:
-            self.begin = self._now()
-        if self._done == self._setting.warmup + self._setting.steps:
-            self.seconds, self.processor_seconds = (
-                end - begin for begin, end in zip(self.begin, self._now(), strict=True)
-            )
-
-    def _now(self) -> tuple[float, float]:
-        if self._setting.device != "cpu":
-            torch.cuda.synchronize(self._setting.device)
-        return time.perf_counter(), time.process_time()
+        if self._done in (self._setting.warmup, self._setting.warmup + self._setting.steps):
+            if self._setting.device != "cpu":
+                torch.cuda.synchronize(self._setting.device)
+            self.times.append((time.perf_counter(), time.process_time()))
 
 
 def _timed(
@@ -296,8 +279,8 @@ def _timed(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, **data)
-    frames = setting.steps * setting.batch_size
-    return Speed(frames / clock.seconds, frames / clock.processor_seconds, _memory(device))
+    wall, processor = setting.steps * setting.batch_size / np.diff(clock.times, axis=0)[0]
+    return Speed(float(wall), float(processor), _memory(device))
 
 
 def _memory(device: torch.device) -> float:
@@ -307,15 +290,6 @@ def _memory(device: torch.device) -> float:
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / 1e6 if sys.platform == "darwin" else largest / 1e3
-
-
-def _best(speeds: list[Speed]) -> Speed:
-    """The least disturbed round by either clock, and the largest memory."""
-    return Speed(
-        max(speed.frames_per_second for speed in speeds),
-        max(speed.frames_per_processor_second for speed in speeds),
-        max(speed.memory for speed in speeds),
-    )
 
 
 def _whole_batches(setting: Setting, dataset: Dataset) -> int:

@@ -103,17 +103,7 @@ def calibration_of(errors: CommitteeErrors) -> Calibration:
 
 def coverage(calibration: Calibration, errors: CommitteeErrors) -> Coverage:
     """Share of errors within the intervals of a calibration; on other frames than its own."""
-    _, half_width = calibration.of_forces(errors.numbers, errors.forces_spread)
-    inside = np.abs(errors.forces) <= half_width  # (a, 3)
-    elements = {
-        chemical_symbols[z]: float(inside[errors.numbers == z].mean())
-        for z in np.unique(errors.numbers)
-    }
-    energy = None
-    if calibration.energy is not None and len(errors.energy):
-        width = calibration.energy.interval * errors.energy_spread
-        energy = float((np.abs(errors.energy) <= width).mean())
-    return Coverage(float(inside.mean()), elements, energy)
+    return _coverage([_inside(calibration, errors)])
 
 
 def cross_coverage(errors: CommitteeErrors, folds: int = 5, seed: int = 0) -> Coverage:
@@ -127,25 +117,29 @@ def cross_coverage(errors: CommitteeErrors, folds: int = 5, seed: int = 0) -> Co
     if errors.frames < 2:
         raise ValueError("coverage is that of frames left out of a calibration: two at least")
     order = np.random.default_rng(seed).permutation(errors.frames)
-    inside: list[tuple[float, Coverage]] = []
+    parts = []
     for left_out in np.array_split(order, min(folds, errors.frames)):
         rest = np.setdiff1d(order, left_out)
-        found = coverage(calibration_of(errors.of(rest)), errors.of(left_out))
-        inside.append((len(left_out), found))
-    return Coverage(
-        _mean([(w, c.forces) for w, c in inside]),
-        {
-            element: _mean([(w, c.by_element.get(element)) for w, c in inside])
-            for element in sorted({e for _, c in inside for e in c.by_element})
-        },
-        _mean([(w, c.energy) for w, c in inside]) if all(c.energy is not None for _, c in inside)
-        else None,
-    )  # fmt: skip
+        parts.append(_inside(calibration_of(errors.of(rest)), errors.of(left_out)))
+    return _coverage(parts)
 
 
-def _mean(values: Sequence[tuple[float, float | None]]) -> float:
-    known = [(weight, value) for weight, value in values if value is not None]
-    return float(np.average([v for _, v in known], weights=[w for w, _ in known]))
+Inside = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _inside(calibration: Calibration, errors: CommitteeErrors) -> Inside:
+    """Atomic numbers `(a,)`, and errors inside their intervals, of forces `(a, 3)`, energies."""
+    _, half_width = calibration.of_forces(errors.numbers, errors.forces_spread)
+    energy = np.zeros(0, bool)
+    if calibration.energy is not None:
+        energy = np.abs(errors.energy) <= calibration.energy.interval * errors.energy_spread
+    return errors.numbers, np.abs(errors.forces) <= half_width, energy
+
+
+def _coverage(parts: Sequence[Inside]) -> Coverage:
+    numbers, forces, energy = (np.concatenate(of) for of in zip(*parts, strict=True))
+    elements = {chemical_symbols[z]: float(forces[numbers == z].mean()) for z in np.unique(numbers)}
+    return Coverage(float(forces.mean()), elements, float(energy.mean()) if len(energy) else None)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from ase.data import chemical_symbols
 
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.data.dataset import formula
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 from ase_biasgrad.metrics import (
     EV_TO_KCAL_MOL,
     EFwT,
@@ -69,9 +67,11 @@ class Report:
     force_pairs: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers as JSON values."""
-        names = [f.name for f in dataclasses.fields(self) if not f.name.endswith("_pairs")]
-        return {name: _as_json(getattr(self, name)) for name in names}
+        """The numbers as JSON values, None for those that are not finite."""
+        numbers = asdict(replace(self, energy_pairs=None, force_pairs=None))
+        del numbers["energy_pairs"], numbers["force_pairs"]
+        values: dict[str, Any] = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
+        return values
 
 
 def evaluate(potential: Potential, frames: DeviceFrames, progress: bool = False) -> Report:
@@ -211,15 +211,4 @@ def table(report: Report) -> str:
 
 def save_json(report: Report, path: str | Path) -> None:
     """Write `report.summary()`, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(report.summary(), indent=1), encoding="utf-8")
-
-
-def _as_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    write_whole(path, json.dumps(report.summary(), indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.progress import progress_bar
@@ -54,8 +53,3 @@ def largest_per_frame(errors: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Largest absolute component `(m,)` of errors `(a, 3)` in each of the frames."""
     start = np.cumsum(counts) - counts
     return np.maximum.reduceat(np.abs(errors).max(axis=1), start)
-
-
-def device_of(potential: Potential) -> torch.device:
-    """The device that the potential's parameters are on."""
-    return next(potential.parameters()).device

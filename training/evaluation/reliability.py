@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from ase_biasgrad.calibration import LEVEL
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 from ase_biasgrad.training.evaluation.committee import CommitteeReport
+from ase_biasgrad.training.evaluation.report import ACCENT, COLOUR, save_picture
 
-COLOUR, ACCENT = "#2a6f97", "#c1440e"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BINS = 12
 
 
@@ -48,19 +52,16 @@ def write_reliability(folder: str | Path, report: CommitteeReport) -> list[Path]
     """Write `reliability.txt`, `reliability.json` and `reliability.png`; return the pictures."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "reliability.txt") as temporary:
-        temporary.write_text(reliability_table(report) + "\n", encoding="utf-8")
-    with whole_file(folder / "reliability.json") as temporary:
-        temporary.write_text(json.dumps(report.summary(), indent=1), encoding="utf-8")
-    picture = folder / "reliability.png"
-    with whole_file(picture) as temporary:
-        _diagram(report).savefig(temporary, format="png", dpi=120)
-    return [picture]
+    write_whole(folder / "reliability.txt", reliability_table(report) + "\n")
+    write_whole(folder / "reliability.json", json.dumps(report.summary(), indent=1))
+    save_picture(folder / "reliability.png", _diagram(report))
+    return [folder / "reliability.png"]
 
 
-def _diagram(report: CommitteeReport):  # type: ignore[no-untyped-def]
+def _diagram(report: CommitteeReport) -> Figure:
     """Left: error beside its predicted standard deviation. Right: observed beside stated shares."""
     from matplotlib.figure import Figure
+    from scipy.special import erfinv
 
     errors = report.errors
     std, _ = report.calibration.of_forces(errors.numbers, errors.forces_spread)
@@ -81,7 +82,8 @@ def _diagram(report: CommitteeReport):  # type: ignore[no-untyped-def]
     left.legend(frameon=False)
     levels = np.linspace(0.05, 0.95, 19)
     ratios = np.abs(errors.forces) / np.maximum(std, 1e-300)
-    expected = [float(np.mean(ratios <= quantile)) for quantile in _normal_quantiles(levels)]
+    # half widths, in standard deviations, that hold these shares of a normal distribution
+    expected = [float(np.mean(ratios <= width)) for width in np.sqrt(2) * erfinv(levels)]
     right.plot([0, 1], [0, 1], color="#888888", linewidth=1)
     right.plot(levels, expected, "o-", color=COLOUR, markersize=3, label="if errors were normal")
     right.plot([LEVEL], [report.coverage.forces], "D", color=ACCENT, label="conformal, left out")
@@ -89,10 +91,3 @@ def _diagram(report: CommitteeReport):  # type: ignore[no-untyped-def]
     right.set_ylabel("share of force errors inside")
     right.legend(frameon=False)
     return figure
-
-
-def _normal_quantiles(levels: np.ndarray) -> np.ndarray:
-    """Half widths, in standard deviations, that hold these shares of a normal distribution."""
-    from scipy.special import erfinv
-
-    return np.sqrt(2) * erfinv(levels)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import whole_file, write_whole
 from ase_biasgrad.training.evaluation.evaluate import Report, save_json, table
 from ase_biasgrad.training.lightning.loggers import read_epoch_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOUR, ACCENT = "#2a6f97", "#c1440e"
 
@@ -19,18 +24,17 @@ def write_report(folder: str | Path, report: Report, metrics: Path | None = None
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "summary.txt") as temporary:
-        temporary.write_text(table(report) + "\n", encoding="utf-8")
+    write_whole(folder / "summary.txt", table(report) + "\n")
     save_json(report, folder / "summary.json")
     pictures = [folder / "errors.png"]
-    _save(pictures[0], _errors(report))
+    save_picture(pictures[0], _errors(report))
     if metrics is not None and len(read_epoch_table(metrics)) > 1:
         pictures.append(folder / "learning_curve.png")
-        _save(pictures[1], _learning_curve(metrics))
+        save_picture(pictures[1], _learning_curve(metrics))
     return pictures
 
 
-def _errors(report: Report):  # type: ignore[no-untyped-def]
+def _errors(report: Report) -> Figure:
     """Parity plots above, histograms below; forces left, energies (if any) right."""
     from matplotlib.figure import Figure
 
@@ -53,7 +57,7 @@ def _errors(report: Report):  # type: ignore[no-untyped-def]
     return figure
 
 
-def _parity(axis, reference: np.ndarray, predicted: np.ndarray, name: str) -> None:  # type: ignore[no-untyped-def]
+def _parity(axis: Axes, reference: np.ndarray, predicted: np.ndarray, name: str) -> None:
     low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
     axis.plot([low, high], [low, high], color=ACCENT, linewidth=1)
     axis.plot(reference, predicted, ".", color=COLOUR, markersize=2, alpha=0.4, rasterized=True)
@@ -63,15 +67,16 @@ def _parity(axis, reference: np.ndarray, predicted: np.ndarray, name: str) -> No
     axis.set_aspect("equal", adjustable="box")
 
 
-def _learning_curve(metrics: Path):  # type: ignore[no-untyped-def]
+def _learning_curve(metrics: Path) -> Figure:
     from matplotlib.figure import Figure
 
     rows = read_epoch_table(metrics)
     epoch = [int(row["epoch"]) + 1 for row in rows]
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axis = figure.subplots()
-    axis.plot(epoch, [_number(row["train_loss"]) for row in rows], color=COLOUR, label="training")
-    axis.plot(epoch, [_number(row["val_loss"]) for row in rows], color=ACCENT, label="validation")
+    losses = {"train_loss": ("training", COLOUR), "val_loss": ("validation", ACCENT)}
+    for column, (label, colour) in losses.items():
+        axis.plot(epoch, [float(row[column] or "nan") for row in rows], color=colour, label=label)
     axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel("loss (units of the RMS force)")
@@ -79,10 +84,7 @@ def _learning_curve(metrics: Path):  # type: ignore[no-untyped-def]
     return figure
 
 
-def _number(text: str) -> float:
-    return float(text) if text else float("nan")
-
-
-def _save(path: Path, figure) -> None:  # type: ignore[no-untyped-def]
+def save_picture(path: Path, figure: Figure) -> None:
+    """Write a PNG, whole or not at all."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -31,7 +31,7 @@ def md17(
     seed: Annotated[list[int] | None, typer.Option(help="may be repeated (default: 0)")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1000,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="epochs are those that fit into this time")
+        float | None, typer.Option(min=0.01, help="time of each training, instead of epochs")
     ] = None,
     train: Annotated[int, typer.Option(min=1, help="training frames")] = 950,
     validation: Annotated[int, typer.Option(min=1, help="validation frames")] = 50,
@@ -79,6 +79,6 @@ def md17(
     last = ""
     for row in md17_table.run_study(study, output, data):
         if row.training.molecule != last and row.training.molecule in md17_table.PUBLISHED:
-            typer.echo(tables.line(md17_table.published_cells(row.training.molecule)))
+            typer.echo(tables.line(md17_table.published_row(row.training.molecule).cells()))
         last = row.training.molecule
         typer.echo(tables.line(row.cells()))
