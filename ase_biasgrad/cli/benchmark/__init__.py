@@ -9,6 +9,7 @@ from ase_biasgrad.cli.benchmark.lammps import lammps
 from ase_biasgrad.cli.benchmark.md import md
 from ase_biasgrad.cli.benchmark.md17 import md17
 from ase_biasgrad.cli.benchmark.nbody import nbody
+from ase_biasgrad.cli.benchmark.peers import peers
 from ase_biasgrad.cli.benchmark.qm7 import qm7
 from ase_biasgrad.cli.benchmark.qm9 import qm9
 from ase_biasgrad.cli.benchmark.training import benchmark_training
@@ -18,6 +19,7 @@ app.command("ipi")(ipi)
 app.command("lammps")(lammps)
 app.command("md")(md)
 app.command("md17")(md17)
+app.command("peers")(peers)
 app.command("training")(benchmark_training)
 app.command("qm7")(qm7)
 app.command("nbody")(nbody)

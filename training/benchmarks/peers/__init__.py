@@ -1,0 +1,1 @@
+"""Other packages' potentials beside ours: the same frames, core and minutes."""

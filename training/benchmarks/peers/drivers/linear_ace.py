@@ -1,0 +1,93 @@
+"""Linear atomic cluster expansion, package ace-jax of the authors of ACEpotentials.jl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+    from ase_biasgrad.training.benchmarks.peers.protocol import Frames, Job
+
+TITLE = "linear ACE"
+REQUIREMENTS = ("ace-jax==0.4.1",)
+SOURCE = "Witt et al. 2023, J. Chem. Phys. 159, 164101: the scripts for rMD17 of ACEpotentials.jl"
+# correlation order and total degree, from small to the authors'; the fit regularises itself by
+# evidence where theirs tried several dampings
+SIZES = ([2, 8], [3, 8], [3, 10], [4, 8], [4, 9])
+OPTIONS = {"rcut": 4.4, "rin": 0.77, "wL": 2.0}
+WEIGHTS = {"default": {"E": 30.0, "F": 1.0, "V": 1.0}}
+
+
+def settings() -> dict[str, Any]:
+    """All settings of the authors."""
+    return {"sizes": SIZES, **OPTIONS, "weights": WEIGHTS}
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Fit larger and larger bases while they finish in the time."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from ace_jax.cli import main
+    from ase.io import write
+
+    for part, frames in (("train", job.train), ("validation", job.validation)):
+        write(job.folder / f"{part}.extxyz", frames.atoms())
+
+    def fit(size: list[int]) -> Path:
+        order, degree = size
+        folder = job.folder / f"ace-{order}-{degree}"
+        arguments = [
+            *("fit", "--order", str(order), "--max-degree", str(degree)),
+            *(text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))),
+            *("--weights", json.dumps(WEIGHTS), "--e0", "lsq", "--seed", str(job.seed)),
+            *("--train", str(job.folder / "train.extxyz")),
+            *("--test", str(job.folder / "validation.extxyz"), "--out", str(folder)),
+        ]
+        with (job.folder / "ace.log").open("a") as log, contextlib.redirect_stdout(log):
+            main(arguments)
+        return folder / "model.npz"
+
+    def error(path: Path) -> float:
+        return _force_mae(calculator(path.parent), job.validation)
+
+    def cost(size: list[int]) -> float:
+        return float(_functions(job.folder / f"ace-{size[0]}-{size[1]}", size) ** 2)
+
+    ladder = job.tool("ladder").Ladder(job, fit, error, cost)
+    ladder.climb(SIZES)
+    (job.model / "model.npz").write_bytes(ladder.best.read_bytes())
+    order, degree = ladder.size
+    return {**ladder.told(), "size": f"order {order}, degree {degree}"}
+
+
+def _functions(folder: Path, size: list[int]) -> float:
+    """Number of basis functions, of a fit that was made, or about."""
+    order, degree = size
+    return float(degree**order)
+
+
+def _force_mae(calculator: Calculator, frames: Frames) -> float:
+    errors = []
+    assert frames.forces is not None
+    for atoms, forces in zip(frames.atoms(), frames.forces, strict=True):
+        atoms.calc = calculator
+        errors.append(np.abs(atoms.get_forces() - forces).mean())
+    return float(np.mean(errors))
+
+
+def calculator(model: Path) -> Calculator:
+    """Its own ASE calculator."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from ace_jax import ACECalculator
+
+    found: Calculator = ACECalculator(str(model / "model.npz"))
+    return found
