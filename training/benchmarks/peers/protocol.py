@@ -8,8 +8,8 @@ reads structures without labels from `test.npz` and writes `predictions.npz`, `s
 `start.json` and `md.json`. Energies in eV, their zero the mean of the training frames; forces in
 eV/Å, positions in Å.
 
-All times are processor times of one core, which are wall times on a machine that does nothing else:
-so a busy machine disturbs a comparison least.
+All times are those of the processor, of all threads together: wall times of one core on a machine
+that does nothing else, and what a busy machine disturbs least.
 
 This file runs in the environments of peers: it knows the standard library, NumPy and ASE.
 """
@@ -216,12 +216,6 @@ def _end_after(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (max(1, int(seconds)), hard))
 
 
-def _on_one_core() -> None:
-    """Stay on the last of the cores, where the system lets a process choose."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
 def _write(path: Path, values: dict[str, Any]) -> None:
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(values), encoding="utf-8")
@@ -232,5 +226,4 @@ QUESTIONS = {"train": train, "predict": predict, "start": start, "md": md}
 
 if __name__ == "__main__":
     question, file, where = sys.argv[1:]
-    _on_one_core()
     QUESTIONS[question](module_at(Path(file)), Path(where))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,7 @@ def settings() -> dict[str, Any]:
 
 def train(job: Job) -> dict[str, Any]:
     """Fit larger and larger bases while they finish in the time."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
+    _in_float64_on_one_thread()
     from ace_jax.cli import main
     from ase.io import write
 
@@ -58,7 +58,9 @@ def train(job: Job) -> dict[str, Any]:
         return _force_mae(calculator(path.parent), job.validation)
 
     def cost(size: list[int]) -> float:
-        return float(_functions(job.folder / f"ace-{size[0]}-{size[1]}", size) ** 2)
+        order, degree = size
+        functions = degree**order / math.factorial(order)  # about
+        return functions**2
 
     ladder = job.tool("ladder").Ladder(job, fit, error, cost)
     ladder.climb(SIZES)
@@ -67,10 +69,12 @@ def train(job: Job) -> dict[str, Any]:
     return {**ladder.told(), "size": f"order {order}, degree {degree}"}
 
 
-def _functions(folder: Path, size: list[int]) -> float:
-    """Number of basis functions, of a fit that was made, or about."""
-    order, degree = size
-    return float(degree**order)
+def _in_float64_on_one_thread() -> None:
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
 
 
 def _force_mae(calculator: Calculator, frames: Frames) -> float:
@@ -84,9 +88,7 @@ def _force_mae(calculator: Calculator, frames: Frames) -> float:
 
 def calculator(model: Path) -> Calculator:
     """Its own ASE calculator."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
+    _in_float64_on_one_thread()
     from ace_jax import ACECalculator
 
     found: Calculator = ACECalculator(str(model / "model.npz"))
