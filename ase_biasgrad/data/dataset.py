@@ -7,7 +7,8 @@ of writing), `positions (m, n, 3)` and, where the frames have them, `energy (m,)
 `(m, …)`. Frames whose atoms come in another order, or that lack labels, form groups of their own:
 a label that a frame lacks is not in its group. A label of texts is stored as their places in the
 list of its name in `label_texts` of the provenance. `digests` are those of the content
-(`digests.py`).
+(`digests.py`). Frames that were appended and are not yet in the HDF5 part come behind it
+(`appended.py`).
 
 The file begins with a block of 512 bytes that names the format, as HDF5 allows, so that
 `ase.io.read` knows the file by its content.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from ase_biasgrad.data.appended import read_records
 from ase_biasgrad.data.hdf5 import get_text
 from ase_biasgrad.units import N_ELEMENTS
 
@@ -145,10 +147,11 @@ class Group:
         Places of its frames `(m,)` in the dataset, ascending.
     """
 
-    def __init__(self, stored: h5py.Group, in_memory: bool) -> None:
-        self.name = stored.name.rpartition("/")[2]
-        self._path = stored.file.filename
-        self.numbers = atomic_numbers(stored["numbers"][()], self._path, f"of {self.name}")
+    def __init__(
+        self, name: str, path: Path, stored: Mapping[str, Any], in_memory: bool = False
+    ) -> None:
+        self.name, self._path = name, path
+        self.numbers = atomic_numbers(stored["numbers"][()], str(path), f"of {self.name}")
         index = real_array(stored["index"][()], f"index of {self.name}")
         self.index = index.astype(np.int64)
         ascends = index.ndim == 1 and bool((np.diff(self.index, prepend=-1) > 0).all())
@@ -168,6 +171,10 @@ class Group:
 
     def has(self, name: str) -> bool:
         return name in self._keys
+
+    def columns(self) -> list[str]:
+        """Names of what it has, beside numbers and index."""
+        return [name for name in label_shapes(0) if self.has(name)] + self.other_labels()
 
     def other_labels(self) -> list[str]:
         """Names of labels beside energy, forces and stress."""
@@ -261,6 +268,11 @@ class Dataset:
     in_memory
         Read everything now; otherwise frames are read when asked for.
 
+    Attributes
+    ----------
+    appended
+        Frames that come behind the HDF5 part; they are the last ones.
+
     Raises
     ------
     FileNotFoundError
@@ -275,10 +287,16 @@ class Dataset:
         try:
             self.provenance: dict[str, Any] = json.loads(get_text(self._file, "provenance"))
             frames = self._file["frames"]
-            self._groups = [Group(frames[name], in_memory) for name in frames]
+            self._groups = [
+                Group(name, self.path, group, in_memory) for name, group in frames.items()
+            ]
             frame_count = int(self._file.attrs["frames"])
             if sum(map(len, self._groups)) != frame_count:
                 raise ValueError("its frames do not add up")
+            behind, _ = read_records(self.path, self._file.userblock_size)
+            self._groups += self._behind(behind, frame_count)
+            self.appended = sum(map(len, self._groups)) - frame_count
+            frame_count += self.appended
             self._group_of = np.full(frame_count, -1, np.int64)
             self._row_of = np.zeros_like(self._group_of)
             for k, group in enumerate(self._groups):
@@ -293,6 +311,35 @@ class Dataset:
             raise DataError(f"{self.path}: damaged dataset file: frame {frame} is missing")
         if in_memory:
             self.close()
+
+    def _behind(self, records: list[dict[str, np.ndarray]], first: int) -> list[Group]:
+        """Groups of the records behind the HDF5 part, whose frames are counted from `first`."""
+        alike: dict[tuple[bytes, frozenset[str]], list[dict[str, np.ndarray]]] = {}
+        for record in records:
+            count = len(record["positions"])
+            rows = {name: self._as_stored(name, values) for name, values in record.items()}
+            rows["index"] = np.arange(first, first + count)
+            first += count
+            alike.setdefault((record["numbers"].tobytes(), frozenset(rows)), []).append(rows)
+        groups = []
+        for k, same in enumerate(alike.values()):
+            columns = {
+                name: np.concatenate([rows[name] for rows in same])
+                for name in same[0]
+                if name != "numbers"
+            }
+            columns["numbers"] = same[0]["numbers"]
+            name = f"appended_{k:06d}_{formula(np.bincount(columns['numbers']))}"
+            groups.append(Group(name, self.path, columns))
+        return groups
+
+    def _as_stored(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Values of a record; of texts their places, of which those of new ones are made."""
+        if values.dtype.kind != "U":
+            return values
+        texts = self.provenance.setdefault("label_texts", {}).setdefault(name, [])
+        texts += [text for text in dict.fromkeys(values.tolist()) if text not in texts]
+        return np.array([texts.index(text) for text in values.tolist()], np.float64)
 
     def __len__(self) -> int:
         return len(self._group_of)
@@ -357,13 +404,18 @@ class Dataset:
 
     def hash(self) -> str:
         """SHA-256 over numbers, positions and labels in the order of frames, hexadecimal."""
-        digest = hashlib.sha256()
+        digest, alike = hashlib.sha256(), dict[tuple[bytes, tuple[str, ...]], list[Group]]()
         for group in sorted(self._groups, key=lambda g: int(g.index[0])):
-            digest.update(np.ascontiguousarray(group.numbers).tobytes())
-            digest.update(group.index.tobytes())
-            for name in (*label_shapes(0), *group.other_labels()):
-                if group.has(name):
-                    digest.update(name.encode())
+            # those behind the HDF5 part may go on with a group in it
+            key = group.numbers.tobytes(), tuple(group.columns())
+            alike.setdefault(key, []).append(group)
+        for (numbers, names), groups in alike.items():
+            digest.update(numbers)
+            for group in groups:
+                digest.update(group.index.tobytes())
+            for name in names:
+                digest.update(name.encode())
+                for group in groups:
                     for block in group.blocks(name):
                         digest.update(np.ascontiguousarray(block).tobytes())
         return digest.hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ase_biasgrad.data.appended import read_records
 from ase_biasgrad.data.dataset import DataError, opened
 from ase_biasgrad.data.hdf5 import add_column, get_text
 
@@ -100,11 +101,16 @@ def damages(path: str | Path) -> list[str]:
             structure, *stored = [row.tobytes() for row in file[NAME][()]]
             if structure != _structure(file):
                 return ["its texts, or the names and shapes of its columns, were changed"]
-            return [
+            found = [
                 f"{part.said()} {problem}"
                 for part, digest in zip(_parts(file), stored, strict=True)
                 if (problem := _problem(part, digest))
             ]
+            try:
+                read_records(path, file.userblock_size)
+            except ValueError as error:
+                found.append(str(error))
+            return found
         except Exception as error:  # whatever h5py makes of a damaged file
             raise DataError(f"{path}: damaged dataset file: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,17 +75,7 @@ def _shifted_dataset(source: Path, output: Path, shift: Shift) -> int:
                 energy = frame.energy
                 if energy is not None:
                     energy += float(shift(frame.numbers, k).sum())
-                writer.append(
-                    frame.numbers,
-                    frame.positions,
-                    energy=energy,
-                    forces=frame.forces,
-                    stress=frame.stress,
-                    cell=frame.cell if frame.pbc.any() else None,
-                    pbc=frame.pbc if frame.pbc.any() else None,
-                    labels=frame.labels,
-                    source=f"{source}: frame {k}",
-                )
+                writer.append_frame(replace(frame, energy=energy), f"{source}: frame {k}")
         return len(dataset)
 
 

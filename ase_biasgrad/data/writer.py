@@ -1,9 +1,12 @@
-"""`DatasetWriter`: frames into one HDF5 file that appears when it is whole."""
+"""`DatasetWriter`: frames into one file that appears when it is whole; `DatasetAppender`: more."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ase_biasgrad.data.appended import end_of_hdf5, read_records, record_of
 from ase_biasgrad.data.dataset import (
     BYTES_BUFFERED,
     CLOSEST,
@@ -23,6 +27,9 @@ from ase_biasgrad.data.dataset import (
     UNITS,
     VERSION,
     DataError,
+    Dataset,
+    Frame,
+    Group,
     atomic_numbers,
     formula,
     label_shapes,
@@ -34,6 +41,7 @@ from ase_biasgrad.files import whole_file
 from ase_biasgrad.neighbours import pairs_within
 
 _STRUCTURE = ("positions", "cell", "pbc")
+ROWS_AT_ONCE = 2**22  # bytes of positions, of frames that are copied
 
 
 @dataclass
@@ -49,63 +57,14 @@ class _Buffer:
         return {name: np.concatenate(values) for name, values in self.rows.items()}
 
 
-class DatasetWriter:
-    """Write frames one after another in bounded memory; use it as a context manager.
+class _Checked(ABC):
+    """Taker of frames, which checks them."""
 
-    The file appears under its name when the block ends without an exception, and not at all
-    otherwise.
-
-    Parameters
-    ----------
-    path
-        The new file.
-    provenance
-        JSON values that say where the data comes from.
-
-    Raises
-    ------
-    TypeError
-        If `provenance` is no JSON.
-    """
-
-    def __init__(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._provenance = json.loads(json.dumps(provenance or {}))
-        self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
-        self._names: dict[tuple[bytes, frozenset[str]], str] = {}
-        self._bytes = 0
         # texts of a label and their places, None for a label of numbers
         self._texts: dict[str, dict[str, int] | None] = {}
-
-    def __enter__(self) -> DatasetWriter:
-        self._whole = whole_file(self.path)
-        self._temporary = self._whole.__enter__()
-        self._file = new_file(self._temporary, userblock_size=HEADER_SIZE)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-            self._file.close()
-            if kind is None:
-                with self._temporary.open("r+b") as file:
-                    file.write(HEADER)
-        except BaseException as problem:
-            self._file.close()
-            self._whole.__exit__(type(problem), problem, problem.__traceback__)
-            raise
-        self._whole.__exit__(kind, error, trace)
-
-    def note(self, **provenance: Any) -> None:
-        """Add to the provenance; errors as in the constructor."""
-        self._provenance.update(json.loads(json.dumps(provenance)))
 
     def append(
         self,
@@ -170,6 +129,21 @@ class DatasetWriter:
         if m:
             self._check(rows, source)
             self._store(numbers, rows, m)
+            self.frames += m
+
+    def append_frame(self, frame: Frame, source: str = "") -> None:
+        """Add a frame of a dataset as it is; errors as those of `append`."""
+        self.append(
+            frame.numbers,
+            frame.positions,
+            energy=frame.energy,
+            forces=frame.forces,
+            stress=frame.stress,
+            cell=frame.cell,
+            pbc=frame.pbc,
+            labels=frame.labels,
+            source=source,
+        )
 
     def _other_label(self, name: str, value: Any, m: int, single: bool, where: str) -> np.ndarray:
         if name in RESERVED or "/" in name or not name.strip("."):
@@ -219,19 +193,100 @@ class DatasetWriter:
                     "length unit?"
                 )
 
+    @abstractmethod
+    def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
+        """Keep `m` frames of the same atoms, which may lack labels."""
+
+    def _same_texts(self, dataset: Dataset, group: Group) -> None:
+        """Give the texts of a group the places that they have in its dataset."""
+        for name in group.other_labels():
+            if (texts := dataset.texts(name)) is None:
+                self._texts[name] = None
+                continue
+            places = self._texts.setdefault(name, {})
+            assert places is not None  # a label is text in all groups or in none
+            used = int(np.max(group.read(name), initial=-1)) + 1
+            places |= {text: k for k, text in enumerate(texts[:used])}
+
+
+class DatasetWriter(_Checked):
+    """Write frames one after another in bounded memory; use it as a context manager.
+
+    The file appears under its name when the block ends without an exception, and not at all
+    otherwise.
+
+    Parameters
+    ----------
+    path
+        The new file.
+    provenance
+        JSON values that say where the data comes from.
+
+    Raises
+    ------
+    TypeError
+        If `provenance` is no JSON.
+    """
+
+    fewest = 1  # frames
+
+    def __init__(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
+        super().__init__(path)
+        self._provenance = json.loads(json.dumps(provenance or {}))
+        self._buffers: dict[tuple[bytes, frozenset[str]], _Buffer] = {}
+        self._names: dict[tuple[bytes, frozenset[str]], str] = {}
+        self._bytes = 0
+
+    def __enter__(self) -> DatasetWriter:
+        self._whole = whole_file(self.path)
+        self._temporary = self._whole.__enter__()
+        self._file = new_file(self._temporary, userblock_size=HEADER_SIZE)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+            self._file.close()
+            if kind is None:
+                with self._temporary.open("r+b") as file:
+                    file.write(HEADER)
+        except BaseException as problem:
+            self._file.close()
+            self._whole.__exit__(type(problem), problem, problem.__traceback__)
+            raise
+        self._whole.__exit__(kind, error, trace)
+
+    def note(self, **provenance: Any) -> None:
+        """Add to the provenance; errors as in the constructor."""
+        self._provenance.update(json.loads(json.dumps(provenance)))
+
+    def take(self, dataset: Dataset, groups: Iterable[Group]) -> None:
+        """Begin with groups of a dataset as they are, which hold its first frames."""
+        for group in sorted(groups, key=lambda g: int(g.index[0])):
+            self._same_texts(dataset, group)
+            names = group.columns()
+            step = max(1, ROWS_AT_ONCE // (24 * len(group.numbers)))
+            for first in range(0, len(group), step):
+                rows = np.arange(first, min(first + step, len(group)))
+                columns = {name: np.asarray(group.read(name, rows)) for name in names}
+                self._keep(group.numbers, {**columns, "index": group.index[rows]})
+            self.frames += len(group)
+
     def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
         """Put frames with the same labels together; those they lack are not stored."""
         index = np.arange(self.frames, self.frames + m)
-        names = [name for name in rows if name not in _STRUCTURE]
-        missing = np.array([_missing(rows[name]) for name in names]).reshape(len(names), m)
+        names, missing = _missing_labels(rows, m)
         for lacks in np.unique(missing, axis=1).T:
             chosen = np.flatnonzero((missing == lacks[:, None]).all(axis=0))
             gone = {name for name, lack in zip(names, lacks, strict=True) if lack}
             part = {name: values[chosen] for name, values in rows.items() if name not in gone}
             self._keep(numbers, {**part, "index": index[chosen]})
-        self.frames += m
-        if self._bytes >= BYTES_BUFFERED:
-            self._flush()
 
     def _keep(self, numbers: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         key = (numbers.tobytes(), frozenset(rows))
@@ -250,6 +305,8 @@ class DatasetWriter:
         buffer.bytes += size
         buffer.frames += len(rows["index"])
         self._bytes += size
+        if self._bytes >= BYTES_BUFFERED:
+            self._flush()
 
     def _flush(self) -> None:
         """Write the groups with many frames waiting, or all where that would free too little.
@@ -280,7 +337,7 @@ class DatasetWriter:
             stored[len(stored) - len(values) :] = values
 
     def _finish(self) -> None:
-        if self.frames == 0:
+        if self.frames < self.fewest:
             raise DataError(f"{self.path}: no frames to write")
         frames = self._file.require_group("frames")
         for key, buffer in self._buffers.items():
@@ -298,6 +355,158 @@ class DatasetWriter:
         provenance = {**self._provenance, **({"label_texts": texts} if texts else {})}
         set_text(self._file, "provenance", json.dumps(provenance))
         write_digests(self._file)
+
+
+class _Empty(DatasetWriter):
+    """HDF5 part of a file whose frames are all behind it."""
+
+    fewest = 0
+
+
+class DatasetAppender(_Checked):
+    """Append frames to a dataset, each in the file when `append` returns; a context manager.
+
+    A process that is killed loses no frame of an earlier call, and readers see whole frames alone.
+    What is appended comes behind the HDF5 part of the file (`appended.py`), where `Dataset` finds
+    it. When the block ends without an exception it is folded in, which writes the file anew. Frames
+    of one session should fit into memory.
+
+    Parameters
+    ----------
+    path
+        A dataset, or a new file, which appears with its first frame.
+    provenance
+        Of a new file, as in `DatasetWriter`.
+    order
+        Labels of numbers. Frames are put in the order of these when they are folded in, so that it
+        does not matter in which they came.
+
+    Raises
+    ------
+    DataError
+        If the file is no dataset, is damaged, or is changed by others meanwhile.
+    OSError
+        If the system cannot write; all frames before are in the file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        provenance: dict[str, Any] | None = None,
+        order: Sequence[str] = (),
+    ) -> None:
+        super().__init__(path)
+        self._provenance, self._order = provenance, tuple(order)
+        self._file: io.FileIO | None = None
+        self._begin = self._end = 0  # of the records in it
+        self._shapes: dict[tuple[bytes, frozenset[str]], dict[str, tuple[int, ...]]] = {}
+
+    def __enter__(self) -> DatasetAppender:
+        if self.path.exists():
+            self._open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            if kind is None and self._end > self._begin:
+                _fold(self.path, self._order)
+
+    def _open(self) -> None:
+        """Know what is in the file, and remove a frame that was never finished."""
+        if end_of_hdf5(self.path, HEADER_SIZE) is None:
+            _fold(self.path, self._order)  # of an early version
+        with Dataset(self.path) as dataset:
+            self.frames = len(dataset)
+            for group in dataset.groups():
+                self._same_texts(dataset, group)
+                first = {k: np.asarray(group.read(k, np.array([0]))) for k in group.columns()}
+                self._same_shapes(group.numbers, first)
+        self._begin = end_of_hdf5(self.path, HEADER_SIZE) or 0
+        _, self._end = read_records(self.path, HEADER_SIZE)
+        self._file = io.FileIO(self.path, "r+")
+        self._file.truncate(self._end)
+
+    def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
+        """Write a record for frames after each other that have the same labels."""
+        for name in set(self._order) - set(rows):
+            raise DataError(
+                f"{self.path}: {name} of frame {self.frames}: is missing, and frames are put in "
+                "its order"
+            )
+        names, missing = _missing_labels(rows, m)
+        changes = np.flatnonzero((missing[:, 1:] != missing[:, :-1]).any(axis=0)) + 1
+        for part in np.split(np.arange(m), changes):
+            gone = {name for name, lack in zip(names, missing[:, part[0]], strict=True) if lack}
+            columns = {k: self._texts_of(k, v[part]) for k, v in rows.items() if k not in gone}
+            self._same_shapes(numbers, columns)
+            self._write({"numbers": numbers, **columns})
+
+    def _texts_of(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Values of a label, of texts these in place of their places."""
+        if (places := self._texts.get(name)) is None:
+            return values
+        return np.array(list(places))[values.astype(np.int64)]
+
+    def _same_shapes(self, numbers: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+        shapes = {name: values.shape[1:] for name, values in columns.items()}
+        known = self._shapes.setdefault((numbers.tobytes(), frozenset(shapes)), shapes)
+        for name, shape in shapes.items():
+            if shape != known[name]:
+                raise DataError(
+                    f"{self.path}: {name} of frame {self.frames}: has shape {shape}, frames of the "
+                    f"same atoms before it {known[name]}"
+                )
+
+    def _write(self, columns: dict[str, np.ndarray]) -> None:
+        """Write a record, or the file that begins with it."""
+        record = record_of(columns)
+        if self._file is None:
+            with whole_file(self.path) as temporary:
+                with _Empty(temporary, self._provenance):
+                    pass
+                with temporary.open("ab") as file:
+                    file.write(record)
+            self._file = io.FileIO(self.path, "r+")
+            self._end = self._file.seek(0, io.SEEK_END)
+            self._begin = self._end - len(record)
+            return
+        here, there = os.fstat(self._file.fileno()), os.stat(self.path)
+        if here.st_size != self._end or not os.path.samestat(here, there):
+            raise DataError(f"{self.path}: another process changes it; append from one alone")
+        left = memoryview(record)
+        self._file.seek(self._end)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(record)
+
+
+def _fold(path: Path, order: Sequence[str]) -> None:
+    """Write a dataset anew, with the frames behind its HDF5 part in it."""
+    with DatasetWriter(path) as writer, Dataset(path) as dataset:
+        writer.note(**dataset.provenance)
+        first = len(dataset) - dataset.appended
+        writer.take(dataset, (g for g in dataset.groups() if g.index[0] < first))
+        frames = [dataset[k] for k in range(first, len(dataset))]
+        for frame in sorted(frames, key=lambda frame: [float(frame.labels[k]) for k in order]):
+            writer.append_frame(frame, str(path))
+
+
+def _missing_labels(rows: Mapping[str, np.ndarray], m: int) -> tuple[list[str], np.ndarray]:
+    """Names of labels, and `(labels, m)` where a frame lacks one."""
+    names = [name for name in rows if name not in _STRUCTURE]
+    return names, np.array([_missing(rows[name]) for name in names]).reshape(len(names), m)
 
 
 def _growing_group(
