@@ -61,24 +61,26 @@ def train(
     `job.least_epochs`, or else the last.
     """
     torch.set_num_threads(1)
-    size, learner = _largest_in_time(job, sizes, make, options)
-    return learner.network, {"size": size, **_descend(job, learner, options)}
+    size, learner, timed = _largest_in_time(job, sizes, make, options)
+    return learner.network, {"size": size, "timed": timed, **_descend(job, learner, options)}
 
 
 def _largest_in_time(
     job: Job, sizes: Sequence[Any], make: Callable[[Any], Learner], options: Options
-) -> tuple[Any, Learner]:
+) -> tuple[Any, Learner, list[dict[str, Any]]]:
     steps = math.ceil(len(job.train) / options.batch_size)
+    timed = []
     for size in sizes:
         torch.manual_seed(job.seed)
         learner = make(size)
         if size == sizes[-1]:
             break
         seconds = _step_seconds(learner, options)
+        timed.append({"size": size, "step_seconds": seconds})
         learner.optimizer.state.clear()
         if seconds * steps * job.least_epochs <= job.left():
             break
-    return size, learner
+    return size, learner, timed
 
 
 def _step_seconds(learner: Learner, options: Options) -> float:
