@@ -8,7 +8,6 @@ and of the bytes of all tensors.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ import numpy as np
 from ase_biasgrad.architectures import ARCHITECTURES, Architecture, check_arguments
 from ase_biasgrad.baseline import Baseline
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero, of_version_1
-from ase_biasgrad.files import whole_file
 from ase_biasgrad.lazy import required
 from ase_biasgrad.potential_arrays import (
     NetworkArrays,
@@ -28,7 +26,7 @@ from ase_biasgrad.potential_arrays import (
     bias_prefix,
     checked_name,
 )
-from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
+from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, write_tensors
 from ase_biasgrad.training_range import TrainingRange
 
 if TYPE_CHECKING:
@@ -141,9 +139,7 @@ def save_checkpoint(
     if arrays.baseline is not None:
         metadata["baseline"] = arrays.baseline
     tensors = {key: np.asarray(array, order="C") for key, array in arrays.tensors().items()}
-    stored = {"ase_biasgrad": json.dumps(metadata)}
-    with whole_file(path) as temporary:
-        temporary.write_bytes(with_digest(save, tensors, stored))
+    write_tensors(path, save, tensors, metadata)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

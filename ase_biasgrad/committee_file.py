@@ -7,7 +7,6 @@ under the key `ase_biasgrad`, and a digest as in checkpoints.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ import numpy as np
 
 from ase_biasgrad.calibration import Calibration
 from ase_biasgrad.checkpoint import CheckpointError, StoredPotential, parsed_checkpoint
-from ase_biasgrad.files import whole_file
-from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
+from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, write_tensors
 
 FORMAT, VERSION = "ase-biasgrad committee", 1
 
@@ -66,8 +64,7 @@ def save_committee(
         "note": note or {},
     }
     tensors = {f"member.{k}": np.frombuffer(c, np.uint8) for k, c in enumerate(contents)}
-    with whole_file(path) as temporary:
-        temporary.write_bytes(with_digest(save, tensors, {"ase_biasgrad": json.dumps(metadata)}))
+    write_tensors(path, save, tensors, metadata)
 
 
 def read_committee(path: str | Path) -> StoredCommittee:

@@ -10,18 +10,47 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
+
+from ase_biasgrad.files import whole_file
 
 MAX_HEADER = 2**24  # bytes
 MAX_DEPTH = 64  # of nested JSON
 
 
-def with_digest(
-    save: Callable[[Any, dict[str, str]], bytes], tensors: Mapping[str, Any], stored: dict[str, str]
-) -> bytes:
-    """Content of a file that `save` of safetensors makes of tensors and metadata."""
+def write_tensors(
+    path: str | Path,
+    save: Callable[[Any, dict[str, str]], bytes],
+    tensors: Mapping[str, Any],
+    metadata: dict[str, Any],
+) -> None:
+    """Write tensors by `save` of safetensors, and JSON values beside them, whole or not at all."""
+    stored = {"ase_biasgrad": json.dumps(metadata)}
     digest = file_digest(*split_file(save(tensors, stored)))
-    return save(tensors, {**stored, "sha256": digest})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(save(tensors, {**stored, "sha256": digest}))
+
+
+def checked_metadata(content: bytes, kind: str, newest: int) -> dict[str, Any]:
+    """JSON values of a file of the format `kind`, in a version up to `newest`, digest compared.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, damaged, or of a newer version.
+    """
+    header, data = split_file(content)
+    metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))
+    if metadata.get("format") != kind:
+        raise ValueError(
+            f"a safetensors file, but no {kind}: its format is {metadata.get('format')!r}"
+        )
+    version = metadata.get("version", 1)
+    if version > newest:
+        raise ValueError(f"has version {version}, this package reads {newest}; update it")
+    check_digest(header, data, version)
+    return metadata
 
 
 def split_file(content: bytes) -> tuple[dict[str, Any], bytes]:

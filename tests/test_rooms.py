@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "numerics": {"files"},
     "testing": {"lazy"},
     **{name: set() for name in ("units", "files", "machine", "lazy", "progress")},
-    "tensor_file": set(),
+    "tensor_file": {"files"},
     "architectures": {"units"},
     "training_range": {"units"},
     "calibration": {"units"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,8 @@ def baseline_labels(
         if path is not None:
             with whole_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, digest=np.array(digest), **vars(found[-1]))
-    return Labels(*(np.concatenate(values) for values in zip(*map(_arrays, found), strict=True)))
+    arrays = zip(*(vars(labels).values() for labels in found), strict=True)
+    return Labels(*map(np.concatenate, arrays))
 
 
 def run_labels(
@@ -90,10 +90,6 @@ def run_labels(
         part: labels.of(np.searchsorted(frames, chosen), counts)
         for part, chosen in run.split.items()
     }
-
-
-def _arrays(labels: Labels) -> tuple[np.ndarray, ...]:
-    return (labels.energy, labels.forces, labels.stress)
 
 
 def _digest(baseline: Baseline, dataset: Dataset, frames: np.ndarray) -> str:
@@ -121,22 +117,16 @@ def _read(path: Path, digest: str, dataset: Dataset, frames: np.ndarray) -> Labe
     return Labels(**arrays)
 
 
-@dataclass
-class _Rows:
-    energy: list[float]
-    forces: list[np.ndarray]
-    stress: list[np.ndarray]
-
-
 def _calculated(calculator: BaseCalculator, dataset: Dataset, frames: np.ndarray) -> Labels:
-    rows = _Rows([], [], [])
-    for place in frames:
-        frame = dataset[int(place)]
-        results = _results(calculator, frame, f"{dataset.path}: frame {place}")
-        rows.energy.append(float(results["energy"]))
-        rows.forces.append(results["forces"])
-        rows.stress.append(results.get("stress", np.full(6, np.nan)))
-    return Labels(np.array(rows.energy), np.concatenate(rows.forces), np.array(rows.stress))
+    results = [
+        _results(calculator, dataset[int(place)], f"{dataset.path}: frame {place}")
+        for place in frames
+    ]
+    return Labels(
+        np.array([of["energy"] for of in results], np.float64),
+        np.concatenate([of["forces"] for of in results]),
+        np.array([of.get("stress", np.full(6, np.nan)) for of in results]),
+    )
 
 
 def _results(calculator: BaseCalculator, frame: Frame, where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,16 +17,17 @@ from pydantic import (
     model_validator,
 )
 
+from ase_biasgrad.architectures import check_arguments
 from ase_biasgrad.bias import BiasMethod
 from ase_biasgrad.data.splits import PARTS
 
 # options of earlier versions, and the value with which a configuration still means the same
 RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
 
-# options that name files
-PATHS = {"data": ("path", *PARTS), "fine_tuning": ("checkpoint",)}
+# options that name files; a teacher's names do where they are checkpoints
+FILES = {"data": ("path", *PARTS), "fine_tuning": ("checkpoint",)}
 
-MAX_TEXT = 100_000  # letters of a file of options
+MAX_TEXT = 100_000  # characters of a file of options
 MAX_DEPTH = 16  # of nested options
 
 
@@ -38,12 +40,12 @@ class _Options(BaseModel):
 
 
 class DataOptions(_Options):
-    """The dataset and its parts. The run folder keeps which frame is in which."""
+    """The dataset, and how it is split. The run folder records the split."""
 
     path: Path = Field(description="dataset file (HDF5) made by `biasgrad data …`")
     train: int | float | Path = Field(
         0.8,
-        description="training frames: their number, their share of all, or a file of indices",
+        description="training frames: a number, a fraction of all, or a file of indices",
     )
     validation: int | float | Path = Field(0.1, description="validation frames, likewise")
     test: int | float | Path | None = Field(
@@ -72,7 +74,7 @@ class DataOptions(_Options):
 
 
 class BackboneOptions(_Options):
-    """The network. Keys beside `name` are its own arguments."""
+    """The network. All other keys are its arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     name: str = Field("tensornet", description="one of those below")
@@ -81,40 +83,12 @@ class BackboneOptions(_Options):
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
-    @field_validator("name")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        from ase_biasgrad.backbones import backbone_class
-
-        backbone_class(name)
-        return name
-
     @model_validator(mode="after")
     def _takes_arguments(self) -> BackboneOptions:
         from ase_biasgrad.backbones import backbone_arguments, backbone_class
 
-        known = backbone_arguments(backbone_class(self.name))
-        if unknown := set(self.arguments) - set(known):
-            raise ValueError(f"{self.name} takes no {sorted(unknown)}; it takes {sorted(known)}")
-        for name, value in self.arguments.items():
-            if not _alike(value, known[name]):
-                kind = type(known[name]).__name__
-                raise ValueError(
-                    f"{self.name}: {name} is {value!r}, expected {kind} as in the "
-                    f"default {known[name]!r}"
-                )
+        check_arguments(self.name, backbone_arguments(backbone_class(self.name)), self.arguments)
         return self
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Test that a value of a configuration can stand where `default` does."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
-        return isinstance(value, (int, float))
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple))
-    return default is None or isinstance(value, type(default))
 
 
 class ScheduleOptions(_Options):
@@ -134,12 +108,12 @@ class ScheduleOptions(_Options):
 
 
 class JointOptions(_Options):
-    """The baseline: energies in the loss as well, centred per composition in float64."""
+    """For comparison: energies in the loss as well, centred per composition in float64."""
 
     energy_weight: float = Field(
         0.05,
         gt=0,
-        description="weight of energy errors (unit: RMS force × 1 Å) beside 1 of force errors",
+        description="weight of energy errors (unit: RMS force × 1 Å) relative to force errors",
     )
 
 
@@ -150,8 +124,8 @@ class ForceStageOptions(_Options):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="minutes of training, instead of epochs: the schedule fits itself to them; "
-        "--minutes names them, too",
+        description="minutes of training, in place of epochs; the schedule fits itself to them "
+        "(also set by --minutes)",
     )
     batch_size: int = Field(10, ge=1, description="structures in a step of each process")
     loss: Literal["l1", "l2", "huber"] = Field(
@@ -164,7 +138,7 @@ class ForceStageOptions(_Options):
     elastic_weight: float = Field(
         3.0,
         ge=0,
-        description="weight of the elastic term (errors along soft directions) beside 1 of the "
+        description="weight of the elastic term (errors along soft directions) relative to the "
         "errors of atoms; 0: off",
     )
     stress_weight: float = Field(
@@ -174,7 +148,7 @@ class ForceStageOptions(_Options):
         "stress; 0: off",
     )
     joint: JointOptions | None = Field(
-        None, description="energies in the loss too (baseline, without bias stage)"
+        None, description="energies in the loss too (for comparison; no bias stage)"
     )
     amsgrad: bool = Field(True, description="the AMSGrad form of AdamW")
     learning_rate: float = Field(6e-3, gt=0, description="learning rate after warm-up")
@@ -191,7 +165,7 @@ class ForceStageOptions(_Options):
         0, ge=0, description="end after so many validations without a lower loss; 0: never"
     )
     validate_every: int = Field(
-        1, ge=1, description="epochs from one validation to the next; the last epoch always has one"
+        1, ge=1, description="epochs between validations; the last epoch is always validated"
     )
 
 
@@ -203,8 +177,9 @@ class BiasStageOptions(_Options):
     )
     by: str | None = Field(
         None,
-        description="label of the frames that tells their level of theory, such as source: forces "
-        "of all train, each level gets a bias, a reference of its name; null: one bias for all",
+        description="label of each frame's level of theory, such as source: the forces of all "
+        "levels are trained on, and each level gets its own bias, a reference of that name; "
+        "null: one bias for all",
     )
 
     @field_validator("method", mode="before")
@@ -230,7 +205,7 @@ class TrainerOptions(_Options):
     devices: int | str = Field(
         "auto", description="processes on each node, one a device; auto: all GPUs, or one CPU"
     )
-    num_nodes: int = Field(1, ge=1, description="computers that take part")
+    num_nodes: int = Field(1, ge=1, description="computers")
     strategy: str = Field("auto", description="Lightning's strategy for several devices: ddp, …")
     precision: Literal["float32", "float64"] = Field(
         "float32", description="of the network; positions, bias and energy sums are float64 anyway"
@@ -238,11 +213,11 @@ class TrainerOptions(_Options):
     max_time: str | None = Field(
         None,
         pattern=r"^\d+:[0-2]?\d:[0-5]?\d:[0-5]?\d$",
-        description="time limit, DD:HH:MM:SS: the force stage ends with the epoch in which it runs "
-        "out, and goes on for as long again with --resume",
+        description="time limit, DD:HH:MM:SS: the force stage ends after the epoch in which it "
+        "runs out; --resume gives it the same time again",
     )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
-        [], description="a list: records beside metrics.csv"
+        [], description="a list: where metrics go besides metrics.csv"
     )
     progress_bar: bool = Field(True, description="show epochs and steps in the terminal")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
@@ -252,7 +227,7 @@ class TrainerOptions(_Options):
 
 
 class BaselineOptions(_Options):
-    """A calculator to which the network learns the difference; its name alone will do."""
+    """A calculator: the network learns the difference to it. A name alone is enough."""
 
     calculator: str = Field(
         description="gfn2-xtb, gfn1-xtb, a name that ASE knows, or module:Class or module:function"
@@ -261,16 +236,18 @@ class BaselineOptions(_Options):
 
 
 class TeacherOptions(_Options):
-    """Learn from a teacher: frames of dynamics with it, with its forces, join the training part."""
+    """Learn from a teacher: MD frames made with it, and its forces, join the training frames."""
 
     names: list[str] = Field(
         min_length=1,
-        description="its checkpoint, several for a committee, or one name as of a baseline; "
-        "--teacher names them, too",
+        description="its checkpoint, several for a committee, or a calculator's name as in "
+        "baseline; also set by --teacher",
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of a calculator by name")
-    frames: int = Field(2000, ge=1, description="frames that are made")
-    temperatures: list[float] = Field([500.0], min_length=1, description="K, a share of each")
+    frames: int = Field(2000, ge=1, description="frames to make")
+    temperatures: list[float] = Field(
+        [500.0], min_length=1, description="K; each gives the same share of frames"
+    )
     trajectories: int = Field(
         10, ge=1, description="trajectories at each temperature, from random training frames"
     )
@@ -290,7 +267,7 @@ class TeacherOptions(_Options):
 class FineTuningOptions(_Options):
     """Begin from the network of a checkpoint, which brings its backbone and cutoff."""
 
-    checkpoint: Path = Field(description="the checkpoint; --from names it, too")
+    checkpoint: Path = Field(description="the checkpoint; also set by --from")
     learning_rate: float = Field(
         1e-3, gt=0, description="learning rate after warm-up, instead of force_stage.learning_rate"
     )
@@ -321,8 +298,8 @@ class TrainConfig(_Options):
     def _levels_without_joint_loss(self) -> TrainConfig:
         if self.bias_stage.by is not None and self.force_stage.joint is not None:
             raise ValueError(
-                "bias_stage.by: energies of several levels of theory are not one energy, which "
-                "force_stage.joint would train on; leave one of both out"
+                "bias_stage.by: energies of several levels of theory have several zeros, and "
+                "force_stage.joint would train on them as one; leave one of the two out"
             )
         return self
 
@@ -343,18 +320,7 @@ def load_config(
         Naming the file or override, the option, and what is allowed.
     """
     path = Path(path)
-    options = read_options(path)
-    for group, names in PATHS.items():
-        if isinstance(of_group := options.get(group), dict):
-            for name in names:
-                if isinstance(of_group.get(name), str):
-                    of_group[name] = str(path.parent / of_group[name])
-    teacher = options.get("teacher")
-    if isinstance(teacher, dict) and isinstance(given := teacher.get("names"), list):
-        teacher["names"] = [
-            str(path.parent / name) if str(name).endswith(".safetensors") else name
-            for name in given
-        ]
+    options = with_files(read_options(path), lambda name: str(path.parent / name))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -363,6 +329,20 @@ def load_config(
     for key, value in (more or {}).items():
         _apply(options, key, value)
     return config_from(options, str(path))
+
+
+def with_files(options: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The same options with other names of files."""
+    changed = dict(options)
+    for group, names in FILES.items():
+        if isinstance(of_group := options.get(group), dict):
+            texts = {name: of_group[name] for name in names if isinstance(of_group.get(name), str)}
+            changed[group] = {**of_group, **{name: change(text) for name, text in texts.items()}}
+    teacher = options.get("teacher")
+    if isinstance(teacher, dict) and isinstance(given := teacher.get("names"), list):
+        names = [change(name) if str(name).endswith(".safetensors") else name for name in given]
+        changed["teacher"] = {**teacher, "names": names}
+    return changed
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -379,7 +359,7 @@ def read_options(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     options = plain_yaml(text, str(path))
     if not isinstance(options, dict):
-        raise ConfigError(f"{path}: holds no options; see `biasgrad train --options`")
+        raise ConfigError(f"{path}: is not a mapping of options; see `biasgrad train --options`")
     return options
 
 
@@ -402,7 +382,7 @@ class _PlainLoader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (self.construct_object(key, deep=True) for key, _ in node.value):
             if not isinstance(key, str) or key in seen:
-                raise yaml.YAMLError(f"{str(key)[:80]}: stands twice, or is no text")
+                raise yaml.YAMLError(f"{str(key)[:80]}: occurs twice, or is not text")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -416,7 +396,7 @@ def plain_yaml(text: str, source: str) -> Any:
         If it is no YAML of plain values, with `source` before the reason.
     """
     if len(text) > MAX_TEXT:
-        raise ConfigError(f"{source}: {len(text)} letters are no options")
+        raise ConfigError(f"{source}: {len(text)} characters; options take {MAX_TEXT} at most")
     try:
         return yaml.load(text, _PlainLoader)
     except Exception as error:  # PyYAML passes on what dates and numbers raise

@@ -24,14 +24,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import save_checkpoint
 from ase_biasgrad.levels_of_theory import LevelComparison
+from ase_biasgrad.machine import PACKAGES
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.baseline import made_baseline, run_labels
-from ase_biasgrad.training.config import BaselineOptions, ConfigError, TrainConfig
+from ase_biasgrad.training.config import ConfigError, TrainConfig
 from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_json
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
@@ -139,62 +141,42 @@ def _is_main_process() -> bool:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Stage, frames and trainer, made before anything is written."""
+    """Stage, frames of each part and trainer, made before anything is written."""
 
     stage: ForceStage
-    training: DeviceFrames
-    validation: DeviceFrames
-    test: DeviceFrames | None
+    frames: dict[str, DeviceFrames]
     trainer: pl.Trainer
-    training_batches: EpochBatches
-    validation_batches: EpochBatches
+    loaders: tuple[DataLoader[Any], DataLoader[Any]]  # of training and validation
     levels: dict[str, np.ndarray] | None  # of theory, by part and frame
 
 
 def _prepare(run: RunFolder) -> _Prepared:
-    config = run.config
-    potential = _new_potential(run)
-    potential, levels = _with_levels(run, potential)
+    config, bar = run.config, run.config.trainer.progress_bar
+    potential, levels = _with_levels(run, _new_potential(run))
     trainer = _trainer(config, run.path)
     frames = {
-        part: DeviceFrames(
-            run.dataset, chosen, potential.cutoff, _device(config), config.trainer.progress_bar
-        )
+        part: DeviceFrames(run.dataset, chosen, potential.cutoff, _device(config), bar)
         for part, chosen in run.split.items()
         if len(chosen)
     }
     if config.baseline is not None:
-        potential.baseline, frames = _less_baseline(run, config.baseline, frames)
-    training, validation, test = frames["train"], frames["validation"], frames.get("test")
+        baseline, calculator = made_baseline(config.baseline)
+        run.path.mkdir(parents=True, exist_ok=True)
+        labels = run_labels(baseline, calculator, run, bar)
+        potential.baseline = baseline.record()
+        frames = {part: of.less(labels[part]) for part, of in frames.items()}
+    training, validation = frames["train"], frames["validation"]
     stage = _stage(config, potential, training, validation)
-    if test is not None:
-        check_labels(test, ("forces",), f"{config.data.path} (test frames)")
+    if "test" in frames:
+        check_labels(frames["test"], ("forces",), f"{config.data.path} (test frames)")
     if config.force_stage.elastic_weight > 0:
         training.keep_springs()
-    batch_size = config.force_stage.batch_size
-    return _Prepared(
-        stage,
-        training,
-        validation,
-        test,
-        trainer,
-        EpochBatches(
-            len(training), batch_size, config.seed, trainer.global_rank, trainer.world_size
-        ),
-        EpochBatches(len(validation), LARGER_IN_VALIDATION * batch_size, None),
-        levels,
+    size, place = config.force_stage.batch_size, (trainer.global_rank, trainer.world_size)
+    loaders = (
+        batch_loader(training, EpochBatches(len(training), size, config.seed, *place)),
+        batch_loader(validation, EpochBatches(len(validation), LARGER_IN_VALIDATION * size, None)),
     )
-
-
-def _less_baseline(
-    run: RunFolder, options: BaselineOptions, frames: dict[str, DeviceFrames]
-) -> tuple[dict[str, Any], dict[str, DeviceFrames]]:
-    """Record of the baseline, and the frames of each part with differences to it as labels."""
-    baseline, calculator = made_baseline(options)
-    run.path.mkdir(parents=True, exist_ok=True)
-    bar = run.config.trainer.progress_bar
-    labels = run_labels(baseline, calculator, run, bar)
-    return baseline.record(), {part: of.less(labels[part]) for part, of in frames.items()}
+    return _Prepared(stage, frames, trainer, loaders, levels)
 
 
 def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
@@ -209,17 +191,12 @@ def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
         ):
             warnings.filterwarnings("ignore", message=f".*{advice}.*")
         try:
-            trainer.fit(
-                stage,
-                batch_loader(prepared.training, prepared.training_batches),
-                batch_loader(prepared.validation, prepared.validation_batches),
-                ckpt_path=str(last) if last.exists() else None,
-            )
+            trainer.fit(stage, *prepared.loaders, ckpt_path=str(last) if last.exists() else None)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
     trainer.strategy.barrier()
-    _load_best(stage, run.path)
-    result = _finish(run, prepared, stage.potential.to(prepared.training.device))
+    stage.load_state_dict(read_state(last.with_name("best.ckpt"))["state_dict"])
+    result = _finish(run, prepared, stage.potential.to(prepared.frames["train"].device))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     ran_out = any(isinstance(c, EndOfTraining) and c.ran_out for c in callbacks)
     return replace(result, out_of_time_after=trainer.current_epoch if ran_out else None)
@@ -240,28 +217,30 @@ def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> Traini
     """Bias stage, evaluation and final checkpoint."""
     potential.requires_grad_(False).eval()
     method, levels, found = run.config.bias_stage.method, prepared.levels, None
-    before = evaluate(potential, prepared.validation)
+    training = prepared.frames["train"]
+    before = evaluate(potential, prepared.frames["validation"])
     if levels is not None:
-        found = fit_references(potential, prepared.training, levels["train"], method)
-    elif run.config.force_stage.joint is None and prepared.training.energy is not None:
-        fit_bias(potential, prepared.training, method)
+        found = fit_references(potential, training, levels["train"], method)
+    elif run.config.force_stage.joint is None and training.energy is not None:
+        fit_bias(potential, training, method)
 
-    def measured(part: str, frames: DeviceFrames) -> Report:
+    def measured(part: str) -> Report:
+        frames = prepared.frames[part]
         if levels is not None:
             frames = at_one_level(potential.biases(), potential.reference, frames, levels[part])
         return evaluate(potential, frames)
 
-    after, test = measured("validation", prepared.validation), None
-    if prepared.test is not None:
+    after, test = measured("validation"), None
+    if "test" in prepared.frames:
         seen = int(run.seen(run.dataset, run.split["test"]).sum())
-        test = replace(measured("test", prepared.test), seen=seen)
+        test = replace(measured("test"), seen=seen)
     result = TrainingResult(run.checkpoint, before, after, test, found)
     if _is_main_process():
         if found is not None and found.by_composition_alone is False:
             _warn_of_mixed_levels(found, run.config.data.path)
         save_json(after, run.path / "evaluation.json")
-        distances = range_of_frames(prepared.training, potential.cutoff).record()
-        provenance = {**_provenance(run, prepared.training, result), "range": distances}
+        distances = range_of_frames(training, potential.cutoff).record()
+        provenance = {**_provenance(run, training, result), "range": distances}
         save_checkpoint(run.checkpoint, potential, provenance)
         _report(run, prepared.trainer, potential, result)
     return result
@@ -362,7 +341,7 @@ def _stage(
     if not force_unit:
         raise ConfigError(f"{config.data.path}: all training forces are zero")
     if "scale" in potential.backbone.arguments and "scale" not in config.backbone.arguments:
-        potential.backbone.scale = force_unit  # type: ignore[assignment]
+        potential.backbone.scale = force_unit
         potential.backbone.arguments["scale"] = force_unit
     if not joint:
         freeze_energy_shifts(potential)
@@ -461,22 +440,12 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def _load_best(stage: ForceStage, folder: Path) -> None:
-    best = folder / "states" / "best.ckpt"
-    stage.load_state_dict(read_state(best)["state_dict"])
-
-
 def _provenance(run: RunFolder, training: DeviceFrames, result: TrainingResult) -> dict[str, Any]:
-    packages = ("ase-biasgrad", "ase", "torch", "schnetpack", "pytorch-lightning", "numpy")
     origin = run.origin()
     return {
         **origin,
-        "data": {
-            **origin["data"],
-            "trained_on": len(training),
-            "labelled": training.labelled(),
-        },
-        "versions": {name: version(name) for name in packages}
+        "data": {**origin["data"], "trained_on": len(training), "labelled": training.labelled()},
+        "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
         "validation": result.after_bias.summary(),

@@ -7,7 +7,7 @@ with the frames of each part; `parent.json` with the digest of the checkpoint th
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ import yaml
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.seen import frame_digests, seen_record, with_more
 from ase_biasgrad.data.splits import PARTS, split_dataset
-from ase_biasgrad.files import whole_file
-from ase_biasgrad.training.config import ConfigError, TrainConfig, config_from, read_options
+from ase_biasgrad.files import write_whole
+from ase_biasgrad.training.config import (
+    ConfigError,
+    TrainConfig,
+    config_from,
+    read_options,
+    with_files,
+)
 from ase_biasgrad.training.fine_tuning import Parent, parent_of, with_parent
 
 CHECKPOINT_NAME = "potential.safetensors"
@@ -62,7 +68,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
             return content
-        raise ValueError("holds no keys")
+        raise ValueError("is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is damaged: {error}") from error
 
@@ -81,7 +87,7 @@ class RunFolder:
     dataset: Dataset
     split: dict[str, np.ndarray]
     parent: Parent | None = None
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def new(cls, config: TrainConfig, path: Path) -> RunFolder:
@@ -94,7 +100,7 @@ class RunFolder:
         dataset, data = Dataset(config.data.path), config.data
         sizes = {part: getattr(data, part) for part in PARTS}
         split, notes = split_dataset(len(dataset), sizes, data.seed, data.contiguous)
-        run = cls(path, config, dataset, split, parent)
+        run = cls(path, config, dataset, split, parent, notes)
         if parent is not None:
             notes += run._check_parent(parent)
         own = np.isin(frame_digests(dataset, split["test"]), run.digests)
@@ -103,7 +109,7 @@ class RunFolder:
                 f"{copies} of the {len(split['test'])} test frames have the structure of a "
                 "training or validation frame; leave copies out of the data"
             )
-        return cls(path, config, dataset, split, parent, tuple(notes))
+        return run
 
     def _check_parent(self, parent: Parent) -> list[str]:
         """Notes on frames that the parent was trained on; it must know all elements."""
@@ -128,7 +134,7 @@ class RunFolder:
             If there is no run, or its data has changed since it began.
         """
         if not (path / "config.yaml").is_file():
-            raise ConfigError(f"{path}: is no run folder (it has no config.yaml)")
+            raise ConfigError(f"{path}: is not a run folder (it has no config.yaml)")
         config = config_from(read_options(path / "config.yaml"), str(path / "config.yaml"))
         dataset = Dataset(config.data.path)
         if _read_json(path / "data.json").get("sha256") != dataset.hash():
@@ -146,30 +152,22 @@ class RunFolder:
         frames = np.concatenate([np.zeros(0, np.int64), *map(np.ravel, split.values())])
         own = frames.dtype.kind == "i" and np.isin(frames, np.arange(len(dataset))).all()
         if not own or not {"train", "validation"} <= set(split):
-            raise ConfigError(f"{path / 'split.json'}: holds no frames of {config.data.path}")
+            raise ConfigError(f"{path / 'split.json'}: does not list frames of {config.data.path}")
         return cls(path, config, dataset, split, parent)
 
     def write(self) -> None:
         """Write the inputs; `config.yaml` last, because its presence makes the folder a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         split = {part: frames.tolist() for part, frames in self.split.items()}
-        self._write("split.json", json.dumps(split))
+        write_whole(self.path / "split.json", json.dumps(split))
         content = {"sha256": self.dataset.hash(), "frames": len(self.dataset)}
-        self._write("data.json", json.dumps(content))
+        write_whole(self.path / "data.json", json.dumps(content))
         if self.parent is not None:
             known = {key: self.parent.record[key] for key in INPUTS["parent.json"]}
-            self._write("parent.json", json.dumps(known))
-        options = self.config.model_dump(mode="json")
-        if (tuning := self.config.fine_tuning) is not None:
-            options["fine_tuning"]["checkpoint"] = str(tuning.checkpoint.resolve())
-        for name in ("path", *PARTS):
-            if isinstance(given := getattr(self.config.data, name), Path):
-                options["data"][name] = str(given.resolve())
-        self._write("config.yaml", yaml.safe_dump(options, sort_keys=False))
-
-    def _write(self, name: str, text: str) -> None:
-        with whole_file(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            write_whole(self.path / "parent.json", json.dumps(known))
+        given = self.config.model_dump(mode="json")
+        options = with_files(given, lambda name: str(Path(name).resolve()))
+        write_whole(self.path / "config.yaml", yaml.safe_dump(options, sort_keys=False))
 
     @property
     def checkpoint(self) -> Path:
@@ -203,15 +201,10 @@ class RunFolder:
 
     def origin(self) -> dict[str, Any]:
         """Options and data of the run as JSON values, without paths of this machine."""
-        options = self.config.model_dump(mode="json", exclude={"data": {"path"}})
-        for part in PARTS:
-            if isinstance(given := getattr(self.config.data, part), Path):
-                options["data"][part] = given.name
-        if (tuning := self.config.fine_tuning) is not None:
-            options["fine_tuning"]["checkpoint"] = tuning.checkpoint.name
+        given = self.config.model_dump(mode="json", exclude={"data": {"path"}})
+        options = with_files(given, lambda name: Path(name).name)
         content = {"sha256": self.dataset.hash(), "frames": len(self.dataset), "parts": self.sizes}
         if self.config.teacher is not None:
             content["teacher"] = self.dataset.provenance.get("teacher")
-            options["teacher"]["names"] = [Path(name).name for name in self.config.teacher.names]
         origin = {"config": options, "data": content}
         return origin if self.parent is None else {**origin, "parent": self.parent.record}

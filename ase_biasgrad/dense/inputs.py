@@ -92,6 +92,8 @@ class NormOrder(FixedModule):
     derivative, which is exact wherever no two norms (with noise) are the same.
     """
 
+    ARRAYS = ("noise", "seed")
+
     def __init__(self, noise: float | np.ndarray = 0.0, seed: int | np.ndarray = 0) -> None:
         self.noise, self.seed = float(noise), int(seed)
         self.reseed()
@@ -107,22 +109,15 @@ class NormOrder(FixedModule):
         """dE/dC `(b, n, n)`."""
         return from_triangles(gradient, self._order)
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {"noise": np.array(self.noise), "seed": np.array(self.seed)}
-
 
 class TanhExpansion(FixedModule):
     """Each number as many of order one: tanh((x − centre) / step) for a row of centres.
 
-    Parameters
-    ----------
-    columns
-        Column of the input that each output is made of, ascending `(features,)`.
-    centres
-        `(features,)`.
-    step
-        Width, and distance of neighbouring centres.
+    `columns (features,)` are those of the input that each output is made of, ascending, with its
+    `centres (features,)`; neighbouring ones are a `step` apart.
     """
+
+    ARRAYS = ("columns", "centres", "step")
 
     def __init__(
         self, columns: np.ndarray, centres: np.ndarray, step: float | np.ndarray = 1.0
@@ -148,10 +143,3 @@ class TanhExpansion(FixedModule):
         slope = gradient * (1 - self._y**2) / self.step
         first = np.searchsorted(self.columns, np.arange(self.columns[-1] + 1))
         return np.add.reduceat(slope, first, axis=1)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {
-            "columns": self.columns,
-            "centres": self.centres,
-            "step": np.array(self.step),
-        }

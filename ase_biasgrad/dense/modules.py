@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 
 class Module(ABC):
     """One step of a network; `from_state` makes it again from the arrays of `state()`."""
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ()  # attributes that the constructor takes
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -34,7 +36,7 @@ class Module(ABC):
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays that make this module again."""
-        return {}
+        return {name: np.array(getattr(self, name)) for name in self.ARRAYS}
 
     @classmethod
     def from_state(cls, **state: np.ndarray) -> Self:
@@ -125,6 +127,8 @@ class Tanh(FixedModule):
 class Standardise(FixedModule):
     """y = (x − mean) / std, for x `(b, m)`, mean `(m,)`, std `(m,)` or one number `()`."""
 
+    ARRAYS = ("mean", "std")
+
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
         self.mean, self.std = np.asarray(mean), np.asarray(std)
 
@@ -145,9 +149,6 @@ class Standardise(FixedModule):
     def backward(self, gradient: np.ndarray) -> np.ndarray:
         return gradient / self.std
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {"mean": self.mean, "std": self.std}
-
 
 class Output(FixedModule):
     """Energies `(b,)` float64 = mean + std · x, for x `(b, 1)`.
@@ -156,7 +157,7 @@ class Output(FixedModule):
     be learnt.
     """
 
-    num_in = 1
+    num_in, ARRAYS = 1, ("mean", "std")
 
     def __init__(self, energies: np.ndarray) -> None:
         self.mean, self.std = float(np.mean(energies)), float(np.std(energies)) or 1.0
@@ -166,9 +167,6 @@ class Output(FixedModule):
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
         return self.std * gradient[:, None]  # (b, 1)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {"mean": np.array(self.mean), "std": np.array(self.std)}
 
     @classmethod
     def from_state(cls, **state: np.ndarray) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 from ase_biasgrad.dense.coulomb_matrix import PaddedMolecules, padded
 from ase_biasgrad.dense.inputs import Centre, CoulombMatrix, Input, NormOrder, TanhExpansion
 from ase_biasgrad.dense.modules import Linear, Module, Output, Sequential, Standardise, Tanh
-from ase_biasgrad.files import whole_file
-from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
+from ase_biasgrad.tensor_file import checked_metadata, write_tensors
 
 FORMAT, VERSION = "ase-biasgrad dense network", 2  # 2: with a digest
 MODULES: tuple[type[Module], ...] = (
@@ -94,9 +92,7 @@ def save_dense(path: str | Path, potential: DensePotential) -> None:
         "units": {"energy": "eV", "length": "Å"},
         "training": potential.training,
     }
-    with whole_file(path) as temporary:
-        stored = {"ase_biasgrad": json.dumps(metadata)}
-        temporary.write_bytes(with_digest(save, arrays, stored))
+    write_tensors(path, save, arrays, metadata)
 
 
 def load_dense(path: str | Path) -> DensePotential:
@@ -116,16 +112,7 @@ def load_dense(path: str | Path) -> DensePotential:
         raise FileNotFoundError(f"{path}: no such dense network")
     try:
         content = path.read_bytes()
-        header, data = split_file(content)
-        metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))
-        if metadata.get("format") != FORMAT:
-            raise ValueError("a safetensors file, but not a dense network of ase-biasgrad")
-        if metadata["version"] > VERSION:
-            raise ValueError(
-                f"has version {metadata['version']}, this package reads {VERSION}; update it"
-            )
-        check_digest(header, data, metadata["version"])
-        return _rebuilt(metadata, load(content))
+        return _rebuilt(checked_metadata(content, FORMAT, VERSION), load(content))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged file makes the readers raise

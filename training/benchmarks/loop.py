@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -15,11 +14,10 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.machine import hardware, versions
-from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, with_digest
+from ase_biasgrad.tensor_file import checked_metadata, write_tensors
 from ase_biasgrad.training.benchmarks.results import Result, Store
 
 VERSION = 2  # of files of networks; 2: with a digest
@@ -100,11 +98,11 @@ class TorchLearner(Learner[Network, Batch]):
     ) -> None:
         self.trained, self.loss, self.options = network.to(device).train(), loss, options
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        self.adam = torch.optim.Adam(self.parameters, lr=options.learning_rate)
-        ema = get_ema_multi_avg_fn(options.ema_decay)
-        self.average = AveragedModel(self.trained, multi_avg_fn=ema)
-        self.kept = self.average.module
-        self.parts = {"trained": self.trained, "average": self.average, "adam": self.adam}
+        # hundreds of small tensors: one call for all of them
+        self.adam = torch.optim.Adam(self.parameters, lr=options.learning_rate, fused=True)
+        self.kept = copy.deepcopy(self.trained)
+        self.averaged = [p for p in self.kept.parameters() if p.requires_grad]
+        self.parts = {"trained": self.trained, "average": self.kept, "adam": self.adam}
 
     def step(self, batch: Batch, number: int, used: float) -> Tensor:
         warmup = self.options.warmup
@@ -118,7 +116,9 @@ class TorchLearner(Learner[Network, Batch]):
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.options.largest_gradient)
         self.adam.step()
-        self.average.update_parameters(self.trained)
+        with torch.no_grad():
+            share = 1 - self.options.ema_decay if number else 1.0  # the first weights count for all
+            torch._foreach_lerp_(self.averaged, self.parameters, share)
         return loss.detach()
 
     def network(self, weights: dict[str, Tensor]) -> Network:
@@ -301,11 +301,8 @@ def save_network(
 
     options = asdict(network.options)  # type: ignore[call-overload]
     metadata = {"format": network.FORMAT, "version": VERSION, "options": options}
-    metadata["training"] = training or {}
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    stored = {"ase_biasgrad": json.dumps(metadata)}
-    with whole_file(path) as temporary:
-        temporary.write_bytes(with_digest(save, tensors, stored))
+    write_tensors(path, save, tensors, {**metadata, "training": training or {}})
 
 
 def load_network(path: str | Path, kind: type[Network]) -> tuple[Network, dict[str, Any]]:
@@ -320,13 +317,9 @@ def load_network(path: str | Path, kind: type[Network]) -> tuple[Network, dict[s
 
     content, expected = Path(path).read_bytes(), cast(Any, kind)
     try:
-        header, data = split_file(content)
-        metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))
-        if metadata.get("format") != expected.FORMAT:
-            raise ValueError(f"is no {expected.FORMAT}, but {metadata.get('format')}")
-        check_digest(header, data, metadata.get("version", 1))
+        metadata = checked_metadata(content, expected.FORMAT, VERSION)
         network = expected(expected.OPTIONS(**metadata["options"]))
         network.load_state_dict(load(content))
         return network.eval(), metadata["training"]
     except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(f"{path}: is no network of this kind: {error}") from error
+        raise ValueError(f"{path}: is not a network of this kind: {error}") from error

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 
 FORMAT = "ase-biasgrad benchmark result"
 
@@ -61,10 +61,9 @@ class Store:
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(data, options)
-        with whole_file(path) as temporary:
-            record = {"format": FORMAT, **asdict(Result(self.benchmark, data, options, figures))}
-            record["sha256"] = _digest(record)
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {"format": FORMAT, **asdict(Result(self.benchmark, data, options, figures))}
+        record["sha256"] = _digest(record)
+        write_whole(path, json.dumps(record, indent=1) + "\n")
         return self._read(path)
 
     def results(self, data: str | None = None) -> list[Result]:
@@ -83,9 +82,9 @@ class Store:
                 raise KeyError("format")
             result = Result(**record)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: is no result of this benchmark ({error})") from error
+            raise ValueError(f"{path}: is not a result of this benchmark ({error})") from error
         if not path.stem.endswith(result.key):
-            raise ValueError(f"{path}: is no result of the options it names; delete or restore it")
+            raise ValueError(f"{path}: is not a result of the options it names; delete or restore it")
         if changed:
             raise ValueError(f"{path}: its content was changed; delete or restore it")
         return result

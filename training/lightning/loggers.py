@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ase_biasgrad.bias import Bias
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import whole_file, write_whole
 from ase_biasgrad.training.config import ConfigError
 from ase_biasgrad.training.evaluation.evaluate import Report
 
@@ -44,13 +44,6 @@ class EpochTable(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._begin = time.monotonic()
-        self._validated = False
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -71,21 +64,24 @@ class EpochTable(pl.Callback):
         train_loss = float(pl_module.mean_training_loss())
         if not trainer.is_global_zero:
             return
-        values: dict[str, Any] = {
+        values = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.monotonic() - self._begin, 3),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": train_loss,
         }
-        metrics = trainer.callback_metrics
-        values |= {
-            name: float(metrics[name])
-            for name in COLUMNS
-            if self._validated and name.startswith("val_") and name in metrics
-        }
-        values["train_loss"] = train_loss
-        values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if is_validated(trainer):
+            of_validation = [name for name in COLUMNS if name.startswith("val_")]
+            values |= {name: float(trainer.callback_metrics[name]) for name in of_validation}
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(values)
+
+
+def is_validated(trainer: pl.Trainer) -> bool:
+    """Test that the present epoch, when it is over, has a validation."""
+    every = trainer.check_val_every_n_epoch
+    return every is None or (trainer.current_epoch + 1) % every == 0
 
 
 def read_epoch_table(path: Path) -> list[dict[str, str]]:
@@ -169,8 +165,7 @@ def _wandb(folder: Path) -> Iterator[Logger]:
     with run:  # ends it, as failed after an exception
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        with whole_file(identity) as temporary:
-            temporary.write_text(run.id, encoding="utf-8")
+        write_whole(identity, run.id)
         yield pl.loggers.WandbLogger(experiment=run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ase_biasgrad.training.lightning.loggers import is_validated
 from ase_biasgrad.training.stages.force import ForceStage
 
 HOPELESS = 1e4  # times the loss of a potential without forces
@@ -76,8 +77,7 @@ class StateFiles(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after epochs that were validated."""
-        every = trainer.check_val_every_n_epoch
-        if every is None or (trainer.current_epoch + 1) % every == 0:
+        if is_validated(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

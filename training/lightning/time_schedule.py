@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from ase_biasgrad.progress import say
 from ase_biasgrad.training.config import ForceStageOptions
+from ase_biasgrad.training.lightning.loggers import is_validated
 
 WARMUP = 0.05  # of the time at most
 NEWS = 0.05  # of the time from one line about progress to the next
@@ -44,7 +45,6 @@ class TimeSchedule(pl.Callback):
         self._before = 0.0  # seconds of whole epochs of earlier processes
         self._begin: float | None = None
         self._validation = 0.0  # seconds that the last one took
-        self._validated = False
         self._errors: list[list[float]] = []  # share of the time and validation error, each time
         self._told = 0.0
 
@@ -91,13 +91,10 @@ class TimeSchedule(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = monotonic() - self._validation_begin
-        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._validated:
-            error = float(trainer.callback_metrics["val_force_mae"])
-            self._errors.append([self.done, error])
-            self._validated = False
+        if is_validated(trainer):
+            self._errors.append([self.done, float(trainer.callback_metrics["val_force_mae"])])
         if not (self.tell and trainer.is_global_zero and self.done - self._told >= NEWS):
             return
         self._told = self.done

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
-import torch
 
 from ase_biasgrad.bias import Bias, BiasMethod
 from ase_biasgrad.bias_fits import row_space
@@ -48,8 +47,8 @@ def fit_bias(
         raise ValueError("the bias stage needs reference energies, and the data has none")
     freeze_energy_shifts(potential)
     predictions = predict(potential, frames)
-    residuals = energies - (predictions.energy - present_bias(potential.bias, frames))
     counts, isolated = frames.compositions(), isolated_atoms(frames)
+    residuals = energies - (predictions.energy - potential.bias.arrays()(counts))
     within = None
     if method == "efwt" and frames.forces is not None:
         errors = predictions.forces - frames.forces.cpu().numpy()
@@ -64,7 +63,7 @@ def fit_bias(
         within,
         anchors,
     )
-    return (residuals - present_bias(potential.bias, frames))[labelled]
+    return (residuals - potential.bias.arrays()(counts))[labelled]
 
 
 def fit_residuals(
@@ -81,15 +80,23 @@ def fit_residuals(
 
     The rest is as in `Bias.fit`, and `method` as in `fit_bias`.
     """
+    chosen, why = chosen_method(method, counts, isolated, anchors)
+    bias.fit(residuals, counts, chosen, forces_within, isolated, anchors)
+    bias.fit_report |= {"reference": reference_levels(energies, counts), **why}
+
+
+def chosen_method(
+    method: BiasMethod | str,
+    counts: np.ndarray,
+    isolated: np.ndarray,
+    anchors: Anchors | None = None,
+) -> tuple[BiasMethod, dict[str, str]]:
+    """The method, and the part of a fit's report that says why `auto` means it for these data."""
     _check_method(method)
-    why = None
-    if method == "auto":
-        data = counts[~isolated] if (~isolated).any() else counts
-        method, why = automatic(data, anchors)
-    bias.fit(residuals, counts, method, forces_within, isolated, anchors)  # type: ignore[arg-type]
-    bias.fit_report["reference"] = reference_levels(energies, counts)
-    if why is not None:
-        bias.fit_report["why"] = why
+    if method != "auto":
+        return cast(BiasMethod, method), {}
+    chosen, why = automatic(counts[~isolated] if (~isolated).any() else counts, anchors)
+    return chosen, {"why": why}
 
 
 def automatic(counts: np.ndarray, anchors: Anchors | None = None) -> tuple[BiasMethod, str]:
@@ -129,10 +136,3 @@ def reference_levels(energies: np.ndarray, counts: np.ndarray) -> dict[str, floa
         formula(composition): round(float(level / composition.sum()), 6)
         for composition, level in zip(compositions, sums, strict=True)
     }
-
-
-def present_bias(bias: Bias, frames: DeviceFrames) -> np.ndarray:
-    """Present b of each frame, `(m,)` eV."""
-    owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
-    batch = torch.from_numpy(owner).to(frames.device)
-    return bias(frames.numbers, batch, len(frames)).detach().cpu().numpy()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ase_biasgrad.bias import Bias, BiasMethod
 from ase_biasgrad.composition_fit import Anchors
@@ -102,19 +101,12 @@ def fit_calculator_bias(
     kind = type(calculator)
     bias.fit_report["calculator"] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     bias.fit_report["data"] = data_record(dataset, len(rows))
-    return CalculatorFit(bias, residuals - _bias_of(bias, counts), failed)
+    return CalculatorFit(bias, residuals - bias.arrays()(counts), failed)
 
 
 def data_record(dataset: Dataset, frames: int) -> dict[str, str | int]:
     """Data of a fit in JSON values: file, digest, and number of frames."""
     return {"file": dataset.path.name, "sha256": file_hash(dataset.path), "frames": frames}
-
-
-def _bias_of(bias: Bias, counts: np.ndarray) -> np.ndarray:
-    """b of compositions `(m, N_ELEMENTS)`, `(m,)` eV."""
-    numbers = np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.ravel())
-    batch = np.repeat(np.arange(len(counts)), counts.sum(axis=1))
-    return bias(torch.from_numpy(numbers), torch.from_numpy(batch), len(counts)).numpy()
 
 
 def _energy(calculator: BaseCalculator, atoms: Atoms) -> float:

@@ -15,12 +15,7 @@ from ase_biasgrad.levels_of_theory import LevelComparison, compare_levels
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.evaluation.predict import batches_of_atoms, predict
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
-from ase_biasgrad.training.stages.bias import (
-    automatic,
-    isolated_atoms,
-    present_bias,
-    reference_levels,
-)
+from ase_biasgrad.training.stages.bias import chosen_method, isolated_atoms, reference_levels
 
 
 def fit_bias_by_level(
@@ -83,10 +78,10 @@ def at_one_level(
     """
     if frames.energy is None:
         return frames
-    shift = present_bias(biases[reference], frames)
+    counts = frames.compositions()
+    shift = biases[reference].arrays()(counts)
     for name in np.unique(levels):
-        mine = levels == name
-        shift[mine] -= present_bias(biases[str(name)], frames)[mine]
+        shift[levels == name] -= biases[str(name)].arrays()(counts[levels == name])
     moved = copy.copy(frames)
     moved.energy = frames.energy + torch.from_numpy(shift).to(frames.device)
     return moved
@@ -107,25 +102,14 @@ def _compared(
     if missing := set(map(str, level)) - set(map(str, level[labelled])):
         raise ValueError(f"level {min(missing)}: no frame has an energy")
     e, own, x, g, isolated, level = (v[labelled] for v in (e, own, x, g, isolated, level))
-    why = None
-    if method == "auto":
-        method, why = automatic(x[~isolated] if (~isolated).any() else x)
+    chosen, why = chosen_method(method, x, isolated)
     used = np.flatnonzero(g.any(axis=0))
     names = ["energy of the model", *pair_names(elements)]
-    found = compare_levels(
-        e - own,
-        x,
-        level,
-        g[:, used],
-        [names[k] for k in used],
-        method,  # type: ignore[arg-type]
-        isolated,
-    )
+    described = g[:, used], [names[k] for k in used]
+    found = compare_levels(e - own, x, level, *described, chosen, isolated)
     for name, bias in found.biases.items():
         mine = level == name
-        bias.fit_report["reference"] = reference_levels(e[mine], x[mine])
-        if why is not None:
-            bias.fit_report["why"] = why
+        bias.fit_report |= {"reference": reference_levels(e[mine], x[mine]), **why}
     return found
 
 
@@ -133,12 +117,13 @@ def _rows(
     potential: Potential, frames: DeviceFrames, elements: torch.Tensor
 ) -> tuple[np.ndarray, ...]:
     """Reference energy, energy without bias, composition, features, if isolated, of each frame."""
-    own = predict(potential, frames).energy - present_bias(potential.bias, frames)
+    counts = frames.compositions()
+    own = predict(potential, frames).energy - potential.bias.arrays()(counts)
     energies = np.full(len(frames), np.nan)
     if frames.energy is not None:
         energies = frames.energy.cpu().numpy()
     features = np.column_stack([own, pair_sums(frames, elements)])
-    return energies, own, frames.compositions(), features, isolated_atoms(frames)
+    return energies, own, counts, features, isolated_atoms(frames)
 
 
 def pair_sums(frames: DeviceFrames, elements: torch.Tensor) -> np.ndarray:
@@ -152,8 +137,8 @@ def pair_sums(frames: DeviceFrames, elements: torch.Tensor) -> np.ndarray:
         low, high = torch.minimum(kinds[i], kinds[j]), torch.maximum(kinds[i], kinds[j])
         column = graph.batch[i] * e * e + low * e + high
         near = torch.exp(-torch.linalg.vector_norm(graph.edge_vectors(), dim=1).double())
-        sums = torch.zeros(len(places) * e * e, dtype=torch.float64, device=frames.device)
-        table[places] = sums.index_add_(0, column, near).reshape(len(places), -1).cpu().numpy()
+        sums = torch.bincount(column, near, minlength=len(places) * e * e)
+        table[places] = sums.reshape(len(places), -1).cpu().numpy()
     return table
 
 
@@ -163,10 +148,10 @@ def pair_names(elements: torch.Tensor) -> list[str]:
     return [f"{one}–{other} distances" for one in symbols for other in symbols]
 
 
-def frames_by_label(dataset: Dataset, label: str) -> dict[str, np.ndarray]:
-    """Indices of the frames of each value of a label.
+def levels_by_label(dataset: Dataset, label: str) -> np.ndarray:
+    """Name of the level of each frame by a label of the frames, `(m,)`.
 
-    By the value where it is text, such as pbe, and else by `label` and value, such as source1.
+    It is the value where that is text, such as pbe, and else `label` and value, such as source1.
 
     Raises
     ------
@@ -183,15 +168,12 @@ def frames_by_label(dataset: Dataset, label: str) -> dict[str, np.ndarray]:
                 f"its labels are {', '.join(group.other_labels()) or 'none'}"
             )
         values[group.index] = found
-    return {
-        f"{label}{value:g}" if texts is None else texts[int(value)]: np.flatnonzero(values == value)
-        for value in np.unique(values)
-    }
+    found, of_frame = np.unique(values, return_inverse=True)
+    names = [f"{label}{value:g}" if texts is None else texts[int(value)] for value in found]
+    return np.array(names)[of_frame]
 
 
-def levels_by_label(dataset: Dataset, label: str) -> np.ndarray:
-    """Name of the level of each frame, `(m,)`; names and errors as in `frames_by_label`."""
-    levels = np.empty(len(dataset), object)
-    for name, frames in frames_by_label(dataset, label).items():
-        levels[frames] = name
-    return levels.astype(str)
+def frames_by_label(dataset: Dataset, label: str) -> dict[str, np.ndarray]:
+    """Indices of the frames of each level, by the names of `levels_by_label`."""
+    levels = levels_by_label(dataset, label)
+    return {str(name): np.flatnonzero(levels == name) for name in np.unique(levels)}

@@ -65,7 +65,7 @@ def test_train_evaluate_fit_bias_and_info(folder, data):
     assert "energy zero: scalar" in said
     assert said.count("force MAE (per Å)") == 2
     assert "test frames, which chose nothing\n8 frames; " in said
-    assert "no run folder" in biasgrad(folder, "train", "--resume", "nowhere", code=1)
+    assert "not a run folder" in biasgrad(folder, "train", "--resume", "nowhere", code=1)
     assert "holds a run already" in biasgrad(folder, "train", "c.yaml", "-o", "run", code=1)
     checkpoint = "run/potential.safetensors"
     said = biasgrad(

@@ -34,7 +34,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a safetensors file, or damaged"):
         load_dense(path)
     save_file({"a": np.zeros(2)}, path)
-    with pytest.raises(ValueError, match="but not a dense network"):
+    with pytest.raises(ValueError, match="but no ase-biasgrad dense network"):
         load_dense(path)
     save_file({}, path, metadata={"ase_biasgrad": json.dumps({"format": FORMAT, "version": 99})})
     with pytest.raises(ValueError, match=r"version 99.*update"):

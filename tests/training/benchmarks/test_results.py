@@ -32,10 +32,10 @@ def test_files_of_older_code_are_not_taken_and_damaged_ones_named(tmp_path):
     assert store.results() == [kept]
     path = store.path("d", {"epochs": 1})
     path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 3'))
-    with pytest.raises(ValueError, match=f"{path.name}: is no result of the options it names"):
+    with pytest.raises(ValueError, match=f"{path.name}: is not a result of the options it names"):
         store.results()
     path.write_text('{"row": "mean"}')
-    with pytest.raises(ValueError, match=f"{path.name}: is no result of this benchmark"):
+    with pytest.raises(ValueError, match=f"{path.name}: is not a result of this benchmark"):
         store.results()
 
 

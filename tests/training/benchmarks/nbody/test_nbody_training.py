@@ -120,7 +120,7 @@ def test_files_of_networks(tmp_path, simulations):
     assert training == {"seed": 3}
     assert errors(network, of) == errors(again, of)
     (tmp_path / "text").write_text("nothing")
-    with pytest.raises(ValueError, match="text: is no network"):
+    with pytest.raises(ValueError, match="text: is not a network"):
         load_network(tmp_path / "text", NBodyNetwork)
 
     def judge(path) -> str:
