@@ -29,10 +29,8 @@ FRAMES_IN_PART = 32  # no more are calculated again after an interruption
 def made_baseline(options: BaselineOptions) -> tuple[Baseline, BaseCalculator]:
     """The baseline that the options name, and its calculator.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such calculator, its package is missing, or it takes no such arguments.
+    Raises `ConfigError` if there is no such calculator, its package is missing, or it takes no such
+    arguments.
     """
     try:
         calculator = labelling_calculator(options.calculator, options.arguments)
@@ -54,11 +52,8 @@ def baseline_labels(
     With a folder they are kept there, in parts that appear when they are whole and have a digest
     of the baseline and of their structures. Parts that are there already are read.
 
-    Raises
-    ------
-    DataError
-        If the calculator fails on a frame, gives no stress where the frame has one, or a part is
-        damaged or of something else.
+    Raises `DataError` if the calculator fails on a frame, gives no stress where the frame has one,
+    or a part is damaged or of something else.
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)

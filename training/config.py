@@ -21,8 +21,12 @@ from ase_biasgrad.architectures import check_arguments
 from ase_biasgrad.bias import BiasMethod
 from ase_biasgrad.data.splits import PARTS
 
-# options of earlier versions, and the value with which a configuration still means the same
-RETIRED = (("force_stage", "optimizer", "adamw"), ("trainer", "cuda_graphs", False))
+# options of earlier versions, the value with which a configuration still means the same, and what
+# says it now
+RETIRED: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (
+    ("trainer", "cuda_graphs", False, {}),
+    ("force_stage", "amsgrad", True, {"optimizer": "adamw"}),
+)
 
 # options that name files; a teacher's names do where they are checkpoints
 FILES = {"data": ("path", *PARTS), "fine_tuning": ("checkpoint",)}
@@ -118,7 +122,7 @@ class JointOptions(_Options):
 
 
 class ForceStageOptions(_Options):
-    """Loss and optimizer (AdamW). Errors count in units of the RMS training force."""
+    """Loss and optimizer. Errors count in units of the RMS training force."""
 
     epochs: int = Field(300, ge=1, description="passes over the training frames")
     max_minutes: float | None = Field(
@@ -150,9 +154,13 @@ class ForceStageOptions(_Options):
     joint: JointOptions | None = Field(
         None, description="energies in the loss too (for comparison; no bias stage)"
     )
-    amsgrad: bool = Field(True, description="the AMSGrad form of AdamW")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon",
+        description="muon: orthogonal steps of the hidden layers' matrices, AdamW for the rest; "
+        "adamw: for all, in its AMSGrad form",
+    )
     learning_rate: float = Field(6e-3, gt=0, description="learning rate after warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     gradient_clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0: off")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
     ema_decay: float = Field(
@@ -348,10 +356,7 @@ def with_files(options: dict[str, Any], change: Callable[[str], str]) -> dict[st
 def read_options(path: Path) -> dict[str, Any]:
     """Options of a YAML file as they stand there.
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or holds no options.
+    Raises `ConfigError` if it cannot be read, or holds no options.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -390,10 +395,7 @@ class _PlainLoader(yaml.SafeLoader):
 def plain_yaml(text: str, source: str) -> Any:
     """Value of a text of YAML that a person wrote.
 
-    Raises
-    ------
-    ConfigError
-        If it is no YAML of plain values, with `source` before the reason.
+    Raises `ConfigError` if it is no YAML of plain values, with `source` before the reason.
     """
     if len(text) > MAX_TEXT:
         raise ConfigError(f"{source}: {len(text)} characters; options take {MAX_TEXT} at most")
@@ -406,9 +408,11 @@ def plain_yaml(text: str, source: str) -> Any:
 def config_from(options: dict[str, Any], source: str = "configuration") -> TrainConfig:
     """Validate options at hand; errors as in `load_config`."""
     options = {key: dict(of) if isinstance(of, dict) else of for key, of in options.items()}
-    for group, name, only in RETIRED:
-        if isinstance(options.get(group), dict) and options[group].get(name) == only:
-            del options[group][name]
+    for group, name, only, now in RETIRED:
+        given = options.get(group)
+        if isinstance(given, dict) and given.get(name) == only:
+            del given[name]
+            options[group] = {**now, **given}
     try:
         return TrainConfig.model_validate(options)
     except ValidationError as error:

@@ -128,14 +128,8 @@ def springs_of(graph: AtomGraph, counts: Tensor) -> PairSprings:
     """The elastic network of each structure: a spring along each pair of the graph.
 
     Its stiffness at distance r is ((R_i + R_j)/r)⁴, R the covalent radii: 1 for a bond. To that
-    comes `FLOOR` for every motion. It takes 40 bytes a pair.
-
-    Parameters
-    ----------
-    graph
-        `b` structures, the atoms of each one after another, every edge with its reverse.
-    counts
-        Atoms of each structure, `(b,)` int64.
+    comes `FLOOR` for every motion. It takes 40 bytes a pair. The graph has the atoms of each
+    structure one after another, `counts` `(b,)` of them, and every edge with its reverse.
     """
     i, j, vectors = (each.detach().cpu().numpy() for each in pair_vectors(graph))
     radii = covalent_radii[graph.numbers.cpu().numpy()]

@@ -66,10 +66,7 @@ class Parent:
 def parent_of(config: TrainConfig) -> Parent | None:
     """The checkpoint that the options name, if any.
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or its network is not the one that the options name.
+    Raises `ConfigError` if it cannot be read, or its network is not the one that the options name.
     """
     if config.fine_tuning is None:
         return None
@@ -87,10 +84,7 @@ def parent_of(config: TrainConfig) -> Parent | None:
 def with_parent(config: TrainConfig, parent: Parent) -> TrainConfig:
     """Options as used: the parent's backbone, and the rates of fine-tuning in the force stage.
 
-    Raises
-    ------
-    ConfigError
-        If the options give the force stage rates of its own.
+    Raises `ConfigError` if the options give the force stage rates of its own.
     """
     assert config.fine_tuning is not None
     tuning, stage, schedule = config.fine_tuning, config.force_stage, config.force_stage.schedule
@@ -126,13 +120,7 @@ def _check_baseline(
 
 
 def _check_backbone(network: Backbone, options: BackboneOptions, path: Path) -> None:
-    """Compare the network with the options that a user gave; what they leave out may be anything.
-
-    Raises
-    ------
-    ConfigError
-        Naming the first option that is another.
-    """
+    """Raise `ConfigError` naming the first option given that differs from the network's."""
     if network.name != options.name:
         raise ConfigError(
             f"backbone.name: is {options.name}, and {path} ({WHERE}) is {network.name}; leave "

@@ -38,13 +38,7 @@ RESULTS = ("metrics.csv", "states", CHECKPOINT_NAME, "evaluation.json", "report"
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds a run, or something of a name that a new run would write.
-
-    Raises
-    ------
-    FileExistsError
-        Naming it.
-    """
+    """Raise `FileExistsError` on a folder with a run, or with files that a new run would write."""
     if (folder / "config.yaml").exists():
         raise FileExistsError(
             f"{folder}: holds a run already; go on with `biasgrad train --resume {folder}` "
@@ -128,10 +122,7 @@ class RunFolder:
     def read(cls, path: Path) -> RunFolder:
         """The run in the folder `path`.
 
-        Raises
-        ------
-        ConfigError
-            If there is no run, or its data has changed since it began.
+        Raises `ConfigError` if there is no run, or its data has changed since it began.
         """
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path}: is not a run folder (it has no config.yaml)")

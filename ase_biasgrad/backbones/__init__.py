@@ -43,10 +43,7 @@ BACKBONES: tuple[type[Backbone], ...] = (
 def backbone_class(name: str) -> type[Backbone]:
     """The class of backbone `name`.
 
-    Raises
-    ------
-    ValueError
-        If there is no such backbone; the message lists those there are.
+    Raises `ValueError` if there is no such backbone; the message lists those there are.
     """
     for cls in BACKBONES:
         if cls.name == name:

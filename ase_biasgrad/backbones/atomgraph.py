@@ -191,10 +191,7 @@ def pool_window(features_in: int, features_out: int, width: float) -> tuple[int,
     The window starts at `width` × `features_in`, and grows by a fifth until the padding is less
     than 0.8 of it.
 
-    Raises
-    ------
-    ValueError
-        If no window does it.
+    Raises `ValueError` if no window does it.
     """
     if not 0 < features_out <= features_in:
         raise ValueError(f"pooled_features={features_out} must be 1 to features={features_in}")

@@ -66,8 +66,7 @@ class GraphConvolution(ReadoutBackbone):
     element_features, bins
         What describes an element, see `ase_biasgrad.backbones.element_features.element_table`.
     scale
-        Energy unit of the readout in eV: the network's output is multiplied by it. The force
-        stage sets it to the root mean square force × 1 Å, so that outputs are of order one.
+        Energy unit of the readout in eV; see `SchNet`.
     """
 
     name: ClassVar[str] = "graph_convolution"

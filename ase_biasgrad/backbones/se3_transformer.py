@@ -45,8 +45,7 @@ class SE3TransformerBackbone(ReadoutBackbone):
     low_memory
         Compute kernels again in the backward pass instead of keeping them.
     scale
-        Energy unit of the readout in eV: the network's output is multiplied by it. The force
-        stage sets it to the root mean square force × 1 Å, so that outputs are of order one.
+        Energy unit of the readout in eV; see `SchNet`.
     """
 
     name: ClassVar[str] = "se3_transformer"

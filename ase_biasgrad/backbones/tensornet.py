@@ -49,11 +49,6 @@ class TensorNet(ReadoutBackbone):
         Number of exponential-normal radial functions (PhysNet).
     scale
         Energy unit of the readout in eV; see `SchNet`.
-
-    Raises
-    ------
-    ValueError
-        If a size is not above zero.
     """
 
     name: ClassVar[str] = "tensornet"

@@ -134,11 +134,11 @@ def voronoi_faces(graph: AtomGraph) -> VoronoiFaces:
 def voronoi_adjacency(graph: AtomGraph, largest_face: bool = False) -> Adjacency:
     """The weights of `weights_voronoi`, without the dense matrix."""
     faces = voronoi_faces(graph)
-    n = len(graph.numbers)
+    whole: Tensor | float = 4 * math.pi
     if largest_face:
-        largest = largest_of_group(faces.solid_angles, faces.centre)
-        return symmetrised(faces.centre, faces.neighbour, faces.solid_angles / largest, n)
-    return symmetrised(faces.centre, faces.neighbour, faces.solid_angles / (4 * math.pi), n)
+        whole = largest_of_group(faces.solid_angles, faces.centre)
+    weights = faces.solid_angles / whole
+    return symmetrised(faces.centre, faces.neighbour, weights, len(graph.numbers))
 
 
 def weights_voronoi(graph: AtomGraph, largest_face: bool = False) -> Tensor:
@@ -227,16 +227,8 @@ def _batch_topology(graph: AtomGraph) -> Topology:
         part = voronoi_topology(positions[mine], cells[k], pbc[k])
         sky[mine] = part.sky
         across = np.where(part.across == SKY, SKY, part.across + n_faces)
-        parts.append(
-            (
-                mine[part.centre],
-                mine[part.neighbour],
-                part.shift,
-                part.face + n_faces,
-                across,
-                part.turns,
-            )
-        )
+        atoms, edges = (mine[part.centre], mine[part.neighbour]), (part.face + n_faces, across)
+        parts.append((*atoms, part.shift, *edges, part.turns))
         n_faces += len(part.centre)
     centre, neighbour, shift, face, across, turns = map(np.concatenate, zip(*parts, strict=True))
     return Topology(centre, neighbour, shift, face, across, turns, sky)

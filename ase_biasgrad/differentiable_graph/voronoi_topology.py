@@ -56,11 +56,8 @@ def voronoi_topology(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -
     Parameters are `positions (n, 3)` and `cell (3, 3)` in Å and `pbc (3,)`; vectors of
     non-periodic directions may be zero.
 
-    Raises
-    ------
-    ValueError
-        If positions or cell are not finite, periodic cell vectors dependent, or two atoms at the
-        same place (the message names them).
+    Raises `ValueError` if positions or cell are not finite, periodic cell vectors dependent, or two
+    atoms at the same place (the message names them).
     """
     check_finite(positions, cell)
     n = len(positions)

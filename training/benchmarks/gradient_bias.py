@@ -33,10 +33,7 @@ def gradient_descent(
 def fit_bias_by_gradient(potential: Potential, frames: DeviceFrames) -> None:
     """Fit the bias in place to frames of one composition, by gradient descent from their mean.
 
-    Raises
-    ------
-    ValueError
-        If the frames have several compositions, or no energies.
+    Raises `ValueError` if the frames have several compositions, or no energies.
     """
     compositions = np.unique(frames.compositions(), axis=0)
     if len(compositions) != 1:

@@ -149,22 +149,14 @@ def train(
 ) -> Trained[Trains]:
     """Train until a budget is used up; keep the weights with the least sum of `validate`.
 
-    Parameters
-    ----------
-    batches
-        One epoch's, in an order drawn from the generator, which is a new one for each epoch.
-    every
-        Epochs between reports and validations; the last one is validated in any case.
-    state
-        File for states after epochs. A training that finds its own there goes on from it; on the
-        CPU it comes to the same weights, bit for bit, as without the interruption.
+    `batches` gives those of one epoch, in an order drawn from the generator, which is a new one for
+    each epoch. `every` counts the epochs between reports and validations; the last one is validated
+    in any case. States after epochs are written to the file `state`. A training that finds its own
+    there goes on from it; on the CPU it comes to the same weights, bit for bit, as without the
+    interruption.
 
-    Raises
-    ------
-    RuntimeError
-        If the loss of an epoch is not finite.
-    ValueError
-        If the state is damaged or of other options.
+    Raises `RuntimeError` if the loss of an epoch is not finite, and `ValueError` if the state is
+    damaged or of other options.
     """
     done = _Progress() if state is None else _resumed(state, learner, options)
     began, cpu_began = time.time() - done.seconds, time.process_time() - done.cpu_seconds

@@ -139,20 +139,11 @@ def published_row(molecule: str) -> Row:
 def run_study(study: Study, folder: Path, data: Path | None = None) -> Iterator[Row]:
     """Rows as they are finished; those in `folder` already are read, not computed.
 
-    Parameters
-    ----------
-    study
-        What is compared.
-    folder
-        Takes datasets, run folders and results.
-    data
-        Folder with rMD17 files, `*<molecule>*train*.npz` and `*<molecule>*test*.npz` or one file
-        `*<molecule>*.npz` of all frames; downloaded if None.
+    `folder` takes datasets, run folders and results. `data` is a folder with rMD17 files,
+    `*<molecule>*train*.npz` and `*<molecule>*test*.npz` or one file `*<molecule>*.npz` of all
+    frames; downloaded if None.
 
-    Raises
-    ------
-    DataError
-        If a molecule's files are missing or cannot be read.
+    Raises `DataError` if a molecule's files are missing or cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "rows", "md17")

@@ -84,7 +84,9 @@ class Store:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: is not a result of this benchmark ({error})") from error
         if not path.stem.endswith(result.key):
-            raise ValueError(f"{path}: is not a result of the options it names; delete or restore it")
+            raise ValueError(
+                f"{path}: is not a result of the options it names; delete or restore it"
+            )
         if changed:
             raise ValueError(f"{path}: its content was changed; delete or restore it")
         return result

@@ -97,10 +97,7 @@ class Comparison:
 def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
     """Measure both in turns; `folder` takes SchNetPack's copy of the data.
 
-    Raises
-    ------
-    ValueError
-        If the data has no forces or too few frames for one batch.
+    Raises `ValueError` if the data has no forces or too few frames for one batch.
     """
     dataset = Dataset(setting.dataset)
     frames = _whole_batches(setting, dataset)

@@ -64,10 +64,7 @@ class Coverage:
 def committee_errors(potentials: Sequence[Potential], frames: DeviceFrames) -> CommitteeErrors:
     """Errors and spreads of a committee on frames.
 
-    Raises
-    ------
-    ValueError
-        If the frames have no forces.
+    Raises `ValueError` if the frames have no forces.
     """
     if frames.forces is None:
         raise ValueError("spreads are compared with errors of forces, and the frames have none")
@@ -109,10 +106,7 @@ def coverage(calibration: Calibration, errors: CommitteeErrors) -> Coverage:
 def cross_coverage(errors: CommitteeErrors, folds: int = 5, seed: int = 0) -> Coverage:
     """Coverage on frames that were left out of the calibration, each once.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer frames than two.
+    Raises `ValueError` if there are fewer frames than two.
     """
     if errors.frames < 2:
         raise ValueError("coverage is that of frames left out of a calibration: two at least")

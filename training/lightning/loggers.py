@@ -100,11 +100,8 @@ def open_loggers(
 
     Each begins with the options of the run, and ends with the block.
 
-    Raises
-    ------
-    ConfigError
-        If the package of one is not installed, or Weights & Biases does not start, for want of a
-        login for example.
+    Raises `ConfigError` if the package of one is not installed, or Weights & Biases does not start,
+    for want of a login for example.
     """
     with contextlib.ExitStack() as stack:
         loggers: list[Logger] = []

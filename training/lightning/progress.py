@@ -23,10 +23,7 @@ class TrainingDiverged(RuntimeError):
 class EndOfTraining(pl.Callback):
     """Validate the last epoch, whichever it is; end when time runs out or training has diverged.
 
-    Parameters
-    ----------
-    max_seconds
-        Counted anew for each process, so that a run goes on when it is resumed; None: no limit.
+    `max_seconds` count anew for each process, so that a run goes on when it is resumed.
     """
 
     def __init__(self, max_seconds: float | None) -> None:

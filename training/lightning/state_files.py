@@ -35,10 +35,8 @@ class WholeStateFiles(TorchCheckpointIO):
 def read_state(path: Path) -> dict[str, Any]:
     """A training state: tensors and plain values.
 
-    Raises
-    ------
-    ValueError
-        If the file holds anything else, which might run code when it is read, or is damaged.
+    Raises `ValueError` if the file holds anything else, which might run code when it is read, or is
+    damaged.
     """
     try:
         return torch.load(_checked(path), map_location="cpu", weights_only=True)

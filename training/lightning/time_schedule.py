@@ -28,14 +28,8 @@ class TimeSchedule(pl.Callback):
     The rate rises as `warmup_steps` say, within a twentieth of the time, then falls as half a
     cosine that ends with the time. With the schedules `constant` and `plateau` the clock ends the
     stage alone. The clock stands still while the run is interrupted: of an epoch that is lost, the
-    time is not counted. Nor is the first step of a process, in which kernels may be compiled.
-
-    Parameters
-    ----------
-    options
-        With `max_minutes`.
-    tell
-        Write lines about the progress to the standard error.
+    time is not counted. Nor is the first step of a process, in which kernels may be compiled. With
+    `tell`, lines about the progress go to the standard error.
     """
 
     def __init__(self, options: ForceStageOptions, tell: bool) -> None:
@@ -139,12 +133,7 @@ def forecast(done: np.ndarray, errors: np.ndarray) -> float | None:
     Tissue et al. 2024, arXiv:2408.11029). p and q begin from those of other trainings, and the
     errors of this one correct them as far as they tell: a Bayesian linear regression.
 
-    Parameters
-    ----------
-    done
-        Shares of the schedule `(k,)`, 0 to 1.
-    errors
-        Validation errors there `(k,)`, in any unit, which is that of the result.
+    `done` are shares of the schedule `(k,)`, 0 to 1; `errors` those there `(k,)`, in any unit.
     """
     told = done > FORGOTTEN
     if told.sum() < 2:

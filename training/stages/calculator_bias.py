@@ -28,21 +28,11 @@ SHARE = 0.1  # of the frames tried; more failures than both stop the fit
 
 @dataclass(frozen=True)
 class CalculatorFit:
-    """A bias fitted to the energies of a calculator.
+    """A bias fitted to the energies of a calculator."""
 
-    Attributes
-    ----------
-    bias
-        For `BiasedCalculator`, or `save_bias`.
-    left
-        Energy residuals left, `(k,)` eV.
-    failed
-        Reasons of the frames whose calculation failed, by their place in the dataset.
-    """
-
-    bias: Bias
-    left: np.ndarray
-    failed: dict[int, str]
+    bias: Bias  # for `BiasedCalculator`, or `save_bias`
+    left: np.ndarray  # (k,) eV, energy residuals
+    failed: dict[int, str]  # why a calculation failed, by the frame's place in the dataset
 
 
 def fit_calculator_bias(

@@ -43,19 +43,9 @@ def fit_references(
 ) -> LevelComparison:
     """Fit a bias to each level of theory, a reference of `potential` of its name, in place.
 
-    Each fit report has the tests if the levels differ by composition alone, as `levels`.
-
-    Parameters
-    ----------
-    levels
-        Name of the level of each frame, `(m,)`; one is that of the potential's own bias.
-    method
-        As in `fit_bias`, but not `efwt`.
-
-    Raises
-    ------
-    ValueError
-        As in `fit_bias_by_level`.
+    Each fit report has the tests if the levels differ by composition alone, as `levels`. One of the
+    names `levels` `(m,)` is that of the potential's own bias. The method is as in `fit_bias`, but
+    not `efwt`; errors are those of `fit_bias_by_level`.
     """
     found = _compared(potential, [frames], [levels], method)
     for name, bias in found.biases.items():
@@ -153,10 +143,7 @@ def levels_by_label(dataset: Dataset, label: str) -> np.ndarray:
 
     It is the value where that is text, such as pbe, and else `label` and value, such as source1.
 
-    Raises
-    ------
-    DataError
-        If a frame lacks the label, or it is not one number or text by frame.
+    Raises `DataError` if a frame lacks the label, or it is not one number or text by frame.
     """
     values, texts = np.full(len(dataset), np.nan), dataset.texts(label)
     for group in dataset.groups():
