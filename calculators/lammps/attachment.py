@@ -105,7 +105,7 @@ def _checked(lmp: Any, elements: Sequence[str]) -> list[int]:
     numbers = []
     for symbol in elements:
         if symbol not in chemical_symbols[1:]:
-            raise ValueError(f"{symbol!r} is no element; name one for each atom type, in order")
+            raise ValueError(f"{symbol!r} is not an element; name one for each atom type, in order")
         numbers.append(chemical_symbols.index(symbol))
     units = lmp.extract_global("units")
     if units != "metal":

@@ -20,10 +20,7 @@ def box_of(atoms: Atoms) -> tuple[Prism, np.ndarray]:
 
     Along directions without periodicity it is around the atoms, with boundary `s`.
 
-    Raises
-    ------
-    ValueError
-        If cell vectors of periodic directions have no volume.
+    Raises `ValueError` if cell vectors of periodic directions have no volume.
     """
     cell, corner = bounding_cell(atoms.positions, atoms.cell.array, atoms.pbc, ANY)
     return Prism(cell, pbc=atoms.pbc), corner
@@ -32,20 +29,9 @@ def box_of(atoms: Atoms) -> tuple[Prism, np.ndarray]:
 def write_data(path: str | Path, atoms: Atoms, skew: bool = False) -> list[str]:
     """Write a data file in units `metal`, with masses and velocities, atoms in their order.
 
-    Positions are turned into LAMMPS' frame, in which the cell is lower triangular.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    atoms
-        Any structure with at least one atom.
-    skew
-        Write a triclinic box also where the cell is orthogonal, so that it can be sheared.
-
-    Returns
-    -------
-    Symbols of the atom types, in order.
+    Positions are turned into LAMMPS' frame, in which the cell is lower triangular. With `skew` the
+    box is triclinic also where the cell is orthogonal, so that it can be sheared. Returns the
+    symbols of the atom types, in order.
 
     Raises
     ------

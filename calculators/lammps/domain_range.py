@@ -13,30 +13,18 @@ from ase_biasgrad.neighbours import Edges
 
 
 class DomainRange:
-    """Checks the own atoms, for as long as a neighbour list holds.
-
-    Parameters
-    ----------
-    check
-        Of the potential.
-    structure
-        Own atoms and, behind them, copies of others.
-    tags
-        `(rows,)` LAMMPS' ids.
-    edges
-        Edges of the own atoms to all within cutoff and skin.
-    own
-        Number of own atoms.
-    skin
-        Å that pairs may come closer before another list.
-    repels
-        Repel pairs that are too close.
-    """
+    """Checks the own atoms, for as long as a neighbour list holds."""
 
     def __init__(
-        self, check: RangeCheck, structure: Structure, tags: np.ndarray, edges: Edges, own: int,
-        skin: float, repels: bool,
-    ) -> None:  # fmt: skip
+        self,
+        check: RangeCheck,  # of the potential
+        structure: Structure,  # own atoms and, behind them, copies of others
+        tags: np.ndarray,  # (rows,) LAMMPS' ids
+        edges: Edges,  # of the own atoms to all within cutoff and skin
+        own: int,  # number of own atoms
+        skin: float,  # Å that pairs may come closer before another list
+        repels: bool,  # repel pairs that are too close
+    ) -> None:
         self.check, self.numbers, self.tags = check, structure.numbers, tags
         self.own, self.repels = own, repels
         i, j = edges.centre, edges.neighbour

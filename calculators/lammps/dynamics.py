@@ -18,7 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_biasgrad.calculators.lammps.attachment import attach
 from ase_biasgrad.calculators.lammps.data_file import boundary, box_of, write_data
-from ase_biasgrad.calculators.lammps.launch import new_lammps
+from ase_biasgrad.calculators.lammps.launch import box, new_lammps
 from ase_biasgrad.files import whole_file
 
 if TYPE_CHECKING:
@@ -71,54 +71,24 @@ class State:
 
 
 def run_dynamics(
-    structure: str,
-    checkpoints: Sequence[str],
-    trajectory: str,
+    structure: str,  # file of ASE's with positions and momenta
+    checkpoints: Sequence[str],  # of the potential, or of a committee
+    trajectory: str,  # of ASE's
     steps: int,
-    timestep: float,
-    ensemble: str,
-    temperature: float,
-    pressure: float,
-    friction: float,
-    interval: int,
-    seed: int,
-    dtype: str,
-    stop_outside: bool,
-    first: bool,
-    report: str,
-    log: str | None = None,
+    timestep: float,  # fs
+    ensemble: str,  # `nve`, `langevin` or `npt`
+    temperature: float,  # K
+    pressure: float,  # GPa
+    friction: float,  # 1/fs
+    interval: int,  # steps between frames
+    seed: int,  # of the random forces, from 1 to 900 000 000
+    dtype: str,  # of the networks
+    stop_outside: bool,  # end with the first structure outside of the training range
+    first: bool,  # begin a new trajectory with the state before the first step
+    report: str,  # file for a line about how it ended
+    log: str | None = None,  # file for a line of ASE's `MDLogger` with each frame
 ) -> None:
-    """Run MD on the processes of this run and append frames to a trajectory.
-
-    Parameters
-    ----------
-    structure
-        File of ASE's with positions and momenta.
-    checkpoints
-        Of the potential, or of a committee.
-    trajectory
-        An ASE trajectory, to which the state after each `interval` steps is added.
-    steps, timestep
-        Number, and fs.
-    ensemble
-        `nve`, `langevin` or `npt`.
-    temperature, pressure, friction
-        K, GPa and 1/fs, where the ensemble has them.
-    interval
-        Steps between frames.
-    seed
-        Of the random forces, from 1 to 900 000 000.
-    dtype
-        Of the networks.
-    stop_outside
-        End with the first structure outside of the training range.
-    first
-        Begin a new trajectory with the state before the first step.
-    report
-        File for a line about how it ended.
-    log
-        File for a line of ASE's `MDLogger` with each frame.
-    """
+    """Run MD on the processes of this run and append frames to a trajectory."""
     atoms = read(structure)
     assert isinstance(atoms, Atoms)
     lmp = new_lammps(("-log", "none", "-screen", "none"))
@@ -204,9 +174,7 @@ def _fixes(
 
 def _state(lmp: Any, force: LammpsForce, count: int) -> State:
     """Gather the state of all atoms; every process must ask."""
-    low, high, xy, yz, xz, *_ = lmp.extract_box()
-    a, b, c = np.subtract(high, low)
-    cell = np.array([[a, 0.0, 0.0], [xy, b, 0.0], [xz, yz, c]])
+    cell, *_ = box(lmp)
     # forces of the potential alone, without those of a thermostat
     x, v, f = (
         np.array(lmp.gather(name, 1, 3), float).reshape(count, 3)

@@ -19,6 +19,7 @@ from ase_biasgrad.calculators.engines.cpu.subdomain import SubDomain
 from ase_biasgrad.calculators.extrapolation import ADVICE, ExtrapolationWarning
 from ase_biasgrad.calculators.lammps.domain_range import DomainRange
 from ase_biasgrad.calculators.lammps.halo import agreed, offered
+from ase_biasgrad.calculators.lammps.launch import box
 from ase_biasgrad.neighbours import Edges, pairs_within
 
 if TYPE_CHECKING:
@@ -39,25 +40,16 @@ class LammpsForce:
     evaluate those (`calculators.engines.cpu.subdomain`). Energies are in eV, forces in eV/Å. The
     fix has a vector of two numbers, of a committee: the standard deviation of the energy (ddof=1)
     in eV, and the largest of a component of a force in eV/Å.
-
-    Parameters
-    ----------
-    lmp
-        The instance, `lammps.lammps`.
-    fix
-        Name of its `fix external`.
-    calculator
-        Has the networks and the biases.
-    elements
-        Atomic number of each type, in order.
-    skin
-        Å beyond the cutoff that neighbour lists reach.
     """
 
     def __init__(
-        self, lmp: Any, fix: str, calculator: BiasGradCalculator, elements: Sequence[int],
-        skin: float,
-    ) -> None:  # fmt: skip
+        self,
+        lmp: Any,
+        fix: str,  # name of its `fix external`
+        calculator: BiasGradCalculator,
+        elements: Sequence[int],  # atomic number of each type
+        skin: float,  # Å beyond the cutoff that neighbour lists reach
+    ) -> None:
         from mpi4py import MPI
 
         engine = calculator._engine
@@ -112,7 +104,7 @@ class LammpsForce:
 
     def _call(self, step: int, count: int, forces: np.ndarray) -> None:
         x = _array(self.lmp, "x", np.empty((count, 3)))
-        cell, origin, pbc = _cell(self.lmp)
+        cell, origin, pbc = box(self.lmp)
         x = x - origin
         if 0 < step == self.lmp.extract_global("vflag_atom"):
             raise LammpsError(
@@ -258,11 +250,3 @@ class LammpsForce:
 def _array(lmp: Any, name: str, like: np.ndarray) -> np.ndarray:
     """Data of own atoms as LAMMPS holds them; without atoms it holds none."""
     return lmp.numpy.extract_atom(name, nelem=len(like)) if len(like) else like  # type: ignore[no-any-return]
-
-
-def _cell(lmp: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cell vectors as rows, the corner that they begin at, and periodicity."""
-    low, high, xy, yz, xz, pbc, _ = lmp.extract_box()
-    a, b, c = np.subtract(high, low)
-    cell = np.array([[a, 0.0, 0.0], [xy, b, 0.0], [xz, yz, c]])
-    return cell, np.array(low), np.array(pbc, bool)

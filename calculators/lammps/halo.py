@@ -21,16 +21,8 @@ class Offered(NamedTuple):
 class MpiHalo:
     """Rows of atoms that processes send each other, without a collective call.
 
-    Parameters
-    ----------
-    comm
-        Communicator of mpi4py.
-    sent
-        Own rows `(k,)` that each other process has copies of.
-    received
-        Number of copies from each other process; they follow the `own` rows in this order.
-    own
-        Number of own rows.
+    `sent` are the own rows `(k,)` that each other process has copies of, `received` the number of
+    copies from each other process, which follow the `own` rows in this order.
     """
 
     def __init__(
@@ -64,18 +56,9 @@ def offered(
 ) -> Offered:  # fmt: skip
     """Tell each process of the own atoms that may be nearer than `reach` to one of its atoms.
 
-    Atoms are compared with the box around the atoms of a process, along the cell vectors.
-
-    Parameters
-    ----------
-    comm
-        Communicator of mpi4py, all of whose processes call this.
-    positions, labels
-        Of own atoms, `(n, 3)` in Å, and `(n, 2)` atomic numbers and ids.
-    cell, pbc
-        `(3, 3)` Å and `(3,)` bool.
-    reach
-        In Å.
+    Atoms are compared with the box around the atoms of a process, along the cell vectors. All
+    processes call this, with the positions `(n, 3)` of their own atoms and, as labels `(n, 2)`,
+    atomic numbers and ids; lengths in Å.
     """
     inverse = np.linalg.inv(cell)
     fractional = positions @ inverse

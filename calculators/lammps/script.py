@@ -28,10 +28,7 @@ class Script:
 def read_script(path: str | Path) -> Script:
     """Read an input script and find its line `fix ID all biasgrad ELEMENT …`.
 
-    Raises
-    ------
-    ValueError
-        If there is no such line, or more than one.
+    Raises `ValueError` if there is no such line, or more than one.
     """
     text = Path(path).read_text(encoding="utf-8")
     lines = list(LINE.finditer(text))
@@ -61,17 +58,9 @@ def run_script(
 ) -> None:
     """Run an input script on the processes of this run, with the potential where it says so.
 
-    Parameters
-    ----------
-    script
-        Path of the input script; commands before and after the line of the potential are run as
-        two files, so that labels and loops must not cross it.
-    checkpoints
-        Of the potential, or of a committee.
-    arguments
-        Of LAMMPS' command line, such as `-var T 300`.
-    dtype
-        Of the networks.
+    Commands before and after the line of the potential are run as two files, so that labels and
+    loops must not cross it. Several checkpoints are a committee. `arguments` are those of LAMMPS'
+    command line, such as `-var T 300`.
     """
     parts = read_script(script)
     lmp = new_lammps(arguments)

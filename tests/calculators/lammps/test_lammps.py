@@ -242,7 +242,7 @@ ERRORS: list[tuple[dict, str, str]] = [
     ({"units": "real"}, "", "need `units metal`"),
     ({"elements": ["C", "O"]}, "", "3 atom types and 2 elements"),
     ({"elements": ["C", "O", "N"]}, "", "does not know ['N']"),
-    ({"elements": ["C", "O", "Q"]}, "", "'Q' is no element"),
+    ({"elements": ["C", "O", "Q"]}, "", "'Q' is not an element"),
     ({"elements": ["O", "C", "H"]}, "", "type 1 is named O and has the mass of C"),
     ({"skin": -1.0}, "", "skin is -1 Å"),
     ({}, STRESSES, "virials by atom"),
