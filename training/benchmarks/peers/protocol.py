@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ase import Atoms
 
+PARTS = ("train", "validation")  # what a driver gets with labels
 TEMPERATURE = 300.0  # K
 TIMESTEP = 0.5  # fs
 FEWEST_STEPS = 50  # in a run that is timed: several searches of neighbours, where there are any
@@ -50,7 +52,8 @@ class Frames:
         """Write an npz file."""
         import numpy as np
 
-        np.savez(path, **{name: v for name, v in vars(self).items() if v is not None})
+        arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None}
+        np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Frames:
@@ -93,8 +96,8 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job in a folder."""
         options = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        parts = [Frames.load(folder / f"{part}.npz") for part in ("train", "validation")]
-        return cls(folder, *parts, **options)
+        train, validation = (Frames.load(folder / f"{part}.npz") for part in PARTS)
+        return cls(folder, train, validation, **options)
 
     @property
     def model(self) -> Path:
@@ -112,8 +115,8 @@ class Job:
 
 def used_seconds() -> float:
     """Processor time of this process and of those that it started and that have ended."""
-    of = os.times()
-    return of.user + of.system + of.children_user + of.children_system
+    of = os.times()  # in ticks of 10 ms
+    return time.process_time() + of.children_user + of.children_system
 
 
 def module_at(path: Path) -> Any:
@@ -148,8 +151,7 @@ def predict(driver: Any, folder: Path) -> None:
         atoms.calc = calculator
         forces.append(atoms.get_forces())
         energy.append(atoms.get_potential_energy())
-    found = {"energy": np.array(energy, float), "forces": np.array(forces, float)}
-    np.savez(folder / "predictions.npz", **found)
+    np.savez(folder / "predictions.npz", energy=np.array(energy), forces=np.array(forces))
 
 
 def start(driver: Any, folder: Path) -> None:

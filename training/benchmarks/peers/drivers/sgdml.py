@@ -78,20 +78,20 @@ def _memory(frames: int, job: Job) -> float:
 
 
 def _dataset(frames: Frames) -> dict[str, Any]:
-    """The dictionary in which sgdml wants frames, with its fingerprint."""
+    """Frames as sgdml reads them from a file, with their fingerprint."""
     from sgdml.utils.io import dataset_md5
 
     data = {
-        "type": "d",
-        "code_version": "1.0.3",
-        "name": "frames",
-        "theory": "unknown",
+        "type": np.array("d"),
+        "code_version": np.array("1.0.3"),
+        "name": np.array("frames"),
+        "theory": np.array("unknown"),
         "z": np.asarray(frames.numbers, dtype=np.uint8),
         "R": frames.positions,
         "E": frames.energy,
         "F": frames.forces,
-        "r_unit": "Ang",
-        "e_unit": "eV",
+        "r_unit": np.array("Ang"),
+        "e_unit": np.array("eV"),
     }
     return {**data, "md5": dataset_md5(data)}
 
