@@ -1,8 +1,9 @@
 """Gradient descent by the clock, for drivers of torch networks.
 
 Optimizer, largest rate, batch size, loss and averaged weights are those of a peer's authors. Their
-schedules take days, so here the rate falls along half a cosine that ends with the time, as ours
-does. The averaged weights of the epoch with the least force error on validation frames are kept.
+schedules take days, so here the rate falls along half a cosine that ends with the time, after a
+warm-up within the first twentieth of it, as ours does. The averaged weights of the epoch with the
+least force error on validation frames are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.training.benchmarks.peers.protocol import Job
 
 TIMED_STEPS = 2  # after a first one
+WARMUP = 0.05  # of the time at most
 AT_THE_END = 5.0  # seconds left to write the potential, beside those of a validation
 
 
@@ -114,7 +116,7 @@ def _descend(job: Job, learner: Learner, options: Options) -> dict[str, Any]:
     while job.left() > validation + AT_THE_END:
         for places in _batches(len(job.train), options.batch_size, random):
             done = min(1.0, (total - job.left()) / (total - validation - AT_THE_END))
-            warm = min(1.0, (steps + 1) / max(1, options.warmup_steps))
+            warm = min(1.0, max((steps + 1) / max(1, options.warmup_steps), done / WARMUP))
             height = warm * 0.5 * (1 + math.cos(math.pi * done))
             _step(learner, places, height, options.largest_gradient)
             steps, epochs = steps + 1, epochs + len(places) / len(job.train)
