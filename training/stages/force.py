@@ -18,6 +18,7 @@ from ase_biasgrad.potential import Potential, voigt_stress
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
 from ase_biasgrad.training.frames.device_frames import Batch, DeviceFrames
+from ase_biasgrad.training.muon import Muon, hidden_matrices
 
 LONGEST, WILD = 10.0, 100.0  # times the typical length of a force
 
@@ -204,14 +205,7 @@ class ForceStage(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         options, schedule = self.options, self.options.schedule
-        parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            amsgrad=options.amsgrad,
-            fused=True,
-        )
+        optimizer = self._optimizer()
         if schedule.name == "plateau":
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer,
@@ -228,6 +222,15 @@ class ForceStage(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        learning = self._learning()
+        if self.options.optimizer == "adamw":
+            return torch.optim.AdamW(learning, rate, weight_decay=decay, amsgrad=True, fused=True)
+        matrices = hidden_matrices(self.potential)
+        among = set(map(id, matrices))
+        return Muon(matrices, [p for p in learning if id(p) not in among], rate, decay)
 
     def _rate(self, step: int, total: int) -> float:
         """Learning rate relative to its largest value: linear warm-up, then cosine or constant."""

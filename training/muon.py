@@ -1,0 +1,104 @@
+"""Muon: momentum whose matrices are made orthogonal, and AdamW for everything else.
+
+The gradient of a layer's matrix is dominated by few directions. Muon replaces its momentum M = UΣVᵀ
+by UVᵀ, so that all directions learn at the same pace (Jordan et al. 2024, "Muon: an optimizer for
+hidden layers in neural networks"). Five Newton–Schulz steps
+
+    X ← a X + (b A + c A²) X,    A = XXᵀ,    X₀ = M / |M|,
+
+do so roughly, which is enough. Steps are scaled by 0.2 √max(rows, columns), which makes their root
+mean square that of AdamW's steps, so one learning rate serves both (Liu et al. 2025,
+arXiv:2502.16982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b, c
+STEPS = 5
+LIKE_ADAM = 0.2
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights `(outputs, inputs)` of linear layers with several inputs and outputs, that learn."""
+    found = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return [weight for weight in found if weight.requires_grad and min(weight.shape) > 1]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, AdamW for the other parameters.
+
+    Parameters
+    ----------
+    matrices
+        Weights of hidden layers, each `(outputs, inputs)`.
+    others
+        Biases, embeddings, scales and all that is no matrix.
+    lr
+        Learning rate of both.
+    weight_decay
+        Decoupled weight decay of both.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._adamw = torch.optim.AdamW(list(others), lr, weight_decay=weight_decay, fused=True)
+        of_matrices = {"params": list(matrices), "lr": lr, "weight_decay": weight_decay}
+        super().__init__([of_matrices, *self._adamw.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make a step; `closure` finds loss and gradients anew, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        of_matrices, *others = self.param_groups
+        alike: dict[torch.Size, list[nn.Parameter]] = {}  # one product for all
+        for weight in of_matrices["params"]:
+            if weight.grad is not None:
+                alike.setdefault(weight.shape, []).append(weight)
+        for weights in alike.values():
+            self._step(weights, of_matrices["lr"], of_matrices["weight_decay"])
+        self._adamw.param_groups, self._adamw.state = others, self.state
+        self._adamw.step()
+        return loss
+
+    def _step(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        moved = []
+        for weight in weights:
+            state, gradient = self.state[weight], weight.grad
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+            moved.append(torch.lerp(gradient, momentum, MOMENTUM))  # Nesterov's form
+        directions = orthogonalised(torch.stack(moved))
+        scale = lr * LIKE_ADAM * max(weights[0].shape) ** 0.5
+        for weight, direction in zip(weights, directions, strict=True):
+            weight.mul_(1 - lr * weight_decay).add_(direction, alpha=-scale)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Roughly UVᵀ of each of the matrices UΣVᵀ, `(b, m, n)`: singular values of 0.7 to 1.2.
+
+    Directions of which nothing is left after rounding stay small.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    for _ in range(STEPS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
