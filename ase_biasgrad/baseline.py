@@ -62,10 +62,7 @@ class Baseline:
     def from_record(cls, record: Any) -> Baseline:
         """Baseline with the JSON values of `record`.
 
-        Raises
-        ------
-        ValueError
-            If they are damaged; the message names the key.
+        Raises `ValueError` if they are damaged; the message names the key.
         """
         kinds = {"calculator": str, "arguments": dict, "kind": str}
         kinds |= {"package": (str, type(None)), "version": (str, type(None))}  # type: ignore[dict-item]
@@ -90,12 +87,8 @@ class Baseline:
     def made(self, trust: bool = False) -> BaseCalculator:
         """The calculator, made anew; `trust` makes one that could run anything.
 
-        Raises
-        ------
-        ImportError
-            If its package is missing; the message says what to install.
-        ValueError
-            If it is none that a checkpoint may name, or cannot be made.
+        Raises `ImportError` if its package is missing (the message says what to install), and
+        `ValueError` if it is none that a checkpoint may name, or cannot be made.
         """
         own = self.calculator if ":" in self.calculator else self.calculator.lower()
         if not trust and (own not in TRUSTED or UNTRUSTED_ARGUMENTS & set(self.arguments)):
@@ -111,10 +104,7 @@ class Baseline:
     def check(self, calculator: BaseCalculator) -> None:
         """Refuse a calculator of another class; warn of another version.
 
-        Raises
-        ------
-        ValueError
-            Naming both classes.
+        Raises `ValueError` naming both classes.
         """
         kinds = [_class_name(kind) for kind in type(calculator).__mro__]
         if self.kind not in kinds:
@@ -136,10 +126,7 @@ def baseline_results(
 ) -> dict[str, Any]:
     """Properties of a baseline that it has: those of `names` that it implements.
 
-    Raises
-    ------
-    ValueError
-        If one is not finite, or has another shape.
+    Raises `ValueError` if one is not finite, or has another shape.
     """
     implemented = getattr(calculator, "implemented_properties", names)
     n = len(atoms)

@@ -133,7 +133,8 @@ class BiasArrays:
 
         Energies per element enter by the difference Σ ν_s n_s alone, so those of a balanced
         reaction leave no error; the misfit of each composition stays. Errors of the same
-        composition cancel.
+        composition cancel. Raises `ValueError` if the data of the fit does not determine a
+        composition, or the difference.
 
         Parameters
         ----------
@@ -142,11 +143,6 @@ class BiasArrays:
             of any signs, whose error is that of the energies per element alone.
         coefficients
             ν `(s,)`, negative for what reacts.
-
-        Raises
-        ------
-        ValueError
-            If the data of the fit does not determine a composition, or the difference.
         """
         n = np.atleast_2d(np.asarray(counts, np.int64))
         nu = np.ones(1) if coefficients is None else np.asarray(coefficients, float)

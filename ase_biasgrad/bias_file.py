@@ -86,12 +86,8 @@ def load_bias(path: str | Path) -> Bias:
 def read_bias(path: str | Path) -> BiasArrays:
     """Read a bias that `save_bias` wrote as NumPy arrays, without torch.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    BiasFileError
-        If it is no bias, or something in it cannot be; the message names the key.
+    Raises `FileNotFoundError` if there is no such file, and `BiasFileError` if it is no bias, or
+    something in it cannot be; the message names the key.
     """
     path = Path(path)
     if not path.is_file():

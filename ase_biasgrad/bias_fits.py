@@ -193,12 +193,8 @@ def ridge(
 def solved(known: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energies per element `(e,)` of least norm with known·b = energies, and the open directions.
 
-    These are orthonormal columns `(e, free)`.
-
-    Raises
-    ------
-    ValueError
-        If no energies per element hold all the known ones `(a,)`.
+    These are orthonormal columns `(e, free)`. Raises `ValueError` if no energies per element hold
+    all the known ones `(a,)`.
     """
     if not len(known):
         return np.zeros(known.shape[1]), np.eye(known.shape[1])
@@ -275,10 +271,7 @@ def row_space(counts: np.ndarray) -> np.ndarray:
 def checked(residuals: np.ndarray) -> np.ndarray:
     """Residuals as float64 `(m,)`.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or one is not finite.
+    Raises `ValueError` if there are none, or one is not finite.
     """
     residuals = np.asarray(residuals, np.float64).ravel()
     if len(residuals) == 0:

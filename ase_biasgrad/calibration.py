@@ -57,10 +57,7 @@ class Calibration:
     def from_record(cls, record: dict[str, Any]) -> Calibration:
         """Read JSON values of `record`.
 
-        Raises
-        ------
-        ValueError
-            If they are none.
+        Raises `ValueError` if they are none.
         """
         try:
             forces = {_number(name): _scale(s) for name, s in record["forces"].items()}
@@ -102,10 +99,7 @@ def atom_spread(spread: np.ndarray) -> np.ndarray:
 def scale_of(error: np.ndarray, spread: np.ndarray) -> Scale:
     """Scale of the spreads `(k,)` of errors `(k,)`.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or all spreads are zero.
+    Raises `ValueError` if there are none, or all spreads are zero.
     """
     if not len(error) or not (spread > 0).any():
         raise ValueError("a calibration needs errors, and members that differ")

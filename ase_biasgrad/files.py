@@ -11,16 +11,9 @@ from pathlib import Path
 def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse a file that exists unless `overwrite`, and one of `inputs` in any case.
 
-    Raises
-    ------
-    FileExistsError
-        If the file exists; the message says how to go on.
-    FileNotFoundError
-        If its folder does not exist.
-    IsADirectoryError
-        If it is a folder, which is never replaced.
-    ValueError
-        If it is an input, under whatever name.
+    Raises `FileExistsError` if the file exists (the message says how to go on), and
+    `FileNotFoundError` if its folder does not exist, and `IsADirectoryError` if it is a folder,
+    which is never replaced, and `ValueError` if it is an input, under whatever name.
     """
     refuse_own_input(output, inputs)
     if os.path.lexists(output) and not overwrite:
@@ -33,10 +26,7 @@ def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | 
 def refuse_own_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
     """Refuse an output that is an input, also by a link, or an existing file in a folder of input.
 
-    Raises
-    ------
-    ValueError
-        Naming both.
+    Raises `ValueError` naming both.
     """
     if not os.path.exists(output):
         return
@@ -58,12 +48,8 @@ def _require_folder(path: Path) -> None:
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` only if the block succeeds.
 
-    On any exception the temporary file is removed and an existing `path` is left as it was.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder of `path` does not exist.
+    On any exception the temporary file is removed and an existing `path` is left as it was. Raises
+    `FileNotFoundError` if the folder of `path` does not exist.
     """
     path = Path(path)
     _require_folder(path)

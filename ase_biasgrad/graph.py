@@ -123,10 +123,7 @@ def sum_per_structure(values: Tensor, graph: AtomGraph) -> Tensor:
 def forward_edges(edge_index: Tensor, edge_shift: Tensor, periodic: bool) -> Tensor:
     """Forward edges `(e / 2,)` among edges `(2, e)` with shifts `(e, 3)`.
 
-    Raises
-    ------
-    ValueError
-        If an edge has no reverse.
+    Raises `ValueError` if an edge has no reverse.
     """
     i, j = edge_index
     keep = i < j

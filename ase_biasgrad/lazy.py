@@ -25,10 +25,8 @@ def lazy_names(package: str, module_of: Mapping[str, str]) -> Callable[[str], An
 def required(package: str, purpose: str) -> ModuleType:
     """Import a package that not every installation has.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If it is missing; the message says what needs it, and what to install.
+    Raises `ModuleNotFoundError` if it is missing; the message says what needs it, and what to
+    install.
     """
     try:
         return import_module(package)

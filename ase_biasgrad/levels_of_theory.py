@@ -103,6 +103,8 @@ def compare_levels(
 ) -> LevelComparison:
     """Fit a bias for each level and one for all, and test how they differ.
 
+    Raises `ValueError` if there are not two levels.
+
     Parameters
     ----------
     residuals
@@ -119,11 +121,6 @@ def compare_levels(
         Of the biases.
     isolated
         `(m,)` bool, as in `Bias.fit`; isolated atoms take no part in the tests.
-
-    Raises
-    ------
-    ValueError
-        If there are not two levels.
     """
     if len(kinds := np.unique(levels)) < 2:
         raise ValueError(f"levels of theory: need two to compare, and all frames are '{kinds[0]}'")

@@ -40,10 +40,7 @@ def versions() -> str:
 def torch_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one.
 
-    Raises
-    ------
-    ValueError
-        If it is not `cpu` or a CUDA device of this machine.
+    Raises `ValueError` if it is not `cpu` or a CUDA device of this machine.
     """
     import torch
 

@@ -16,6 +16,9 @@ TBLITE_METHODS = {"gfn2-xtb": "GFN2-xTB", "gfn1-xtb": "GFN1-xTB", "ipea1-xtb": "
 def labelling_calculator(name: str, arguments: dict[str, Any] | None = None) -> Calculator:
     """A calculator by name.
 
+    Raises `ImportError` if a package is missing (the message says what to install), and
+    `ValueError` if there is no such calculator, or it has other arguments.
+
     Parameters
     ----------
     name
@@ -23,13 +26,6 @@ def labelling_calculator(name: str, arguments: dict[str, Any] | None = None) -> 
         such as `emt`; or `module:Class` of your own.
     arguments
         Keyword arguments of the calculator.
-
-    Raises
-    ------
-    ImportError
-        If a package is missing; the message says what to install.
-    ValueError
-        If there is no such calculator, or it has other arguments.
     """
     arguments = dict(arguments or {})
     try:

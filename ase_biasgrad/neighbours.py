@@ -50,7 +50,8 @@ def neighbour_list(
 ) -> Edges:
     """All directed edges shorter than `cutoff`, self-images included, sorted by centre.
 
-    Structures without periodicity and of at most `ALL_PAIRS_UP_TO` atoms get all pairs.
+    Structures without periodicity and of at most `ALL_PAIRS_UP_TO` atoms get all pairs. Raises
+    `ValueError` on non-finite positions or cell, or periodic cell vectors without volume.
 
     Parameters
     ----------
@@ -59,11 +60,6 @@ def neighbour_list(
         directions without periodicity are ignored and may be zero; atoms may lie outside.
     cutoff
         In Å.
-
-    Raises
-    ------
-    ValueError
-        On non-finite positions or cell, or periodic cell vectors without volume.
     """
     positions = np.asarray(positions, float).reshape(-1, 3)
     pbc = np.asarray(pbc, bool)
@@ -107,10 +103,8 @@ def check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Replace the vectors of non-periodic directions by unit vectors normal to the others.
 
-    Raises
-    ------
-    ValueError
-        If a periodic cell vector is zero or the periodic ones are linearly dependent.
+    Raises `ValueError` if a periodic cell vector is zero or the periodic ones are linearly
+    dependent.
     """
     if not np.any(pbc):
         return np.eye(3)

@@ -40,10 +40,7 @@ class PotentialArrays:
     def bias_of(self, reference: str | None = None) -> BiasArrays:
         """Bias of a reference, by default that of `reference`.
 
-        Raises
-        ------
-        ValueError
-            If there is no reference of this name.
+        Raises `ValueError` if there is no reference of this name.
         """
         if (name := reference or self.reference) not in self.biases:
             known = ", ".join(self.biases)
@@ -62,10 +59,7 @@ class PotentialArrays:
 def symmetric(second: np.ndarray, what: str) -> np.ndarray:
     """Second derivatives `(m, m)` of an energy without their rounding.
 
-    Raises
-    ------
-    ArithmeticError
-        If they are not symmetric; the message names `what` they are of.
+    Raises `ArithmeticError` if they are not symmetric; the message names `what` they are of.
     """
     asymmetry, largest = (np.abs(m).max(initial=0.0) for m in (second - second.T, second))
     if asymmetry > ROUNDING * max(largest, 1e-3):
@@ -84,10 +78,7 @@ def bias_prefix(name: str, reference: str) -> str:
 def checked_name(reference: str) -> str:
     """The name of a reference.
 
-    Raises
-    ------
-    ValueError
-        If it cannot be one.
+    Raises `ValueError` if it cannot be one.
     """
     if not REFERENCE_NAME.fullmatch(reference):
         raise ValueError(

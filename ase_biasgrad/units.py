@@ -44,10 +44,7 @@ class UnitError(ValueError):
 def energy_unit(name: str) -> float:
     """One `name`, or a number of one such as `0.5 Hartree`, in eV.
 
-    Raises
-    ------
-    UnitError
-        If there is no such unit.
+    Raises `UnitError` if there is no such unit.
     """
     return _find(name, ENERGY, "energy")
 

@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 class AddedBaseline:
     """A baseline as checkpoints record it, and the calculator that gives it.
 
+    Raises `CalculatorSetupError` if there is none, or it is another than the record names.
+
     Parameters
     ----------
     record
         Of the checkpoint.
     given
         The calculator; None makes the one that the record names.
-
-    Raises
-    ------
-    ase.calculators.calculator.CalculatorSetupError
-        If there is none, or it is another than the record names.
     """
 
     def __init__(self, record: dict[str, Any], given: BaseCalculator | None) -> None:

@@ -54,10 +54,7 @@ class Connection:
     def receive(self, count: int) -> bytes:
         """`count` bytes of a message that has begun.
 
-        Raises
-        ------
-        ConnectionError
-            If they do not come.
+        Raises `ConnectionError` if they do not come.
         """
         parts: list[bytes] = []
         left = count
@@ -135,10 +132,7 @@ class Connection:
 def connect(address: Address, wait: float = 10.0) -> socket.socket:
     """A socket to i-PI, which may still be starting for `wait` seconds.
 
-    Raises
-    ------
-    ConnectionError
-        If nobody answers; the message says what to do.
+    Raises `ConnectionError` if nobody answers; the message says what to do.
     """
     end = time.monotonic() + wait
     while True:
@@ -180,6 +174,10 @@ def run_driver(
 ) -> Served:
     """Serve i-PI until it says that it has ended.
 
+    Raises `InputError` if the potential does not know an element of `atoms`, before it connects,
+    and `ConnectionError` if i-PI does not answer, or not to the end, and `ValueError` if i-PI has
+    another number of atoms, or tears a molecule apart by wrapping it.
+
     Parameters
     ----------
     calc
@@ -193,15 +191,6 @@ def run_driver(
         Connections to open: as many as there are beads, unless i-PI sends them in batches.
     wait
         Seconds in which i-PI may still be starting.
-
-    Raises
-    ------
-    ase.calculators.calculator.InputError
-        If the potential does not know an element of `atoms`, before it connects.
-    ConnectionError
-        If i-PI does not answer, or not to the end.
-    ValueError
-        If i-PI has another number of atoms, or tears a molecule apart by wrapping it.
     """
     calc.check(atoms)
     served, bonds = Served(), _bonds(atoms)

@@ -65,10 +65,7 @@ def first_start(checkpoint: str | Path, cache: str | Path) -> float:
 def seconds_and_memory(work: str, **environment: str) -> tuple[float, float]:
     """Wall time in s and largest memory in MB of a new process that does this work.
 
-    Raises
-    ------
-    RuntimeError
-        If it fails; the message is its last line.
+    Raises `RuntimeError` if it fails; the message is its last line.
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROCESS.format(work=work)],

@@ -100,13 +100,9 @@ class TorchSimModel(ModelInterface):
     def forward(self, state: SimState, **_: Any) -> dict[str, Tensor]:
         """Energy, and forces and stress where they are computed, of a state.
 
-        Raises
-        ------
-        TypeError
-            If the precision of the state is another.
-        ValueError
-            On elements that the potential does not know, charges or spins, positions or cells that
-            are not finite, or periodic cells without volume.
+        Raises `TypeError` if the precision of the state is another, and `ValueError` on elements
+        that the potential does not know, charges or spins, positions or cells that are not finite,
+        or periodic cells without volume.
         """
         if state.dtype != self._dtype:
             raise TypeError(

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 def read_biasgrad(filename: str, index: int | slice = -1) -> Iterator[Atoms]:
     """Frames of a dataset in the order of writing.
 
-    Raises
-    ------
-    ase_biasgrad.data.dataset.DataError
-        If the file is no dataset of ours.
+    Raises `DataError` if the file is no dataset of ours.
     """
     from ase_biasgrad.data.dataset import Dataset
 

@@ -18,13 +18,9 @@ def fetch(url: str, name: str, known_hash: str | None = None) -> Path:
     """The file `name` of the cache; downloaded where it is not there, or has another hash.
 
     What an interrupted download has brought stays beside it, and the next call goes on from there.
-    A file without a published hash has that of its download noted beside it.
-
-    Raises
-    ------
-    DataError
-        If the server does not answer, or not with the whole file, or that has another hash than
-        `known_hash` or than before.
+    A file without a published hash has that of its download noted beside it. Raises `DataError` if
+    the server does not answer, or not with the whole file, or that has another hash than
+    `known_hash` or than before.
     """
     import pooch
 

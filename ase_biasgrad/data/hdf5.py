@@ -43,12 +43,8 @@ def check_heaps(path: Path) -> None:
     """Refuse a file of others whose texts would make HDF5 go on for ever.
 
     Texts of variable length lie in collections of objects, each a header of 16 bytes (index,
-    references, size) and its content; a free object of size 0 has no end.
-
-    Raises
-    ------
-    ValueError
-        Saying where the collection is.
+    references, size) and its content; a free object of size 0 has no end. Raises `ValueError`
+    saying where the collection is.
     """
     with path.open("rb") as file:
         if not path.stat().st_size:

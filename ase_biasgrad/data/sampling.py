@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_biasgrad.data.dataset import DataError
+from ase_biasgrad.data.dataset import DataError, Frame
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.progress import progress_bar
 
@@ -52,14 +52,46 @@ def sample(
     """
     history = {"temperatures_K": list(temperatures), "timestep_fs": timestep, "seed": seed}
     with DatasetWriter(output, {**(provenance or {}), "langevin": history}) as writer:
-        for k, temperature in enumerate(temperatures):
-            dynamics, moving = _langevin(
-                atoms, calculator, temperature, timestep, friction, np.random.default_rng([seed, k])
-            )
-            dynamics.run(equilibration)
-            for frame in progress_bar(range(frames), f"{temperature:g} K", progress):
-                dynamics.run(interval)
-                _keep(moving, writer, f"frame {frame} at {temperature:g} K")
+        for frame in dynamics_frames(
+            atoms,
+            calculator,
+            temperatures=temperatures,
+            frames=frames,
+            interval=interval,
+            timestep=timestep,
+            friction=friction,
+            equilibration=equilibration,
+            seed=seed,
+            progress=progress,
+        ):
+            writer.append_frame(frame)
+
+
+def dynamics_frames(
+    atoms: Atoms,
+    calculator: Calculator,
+    *,
+    temperatures: Sequence[float],
+    frames: int,
+    interval: int,
+    timestep: float,
+    friction: float = 0.02,
+    equilibration: int,
+    seed: int,
+    progress: bool = False,
+) -> Iterator[Frame]:
+    """Labelled frames of Langevin dynamics, in which temperature comes after temperature.
+
+    Parameters and errors are those of `sample`.
+    """
+    for k, temperature in enumerate(temperatures):
+        dynamics, moving = _langevin(
+            atoms, calculator, temperature, timestep, friction, np.random.default_rng([seed, k])
+        )
+        dynamics.run(equilibration)
+        for frame in progress_bar(range(frames), f"{temperature:g} K", progress):
+            dynamics.run(interval)
+            yield _labelled(moving, f"frame {frame} at {temperature:g} K")
 
 
 def _langevin(
@@ -94,32 +126,22 @@ def _langevin(
     return dynamics, moving
 
 
-def _keep(atoms: Atoms, writer: DatasetWriter, where: str) -> None:
+def _labelled(atoms: Atoms, where: str) -> Frame:
     energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         raise DataError(f"{where}: the calculator gave NaN; use a smaller timestep")
     stress = None
     if atoms.pbc.all() and "stress" in atoms.calc.implemented_properties:
         stress = atoms.get_stress(apply_constraint=False)
-    writer.append(
-        atoms.numbers,
-        atoms.positions,
-        energy=float(energy),
-        forces=forces,
-        stress=stress,
-        cell=atoms.cell.array,
-        pbc=atoms.pbc,
-        source=where,
-    )
+    cell, pbc = atoms.cell.array.copy(), atoms.pbc.copy()
+    positions = atoms.positions.copy()
+    return Frame(atoms.numbers.copy(), positions, cell, pbc, float(energy), forces, stress)
 
 
 def starting_structure(name: str) -> Atoms:
     """A file that ASE reads, or a molecule that `ase.build.molecule` knows.
 
-    Raises
-    ------
-    ValueError
-        If it is neither, or a file that ASE cannot read.
+    Raises `ValueError` if it is neither, or a file that ASE cannot read.
     """
     from ase.build import molecule
     from ase.io import read

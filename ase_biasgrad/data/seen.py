@@ -72,10 +72,7 @@ def with_more(record: dict[str, Any], digests: np.ndarray) -> dict[str, Any]:
 def recorded_digests(record: dict[str, Any]) -> np.ndarray:
     """Sorted digests of a `seen_record`, uint64.
 
-    Raises
-    ------
-    ValueError
-        If it is no such record.
+    Raises `ValueError` if it is no such record.
     """
     try:
         listed = np.frombuffer(base64.b64decode(record["digests"], validate=True), np.uint8)

@@ -19,6 +19,9 @@ def split_dataset(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Sorted frames `(size,)` of each of `PARTS`, and notes that the user should read.
 
+    Raises `ValueError` if files share frames, a part is empty, or the parts need more frames than
+    there are.
+
     Parameters
     ----------
     n, seed, contiguous
@@ -27,11 +30,6 @@ def split_dataset(
         By part, a number of frames, a share of all `n`, or a file for `read_indices`; numbers and
         shares are drawn from the frames that no file names. None for `test` takes as many frames
         as validation has, or what is left; 0 leaves it out.
-
-    Raises
-    ------
-    ValueError
-        If files share frames, a part is empty, or the parts need more frames than there are.
     """
     files = {
         part: read_indices(size, part, n) for part, size in sizes.items() if isinstance(size, Path)
@@ -89,12 +87,9 @@ def read_indices(path: Path, part: str, n: int) -> np.ndarray:
     """Sorted frame indices `(k,)`, counted from 0, of a part of `n` frames.
 
     Reads text with an index in each line (rMD17's `index_test_01.csv`), NPZ files with `train_idx`,
-    `val_idx`, `test_idx` (SchNetPack's `split.npz`) and the `split.json` of a run folder.
-
-    Raises
-    ------
-    ValueError
-        If the file holds something else, an index twice, or one that is not among the frames.
+    `val_idx`, `test_idx` (SchNetPack's `split.npz`) and the `split.json` of a run folder. Raises
+    `ValueError` if the file holds something else, an index twice, or one that is not among the
+    frames.
     """
     try:
         if path.suffix == ".npz":
@@ -124,6 +119,9 @@ def random_split(
 ) -> dict[str, np.ndarray]:
     """Disjoint sorted indices `(size,)` for each name in `sizes`.
 
+    Raises `ValueError` if a size is neither, a part is empty, or together they need more frames
+    than there are.
+
     Parameters
     ----------
     n
@@ -135,11 +133,6 @@ def random_split(
     contiguous
         Give each part one block of consecutive frames, the blocks in random order: frames of
         one trajectory are correlated, and neighbours in different parts flatter the errors.
-
-    Raises
-    ------
-    ValueError
-        If a size is neither, a part is empty, or together they need more frames than there are.
     """
     counts = {name: _count(name, size, n) for name, size in sizes.items()}
     for name, count in counts.items():

@@ -19,10 +19,7 @@ SIZE = 9  # atoms that a molecule has at best: not so few that angles are missin
 def numbers_of(names: Sequence[str]) -> set[int]:
     """Atomic numbers of elements.
 
-    Raises
-    ------
-    ValueError
-        Naming what is no element.
+    Raises `ValueError` naming what is no element.
     """
     unknown = [name for name in names if name not in atomic_numbers or name == "X"]
     if unknown:

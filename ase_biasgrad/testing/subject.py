@@ -28,10 +28,7 @@ REFUSALS = (NotImplementedError, PropertyNotImplementedError, InputError, Calcul
 def factory(name: str) -> Callable[[], Any]:
     """Import the factory `module:function`, or a class that is made without arguments.
 
-    Raises
-    ------
-    ValueError
-        If there is none of this name; the message says how to write it.
+    Raises `ValueError` if there is none of this name; the message says how to write it.
     """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):

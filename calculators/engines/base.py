@@ -66,12 +66,8 @@ class Engine(Protocol):
     def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
         """Second derivatives in all coordinates, float64, of a committee the mean.
 
-        Coordinates and their order are those of `BiasGradCalculator.get_hessian`.
-
-        Raises
-        ------
-        ArithmeticError
-            If they are not symmetric: the network is not smooth at these positions.
+        Coordinates and their order are those of `BiasGradCalculator.get_hessian`. Raises
+        `ArithmeticError` if they are not symmetric: the network is not smooth at these positions.
         """
         ...
 

@@ -20,12 +20,8 @@ def select_engine(
 ) -> Engine:
     """The engine for these networks.
 
-    The CPU engine evaluates SchNet, PaiNN and TensorNet; everything else runs by autograd.
-
-    Raises
-    ------
-    ValueError
-        If `engine` is not known, or does not fit what it was chosen for.
+    The CPU engine evaluates SchNet, PaiNN and TensorNet; everything else runs by autograd. Raises
+    `ValueError` if `engine` is not known, or does not fit what it was chosen for.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose from {ENGINES}")

@@ -34,10 +34,8 @@ DATABASES = (".db", ".json")
 def read_ase(path: Path, options: ImportOptions) -> Source:
     """Read a file of a format of ASE, each frame a block.
 
-    Raises
-    ------
-    DataError
-        On a file that ASE cannot read, and on units that the file does not say or says twice.
+    Raises `DataError` on a file that ASE cannot read, and on units that the file does not say or
+    says twice.
     """
     frames = _frames(path, options)
     first = next(frames, None)
@@ -170,10 +168,7 @@ def _frames(path: Path, options: ImportOptions) -> Iterator[tuple[Any, dict[str,
 def _check_rows(path: Path) -> None:
     """Require that the list of rows of a JSON database names them all: ASE reads those alone.
 
-    Raises
-    ------
-    ase_biasgrad.data.dataset.DataError
-        If it does not.
+    Raises `DataError` if it does not.
     """
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):

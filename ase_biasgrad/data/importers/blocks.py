@@ -71,10 +71,8 @@ def append_source(
 ) -> tuple[int, str]:
     """Append all frames; the number of those left out, and an account.
 
-    Raises
-    ------
-    DataError
-        On shapes that do not fit, frames without labels, and values that cannot be used.
+    Raises `DataError` on shapes that do not fit, frames without labels, and values that cannot be
+    used.
     """
     account = Account()
     with progress_bar(None, path.name, progress, unit=" frames") as bar:

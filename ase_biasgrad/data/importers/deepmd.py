@@ -33,12 +33,8 @@ def is_deepmd(folder: Path) -> bool:
 def read_deepmd(path: Path, options: ImportOptions) -> Source:
     """Read the frames of all systems in a folder.
 
-    Raises
-    ------
-    ImportError
-        If dpdata is not installed.
-    DataError
-        On what dpdata cannot read, unknown elements, and labels that only some sets have.
+    Raises `ImportError` if dpdata is not installed, and `DataError` on what dpdata cannot read,
+    unknown elements, and labels that only some sets have.
     """
     try:
         import dpdata

@@ -11,10 +11,8 @@ from ase_biasgrad.data.dataset import DataError
 def check_rows(text: Iterable[str]) -> None:
     """Compare the rows of each frame with its number of atoms and its `Properties`.
 
-    Raises
-    ------
-    DataError
-        On a row with more or fewer columns, a frame that is cut off, and lines between frames.
+    Raises `DataError` on a row with more or fewer columns, a frame that is cut off, and lines
+    between frames.
     """
     lines = enumerate(text, 1)
     for number, line in lines:

@@ -50,10 +50,8 @@ class _Layout:
 def read_hdf5(path: Path, options: ImportOptions) -> Source:
     """Read a file of one of the layouts.
 
-    Raises
-    ------
-    DataError
-        On a file of none of the known layouts, a damaged one, or values that cannot be used.
+    Raises `DataError` on a file of none of the known layouts, a damaged one, or values that cannot
+    be used.
     """
     with _named(path):
         check_heaps(path)

@@ -173,10 +173,7 @@ def converted(
 ) -> np.ndarray:
     """A label of frames with volumes `(m,)` in eV and Å; others than LABELS may be texts.
 
-    Raises
-    ------
-    DataError
-        On values that are no real numbers, or no stress.
+    Raises `DataError` on values that are no real numbers, or no stress.
     """
     if name not in LABELS and np.asarray(values).dtype.kind == "U":
         return np.asarray(values)

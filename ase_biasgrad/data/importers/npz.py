@@ -33,10 +33,8 @@ ABOUT = ("name", "theory", "type", "md5", "code_version", "old_indices")
 def read_npz(path: Path, options: ImportOptions) -> Source:
     """Read an npz file.
 
-    Raises
-    ------
-    DataError
-        On a file that cannot be read, has no units, lacks a key or has arrays that do not fit.
+    Raises `DataError` on a file that cannot be read, has no units, lacks a key or has arrays that
+    do not fit.
     """
     arrays = load_arrays(path)
     own = {kind: _text(arrays[k]) for kind, keys in UNITS.items() for k in keys if k in arrays}
@@ -79,10 +77,7 @@ def _label_keys(
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Arrays of a file among `keys`, all by default; no objects are read.
 
-    Raises
-    ------
-    DataError
-        If it is no npz file, or a damaged one.
+    Raises `DataError` if it is no npz file, or a damaged one.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -74,14 +74,9 @@ def units_of(
 ) -> Units:
     """Units by the file itself (`own`, by our names), by the user, or eV and Å as `fallback`.
 
-    `by` and `convention` say of the first and the last where they come from.
-
-    Raises
-    ------
-    DataError
-        If the file and the user contradict each other, or nobody says them.
-    ase_biasgrad.units.UnitError
-        On a unit that is not known.
+    `by` and `convention` say of the first and the last where they come from. Raises `DataError` if
+    the file and the user contradict each other, or nobody says them, and `UnitError` on a unit that
+    is not known.
     """
     try:
         energy = _said_unit(path, "energy", options.energy_unit, own.get("energy"), energy_unit)
@@ -130,10 +125,7 @@ def _said_unit(
 ) -> str | None:
     """Name of a unit by the file itself or by the user.
 
-    Raises
-    ------
-    DataError
-        If they contradict each other.
+    Raises `DataError` if they contradict each other.
     """
     if option and own and factor(option) != factor(own):
         raise DataError(

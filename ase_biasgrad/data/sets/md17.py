@@ -50,6 +50,9 @@ def import_md17(
 ) -> ImportReport:
     """Bring one molecule into the dataset file `output` (kcal/mol and Å become eV and Å).
 
+    Raises `DataError` if the molecule is not in the set, the file holds another, or it cannot be
+    read.
+
     Parameters
     ----------
     molecule
@@ -60,11 +63,6 @@ def import_md17(
         A file at hand instead of a download: an npz file, or the rMD17 archive.
     labels
         Of an rMD17 file: `revised`, or `original` for the MD17 labels that it also holds.
-
-    Raises
-    ------
-    DataError
-        If the molecule is not in the set, the file holds another, or it cannot be read.
     """
     known = RMD17_MOLECULES if revised else MD17_MOLECULES
     if source is not None:

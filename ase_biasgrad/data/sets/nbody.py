@@ -113,12 +113,8 @@ class NBodyData:
 def open_dataset(path: str | Path) -> NBodyData:
     """Open a file that `write_dataset` wrote.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    NBodyDataError
-        If it is something else.
+    Raises `FileNotFoundError` if there is no such file, and `NBodyDataError` if it is something
+    else.
     """
     path = Path(path)
     if not path.is_file():

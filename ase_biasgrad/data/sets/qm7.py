@@ -41,6 +41,8 @@ def import_qm7(
 ) -> ImportReport:
     """Bring QM7, or molecules laid out like it, into the dataset file `output` in eV and Å.
 
+    Raises `DataError` on a source that cannot be read, is damaged, or whose units nobody says.
+
     Parameters
     ----------
     source
@@ -51,11 +53,6 @@ def import_qm7(
         `energies.txt` or `energies.csv` of file names and numbers.
     energy_unit, length_unit
         Of the source; known of the published file (by its checksum) only, and xyz files are in Å.
-
-    Raises
-    ------
-    DataError
-        On a source that cannot be read, is damaged, or whose units nobody says.
     """
     path = Path(source or fetch(URL, "qm7.mat", f"sha256:{SHA256}"))
     if not path.exists():
@@ -102,10 +99,7 @@ def stratified_folds(energies: np.ndarray, folds: int = FOLDS) -> np.ndarray:
 def folds_of(dataset: Dataset) -> np.ndarray:
     """The label `fold (m,)` of a dataset, or `stratified_folds` of its energies without one.
 
-    Raises
-    ------
-    DataError
-        If there is neither, or the label is no fold.
+    Raises `DataError` if there is neither, or the label is no fold.
     """
     if not dataset.has("energy"):
         raise DataError(f"{dataset.path}: has no energies, and molecules are sorted by them")
@@ -120,10 +114,7 @@ def folds_of(dataset: Dataset) -> np.ndarray:
 def column(dataset: Dataset, label: str) -> np.ndarray:
     """A label of one number per frame, `(m,)` float64 in the order of frames.
 
-    Raises
-    ------
-    DataError
-        If some frames have none, or more than one number.
+    Raises `DataError` if some frames have none, or more than one number.
     """
     values = np.empty(len(dataset))
     for group in dataset.groups():

@@ -62,7 +62,7 @@ def import_qm9(
     """Bring QM9 into the dataset file `output`: energies in eV, positions in Å.
 
     Other labels are those of `UNITS` that the source has, and `id`, the molecule's number in the
-    published set.
+    published set. Raises `DataError` on a source that cannot be read.
 
     Parameters
     ----------
@@ -73,11 +73,6 @@ def import_qm9(
         labels, which are left out.
     uncharacterized
         `uncharacterized.txt` as published, by default downloaded where the source is the archive.
-
-    Raises
-    ------
-    DataError
-        On a source that cannot be read.
     """
     if source is not None and Path(source).suffix == ".npz":
         molecules = _extract(Path(source))
@@ -130,10 +125,7 @@ def read_archive(path: Path) -> Iterator[Molecule]:
 def parse_molecule(text: str, where: str) -> Molecule:
     """A file of the archive: atoms, `gdb` number and 15 properties, then a line per atom.
 
-    Raises
-    ------
-    DataError
-        Naming `where` and what is wrong.
+    Raises `DataError` naming `where` and what is wrong.
     """
     lines = text.splitlines()
     try:
