@@ -162,13 +162,7 @@ def _painn_shapes(arguments: Mapping[str, Any]) -> Shapes:
 
 # --- TensorNet ------------------------------------------------------------------------------
 
-TENSORNET = {
-    "features": 64,
-    "interactions": 2,
-    "cutoff": 5.0,
-    "radial_functions": 32,
-    "scale": 1.0,
-}
+TENSORNET = {"features": 64, "interactions": 2, "cutoff": 5.0, "radial_functions": 32, "scale": 1.0}
 
 
 def _tensornet_shapes(arguments: Mapping[str, Any]) -> Shapes:
@@ -207,11 +201,7 @@ ARCHITECTURES = {
             _schnet_shapes,
         ),
         Architecture(
-            "painn",
-            SCHNETPACK,
-            ("interactions", "readout_layers"),
-            N_EMBEDDED - 1,
-            _painn_shapes,
+            "painn", SCHNETPACK, ("interactions", "readout_layers"), N_EMBEDDED - 1, _painn_shapes
         ),
         Architecture("tensornet", TENSORNET, ("interactions",), N_ELEMENTS - 1, _tensornet_shapes),
     )

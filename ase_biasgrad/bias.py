@@ -15,14 +15,7 @@ from torch import Tensor, nn
 
 from ase_biasgrad import bias_fits
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero
-from ase_biasgrad.composition_fit import (
-    ANCHOR,
-    DATA,
-    ISOLATED,
-    Anchors,
-    fit_compositions,
-    reported,
-)
+from ase_biasgrad.composition_fit import ANCHOR, DATA, ISOLATED, Anchors, fit_compositions, reported
 from ase_biasgrad.units import N_ELEMENTS
 
 BiasMethod = Literal[

@@ -38,9 +38,7 @@ def median(residuals: np.ndarray, multiples: npt.ArrayLike = 1) -> float:
 
 
 def efwt_window(
-    residuals: np.ndarray,
-    multiples: npt.ArrayLike = 1,
-    forces_within: np.ndarray | None = None,
+    residuals: np.ndarray, multiples: npt.ArrayLike = 1, forces_within: np.ndarray | None = None
 ) -> float:
     """Energy that brings the most frames within the thresholds of EFwT.
 
@@ -218,11 +216,7 @@ def least_absolute_deviation(residuals: np.ndarray, counts: np.ndarray) -> Eleme
     # r' = r − start is small, whatever the size of the energies: HiGHS works to 1e-7
     remainder = residuals - counts @ start.values
     solution = linprog(
-        -remainder,
-        A_eq=basis @ counts.T,
-        b_eq=np.zeros(start.rank),
-        bounds=(-1, 1),
-        method="highs",
+        -remainder, A_eq=basis @ counts.T, b_eq=np.zeros(start.rank), bounds=(-1, 1), method="highs"
     )
     if not solution.success:
         raise RuntimeError(f"the least-absolute-deviation fit failed: {solution.message}")

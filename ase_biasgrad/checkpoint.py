@@ -20,12 +20,7 @@ from ase_biasgrad.architectures import ARCHITECTURES, Architecture, check_argume
 from ase_biasgrad.baseline import Baseline
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero, of_version_1
 from ase_biasgrad.lazy import required
-from ase_biasgrad.potential_arrays import (
-    NetworkArrays,
-    PotentialArrays,
-    bias_prefix,
-    checked_name,
-)
+from ase_biasgrad.potential_arrays import NetworkArrays, PotentialArrays, bias_prefix, checked_name
 from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, write_tensors
 from ase_biasgrad.training_range import TrainingRange
 

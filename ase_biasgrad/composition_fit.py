@@ -178,11 +178,7 @@ def _constrained(
     prior = None
     if method == "ridge" and not exact.all():
         soft = known[~exact]
-        prior = (
-            soft @ free,
-            anchors.energies[~exact] - soft @ start,
-            anchors.deviations[~exact],
-        )
+        prior = (soft @ free, anchors.energies[~exact] - soft @ start, anchors.deviations[~exact])
     found = _by_element(residuals - (rows @ start)[row_of], row_of, reduced, method, prior)
     covariance = free @ found.errors.covariance @ free.T
     errors = replace(found.errors, covariance=covariance)

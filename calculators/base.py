@@ -5,14 +5,10 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ase.calculators.calculator import (
-    Calculator,
-    CalculatorSetupError,
-    InputError,
-    all_changes,
-)
+from ase import Atoms
+from ase.calculators.calculator import Calculator, CalculatorSetupError, InputError, all_changes
 from ase.outputs import Properties, all_outputs
 
 from ase_biasgrad.calculators.checks import (
@@ -23,9 +19,6 @@ from ase_biasgrad.calculators.checks import (
     info_values,
     kept_copy,
 )
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 class PotentialCalculator(Calculator):

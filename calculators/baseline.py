@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, CalculationFailed, CalculatorSetupError
 
 from ase_biasgrad.baseline import Baseline, baseline_results
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 class AddedBaseline:

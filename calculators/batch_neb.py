@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.build import minimize_rotation_and_translation
 from ase.mep import NEB
 
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 class BatchNEB(NEB):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.abc import GetPropertiesMixin
 from ase.calculators.calculator import CalculatorError, PropertyNotImplementedError
 
@@ -15,7 +16,6 @@ from ase_biasgrad.calculators.calculator import BiasGradCalculator
 from ase_biasgrad.numerics.lbfgs import ManyLBFGS
 
 if TYPE_CHECKING:
-    from ase import Atoms
     from ase.filters import Filter
 
 # those of ASE's LBFGS

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator, CalculatorSetupError, InputError
 from ase.outputs import Properties, all_outputs
 
@@ -19,8 +20,6 @@ from ase_biasgrad.neighbours import is_isolated
 from ase_biasgrad.units import N_ELEMENTS
 
 if TYPE_CHECKING:
-    from ase import Atoms
-
     from ase_biasgrad.bias import Bias
 
 CORRECTED = ("energy", "free_energy", "energies")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, InputError, all_changes
 from ase.data import chemical_symbols, reference_states
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 # keys of atoms.info and their conventions; no backbone of ours reads any of them
 NEUTRAL_INFO = {

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
 
 from ase_biasgrad.calculators.base import PotentialCalculator
 from ase_biasgrad.dense.potential import DensePotential, load_dense
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 class DenseCalculator(PotentialCalculator):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
 
 from ase_biasgrad.calculators.biased import BiasedCalculator
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 LARGEST_FORCE = 0.01  # eV/Å
 LARGEST_STRESS = 2e-3  # eV/Å³, 0.3 GPa: what it would leave open in the constants

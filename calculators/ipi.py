@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
 if TYPE_CHECKING:
-    from ase import Atoms
-
     from ase_biasgrad.calculators.calculator import BiasGradCalculator
 
 Address = tuple[str, int] | str  # host and port, or name of a UNIX socket
@@ -166,11 +164,7 @@ def _opened(address: Address) -> socket.socket:
 
 
 def run_driver(
-    calc: BiasGradCalculator,
-    atoms: Atoms,
-    address: Address,
-    sockets: int = 1,
-    wait: float = 10.0,
+    calc: BiasGradCalculator, atoms: Atoms, address: Address, sockets: int = 1, wait: float = 10.0
 ) -> Served:
     """Serve i-PI until it says that it has ended.
 

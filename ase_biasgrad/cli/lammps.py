@@ -23,15 +23,13 @@ Ranks = Annotated[
     ),
 ]
 Mpiexec = Annotated[
-    str | None,
-    typer.Option(help="command that starts processes, such as 'srun --mpi=pmi2'"),
+    str | None, typer.Option(help="command that starts processes, such as 'srun --mpi=pmi2'")
 ]
 
 
 def lammps(
     script: Annotated[
-        Path,
-        typer.Argument(help="input script with a line `fix NAME all biasgrad ELEMENT …`"),
+        Path, typer.Argument(help="input script with a line `fix NAME all biasgrad ELEMENT …`")
     ],
     checkpoint: Checkpoints,
     arguments: Annotated[

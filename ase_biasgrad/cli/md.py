@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_biasgrad.cli.lammps import MOST_SEEDS, Mpiexec, Ranks, run_md
-from ase_biasgrad.cli.options import (
-    Checkpoints,
-    Device,
-    Dtype,
-    Seed,
-    Structure,
-    check_writable,
-)
+from ase_biasgrad.cli.options import Checkpoints, Device, Dtype, Seed, Structure, check_writable
 from ase_biasgrad.files import refuse_own_input, whole_file
 
 if TYPE_CHECKING:

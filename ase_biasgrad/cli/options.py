@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where there is one")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing output files")]
 Frames = Annotated[
-    str | None,
-    typer.Option(help="frames to use, as a slice such as :1000 or ::10; all by default"),
+    str | None, typer.Option(help="frames to use, as a slice such as :1000 or ::10; all by default")
 ]
 CheckpointFile = Annotated[Path, typer.Argument(help="checkpoint (*.safetensors)")]
 Checkpoints = Annotated[

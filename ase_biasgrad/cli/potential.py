@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_biasgrad.cli.baselines import TrustBaseline, trusted_baseline
-from ase_biasgrad.cli.options import (
-    CheckpointFile,
-    Device,
-    Frames,
-    Method,
-    Overwrite,
-    frame_slice,
-)
+from ase_biasgrad.cli.options import CheckpointFile, Device, Frames, Method, Overwrite, frame_slice
 from ase_biasgrad.files import file_hash, refuse_existing, refuse_own_input
 
 if TYPE_CHECKING:

@@ -41,8 +41,7 @@ def relax(
     ],
     checkpoint: Checkpoints,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="any format that ASE writes, one file for all"),
+        Path, typer.Option("--output", "-o", help="any format that ASE writes, one file for all")
     ],
     fmax: Annotated[float, typer.Option(help="largest force left, eV/Å")] = 0.02,
     steps: Annotated[int, typer.Option(min=1, help="largest number of steps")] = 500,

@@ -53,10 +53,7 @@ def split_dataset(
 
 
 def _counts(
-    n: int,
-    left: int,
-    sizes: Mapping[str, int | float | Path | None],
-    validation: int | None,
+    n: int, left: int, sizes: Mapping[str, int | float | Path | None], validation: int | None
 ) -> tuple[dict[str, int], list[str]]:
     """Frames of each part to draw from `left` ones, and notes; `validation` frames have a file."""
     counts = {p: _count(p, s, n) for p, s in sizes.items() if isinstance(s, (int, float))}

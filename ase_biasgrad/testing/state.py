@@ -24,13 +24,7 @@ from ase_biasgrad.testing.process import (
     snapshot,
 )
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import (
-    Failure,
-    NotApplicable,
-    expect,
-    short,
-    without_folders,
-)
+from ase_biasgrad.testing.verdicts import Failure, NotApplicable, expect, short, without_folders
 
 SMALL = 1e-10  # Å
 CHANGES = {"positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"}  # of ASE

@@ -9,11 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import (
-    CalculatorSetupError,
-    InputError,
-    PropertyNotImplementedError,
-)
+from ase.calculators.calculator import CalculatorSetupError, InputError, PropertyNotImplementedError
 
 from ase_biasgrad.testing.derivatives import energy_noise, numerical_forces
 from ase_biasgrad.testing.structures import crystals, molecules, rattled

@@ -9,13 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError, real_array
-from ase_biasgrad.data.importers.labels import (
-    Account,
-    converted,
-    require_named,
-    told,
-    unlabelled,
-)
+from ase_biasgrad.data.importers.labels import Account, converted, require_named, told, unlabelled
 from ase_biasgrad.data.importers.options import ImportOptions, Units
 from ase_biasgrad.data.importers.plausibility import Questions
 from ase_biasgrad.data.writer import DatasetWriter

@@ -164,12 +164,7 @@ def unlabelled(where: str, keys: Iterable[str]) -> str:
 
 
 def converted(
-    name: str,
-    key: str,
-    values: Any,
-    units: Units,
-    volume: np.ndarray,
-    where: str,
+    name: str, key: str, values: Any, units: Units, volume: np.ndarray, where: str
 ) -> np.ndarray:
     """A label of frames with volumes `(m,)` in eV and Å; others than LABELS may be texts.
 
