@@ -83,10 +83,7 @@ class StoredPotential(_Recorded):
     def training_range(self) -> TrainingRange | None:
         """Range of the structures seen in training, None where it was not recorded.
 
-        Raises
-        ------
-        CheckpointError
-            If the record is damaged.
+        Raises `CheckpointError` if the record is damaged.
         """
         if (record := self.training.get("range")) is None:
             return None
@@ -153,14 +150,9 @@ def read_checkpoint(path: str | Path) -> StoredPotential:
     """Read a potential as NumPy arrays, without torch if its network runs without.
 
     Everything is compared before anything is built: the digest, every argument with its type and
-    bounds, the shapes of the tensors with those that the arguments give.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    CheckpointError
-        If the file is not a checkpoint of ours, is damaged, or needs a newer version.
+    bounds, the shapes of the tensors with those that the arguments give. Raises `FileNotFoundError`
+    if there is no such file, and `CheckpointError` if the file is not a checkpoint of ours, is
+    damaged, or needs a newer version.
     """
     path = Path(path)
     if not path.is_file():

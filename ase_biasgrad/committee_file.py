@@ -40,14 +40,8 @@ def save_committee(
 ) -> None:
     """Write the checkpoints `members` into one file, whole or not at all.
 
-    `note` is recorded unchanged (JSON values).
-
-    Raises
-    ------
-    CheckpointError, FileNotFoundError
-        If a member is no checkpoint.
-    ValueError
-        If there are less than two.
+    `note` is recorded unchanged (JSON values). Raises `CheckpointError` or `FileNotFoundError` if a
+    member is no checkpoint, and `ValueError` if there are less than two.
     """
     from safetensors.numpy import save
 
@@ -70,12 +64,8 @@ def save_committee(
 def read_committee(path: str | Path) -> StoredCommittee:
     """Read a committee; a checkpoint is one of a single member.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    CheckpointError
-        If it is neither, is damaged, or needs a newer version.
+    Raises `FileNotFoundError` if there is no such file, and `CheckpointError` if it is neither, is
+    damaged, or needs a newer version.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -35,10 +35,7 @@ def write_tensors(
 def checked_metadata(content: bytes, kind: str, newest: int) -> dict[str, Any]:
     """JSON values of a file of the format `kind`, in a version up to `newest`, digest compared.
 
-    Raises
-    ------
-    ValueError
-        If it is something else, damaged, or of a newer version.
+    Raises `ValueError` if it is something else, damaged, or of a newer version.
     """
     header, data = split_file(content)
     metadata = parsed_json(header.get("__metadata__", {}).get("ase_biasgrad", "{}"))

@@ -89,10 +89,8 @@ def label_shapes(n: int) -> dict[str, tuple[int, ...]]:
 def real_array(values: Any, where: str, kind: type = np.float64) -> np.ndarray:
     """Real numbers as an array of `kind`.
 
-    Raises
-    ------
-    DataError
-        If they are complex, text or no regular array; the message begins with `where`.
+    Raises `DataError` if they are complex, text or no regular array; the message begins with
+    `where`.
     """
     try:
         array = np.asarray(values)
@@ -108,10 +106,7 @@ def real_array(values: Any, where: str, kind: type = np.float64) -> np.ndarray:
 def atomic_numbers(numbers: Any, source: str, where: str) -> np.ndarray:
     """Atomic numbers `(n,)` as int64.
 
-    Raises
-    ------
-    DataError
-        If they are no atomic numbers of elements.
+    Raises `DataError` if they are no atomic numbers of elements.
     """
     found = real_array(numbers, f"{source}: numbers {where}")
     whole = np.rint(found)
@@ -183,12 +178,7 @@ class Group:
     def read(self, name: str, rows: np.ndarray | None = None) -> np.ndarray | None:
         """Rows of `name` in the order asked for, all by default; None if the group has none.
 
-        Raises
-        ------
-        IndexError
-            If a row is not in 0…m−1.
-        DataError
-            If the file is damaged.
+        Raises `IndexError` if a row is not in 0…m−1, and `DataError` if the file is damaged.
         """
         if name not in self._keys:
             return None

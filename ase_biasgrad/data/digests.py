@@ -82,13 +82,8 @@ def write_digests(file: h5py.File) -> None:
 def damages(path: str | Path) -> list[str]:
     """A line for each part of the file that is not what was written: group, column, frames.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    DataError
-        If it is no dataset, is damaged so far that its parts cannot be told, or is of a version
-        that stored no digests.
+    Raises `FileNotFoundError` if there is no such file, and `DataError` if it is no dataset, is
+    damaged so far that its parts cannot be told, or is of a version that stored no digests.
     """
     path = Path(path)
     with opened(path) as file:

@@ -28,7 +28,8 @@ def shift_energies(
     """Write the frames of `source` with shifted energies to `output`; return their number.
 
     A text file (extxyz) is copied character by character but for the numbers that are energies; a
-    dataset (HDF5) keeps every other label bit for bit.
+    dataset (HDF5) keeps every other label bit for bit. Raises `DataError` on a file of another
+    kind, a frame without an energy, or units that are not eV.
 
     Parameters
     ----------
@@ -37,11 +38,6 @@ def shift_energies(
     keys
         Keys of the energies in a text file, by default those of `energy` and `free_energy` that a
         frame has. A column `energies` of the atoms is shifted, too.
-
-    Raises
-    ------
-    DataError
-        On a file of another kind, a frame without an energy, or units that are not eV.
     """
     source, output = Path(source), Path(output)
     if source.suffix in DATASETS and output.suffix in DATASETS:
