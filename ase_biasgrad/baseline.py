@@ -32,23 +32,12 @@ UNTRUSTED_ARGUMENTS = {"command", "profile", "restart", "label", "directory", "a
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline as a checkpoint records it.
+    """A baseline as a checkpoint records it."""
 
-    Attributes
-    ----------
-    calculator
-        Its name, as `biasgrad data sample --calculator` takes it.
-    arguments
-        Its keyword arguments, JSON values.
-    kind
-        Module and name of its class.
-    package, version
-        The distribution that the class is from, None where it is from none.
-    """
-
-    calculator: str
-    arguments: dict[str, Any]
-    kind: str
+    calculator: str  # its name, as `biasgrad data sample --calculator` takes it
+    arguments: dict[str, Any]  # its keyword arguments, JSON values
+    kind: str  # module and name of its class
+    # package, version: the distribution that the class is from, None where it is from none
     package: str | None = None
     version: str | None = None
 

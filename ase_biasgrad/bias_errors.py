@@ -26,22 +26,13 @@ UNDETERMINED = 1e-6  # 1 − leverage of a composition that alone determines a d
 
 @dataclass(frozen=True)
 class RowMeans:
-    """Residuals by composition.
+    """Residuals by composition."""
 
-    Attributes
-    ----------
-    frames
-        `(k,)`, frames of each composition.
-    means
-        `(k,)` eV.
-    variances
-        `(k,)` eV², of one frame of the composition around the mean of all: its own variance, drawn
-        toward the pooled one as if `PRIOR_FRAMES` more degrees of freedom had shown that. NaN
-        where no composition repeats.
-    """
-
-    frames: np.ndarray
-    means: np.ndarray
+    frames: np.ndarray  # `(k,)`, frames of each composition
+    means: np.ndarray  # `(k,)` eV
+    # `(k,)` eV², of one frame of the composition around the mean of all: its own variance, drawn
+    # toward the pooled one as if `PRIOR_FRAMES` more degrees of freedom had shown that. NaN where
+    # no composition repeats
     variances: np.ndarray
 
     @property
@@ -57,32 +48,20 @@ class RowMeans:
 
 @dataclass(frozen=True)
 class FitErrors:
-    """Errors of energies per element that are linear in the means of the residuals.
+    """Errors of energies per element that are linear in the means of the residuals."""
 
-    Attributes
-    ----------
-    covariance
-        `(elements, elements)` eV² of the energies per element, zero outside the row space. NaN
-        where the data shows no spread: no composition to spare and none that repeats.
-    noise
-        Pooled standard deviation of frames around the mean of their composition, eV; NaN where
-        none repeats.
-    misfit
-        Standard deviation of the misfit u of a composition, eV. NaN without compositions to spare.
-    spare
-        Compositions less the rank: degrees of freedom of the misfit.
-    own
-        `(k,)` eV, standard error of b of each composition of the fit.
-    left_out
-        `(k,)` eV, mean residual of each composition in the fit to all others; NaN where these do
-        not determine it.
-    """
-
+    # `(elements, elements)` eV² of the energies per element, zero outside the row space. NaN where
+    # the data shows no spread: no composition to spare and none that repeats
     covariance: np.ndarray
+    # Pooled standard deviation of frames around the mean of their composition, eV; NaN where none
+    # repeats
     noise: float
+    # Standard deviation of the misfit u of a composition, eV. NaN without compositions to spare
     misfit: float
-    spare: int
-    own: np.ndarray
+    spare: int  # compositions less the rank: degrees of freedom of the misfit
+    own: np.ndarray  # `(k,)` eV, standard error of b of each composition of the fit
+    # `(k,)` eV, mean residual of each composition in the fit to all others; NaN where these do not
+    # determine it
     left_out: np.ndarray
 
 

@@ -37,21 +37,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scales of the spreads of a committee.
+    """Scales of the spreads of a committee."""
 
-    Attributes
-    ----------
-    forces
-        By atomic number; 0 stands for all elements, and serves those of few errors.
-    energy
-        None where the frames had no energies.
-    frames
-        Number of frames that they come from.
-    """
-
+    # by atomic number; 0 stands for all elements, and serves those of few errors
     forces: dict[int, Scale]
-    energy: Scale | None
-    frames: int
+    energy: Scale | None  # None where the frames had no energies
+    frames: int  # number of frames that they come from
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Calibration:

@@ -57,37 +57,24 @@ class Anchors:
 
 @dataclass(frozen=True)
 class CompositionFit:
-    """Everything that a bias keeps of its fit, over the elements that occur.
+    """Everything that a bias keeps of its fit, over the elements that occur."""
 
-    Attributes
-    ----------
-    elements
-        Atomic numbers `(e,)` of the columns.
-    values, covariance
-        Energies per element `(e,)` eV and their covariance `(e, e)`.
-    rows, kinds
-        Compositions `(k, e)`, and whether they are data, isolated atoms or anchors `(k,)`.
-    offsets, residuals, own
-        `(k,)` eV: energy beyond that of the elements, what the fit leaves, standard error.
-    units
-        Different formula units of the data.
-    errors
-        Of the rows of the data.
-    choices
-        Numbers that the method chose, for the report.
-    """
-
-    elements: np.ndarray
+    elements: np.ndarray  # atomic numbers `(e,)` of the columns
+    # values, covariance: energies per element `(e,)` eV and their covariance `(e, e)`
     values: np.ndarray
     covariance: np.ndarray
+    # rows, kinds: compositions `(k, e)`, and whether they are data, isolated atoms or anchors
+    # `(k,)`
     rows: np.ndarray
     kinds: np.ndarray
+    # offsets, residuals, own: `(k,)` eV: energy beyond that of the elements, what the fit leaves,
+    # standard error
     offsets: np.ndarray
     residuals: np.ndarray
     own: np.ndarray
-    units: int
-    errors: FitErrors
-    choices: dict[str, float]
+    units: int  # different formula units of the data
+    errors: FitErrors  # of the rows of the data
+    choices: dict[str, float]  # numbers that the method chose, for the report
 
 
 @dataclass(frozen=True)

@@ -38,33 +38,20 @@ class FTest:
 
 @dataclass(frozen=True)
 class LevelComparison:
-    """Two or more levels of theory seen through one model.
+    """Two or more levels of theory seen through one model."""
 
-    Attributes
-    ----------
-    biases
-        By level, fitted to its own frames.
-    shared
-        One bias for all.
-    elements
-        Test of energies per element for each level against shared ones, on the means of
-        compositions, each counted once.
-    geometry
-        Test of a dependence on the geometry that is not the same for all levels, on frames around
-        the mean of their composition, by permutation of the levels within compositions.
-    geometry_rms
-        How far such a dependence moves energies, root mean square in eV per atom, less what noise
-        alone would explain.
-    dependence
-        The same by feature, each taken alone.
-    """
-
-    biases: dict[str, Bias]
-    shared: Bias
+    biases: dict[str, Bias]  # by level, fitted to its own frames
+    shared: Bias  # one bias for all
+    # Test of energies per element for each level against shared ones, on the means of compositions,
+    # each counted once
     elements: FTest
+    # Test of a dependence on the geometry that is not the same for all levels, on frames around the
+    # mean of their composition, by permutation of the levels within compositions
     geometry: FTest
+    # How far such a dependence moves energies, root mean square in eV per atom, less what noise
+    # alone would explain
     geometry_rms: float
-    dependence: dict[str, float]
+    dependence: dict[str, float]  # the same by feature, each taken alone
 
     def summary(self) -> dict[str, Any]:
         """The tests as JSON values; NaN is None."""
