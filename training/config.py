@@ -348,8 +348,8 @@ def with_files(options: dict[str, Any], change: Callable[[str], str]) -> dict[st
             changed[group] = {**of_group, **{name: change(text) for name, text in texts.items()}}
     teacher = options.get("teacher")
     if isinstance(teacher, dict) and isinstance(given := teacher.get("names"), list):
-        names = [change(name) if str(name).endswith(".safetensors") else name for name in given]
-        changed["teacher"] = {**teacher, "names": names}
+        of_teacher = [change(k) if str(k).endswith(".safetensors") else k for k in given]
+        changed["teacher"] = {**teacher, "names": of_teacher}
     return changed
 
 

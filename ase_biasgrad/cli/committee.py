@@ -25,7 +25,7 @@ def committee(
     """Join potentials to a committee, and scale its spreads to errors on validation frames."""
     refuse_existing(output, overwrite)
     from ase_biasgrad.training.evaluation.committee import make_committee
-    from ase_biasgrad.training.evaluation.reliability import reliability_table, write_reliability
+    from ase_biasgrad.training.evaluation.report import reliability_table, write_reliability
 
     found = make_committee(runs, output)
     typer.echo(reliability_table(found))

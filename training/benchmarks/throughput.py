@@ -122,8 +122,8 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
             for _ in range(rounds)
         ]
     # the least disturbed round by either clock, and the largest memory
-    best = (Speed(*np.max(speeds, axis=0).tolist()) for speeds in zip(*turns, strict=True))
-    return Comparison(*best, force_difference=difference)
+    rival_best, our_best = (Speed(*np.max(s, axis=0)) for s in zip(*turns, strict=True))
+    return Comparison(rival_best, our_best, difference)
 
 
 def train_ours(setting: Setting, frames: int, by_autograd: bool = False) -> Speed:
