@@ -80,12 +80,14 @@ def row_means(residuals: np.ndarray, row_of: np.ndarray) -> RowMeans:
 
 
 def element_errors(
-    counts: np.ndarray,
-    rows: RowMeans,
-    values: np.ndarray,
-    axes: np.ndarray,
+    counts: np.ndarray,  # compositions `(k, elements)`, each once
+    rows: RowMeans,  # residuals by composition
+    values: np.ndarray,  # the energies per element `(elements,)`
+    axes: np.ndarray,  # orthonormal axes of the row space of `counts`, `(rank, elements)`
+    # for other losses, what stands for the residuals in V of the covariance: their influence by
+    # composition
     effective: RowMeans | None = None,
-    weights: np.ndarray | None = None,
+    weights: np.ndarray | None = None,  # of compositions in W, `(k,)`; their frames by default
 ) -> FitErrors:
     """Errors of energies per element, fitted by least squares over frames.
 
@@ -95,22 +97,6 @@ def element_errors(
     misfit² is the mean over compositions (each counts once, those of h = 1 not at all) of
     e²/(1 − h) − noise²/frames, zero if negative, and then as in `calibrated_misfit2`. Composition k
     of the fit has the variance (G V Gᵀ)_kk + (1 − 2h) misfit², as the fit has seen its misfit.
-
-    Parameters
-    ----------
-    counts
-        Compositions `(k, elements)`, each once.
-    rows
-        Residuals by composition.
-    values
-        The energies per element `(elements,)`.
-    axes
-        Orthonormal axes of the row space of `counts`, `(rank, elements)`.
-    effective
-        For other losses, what stands for the residuals in V of the covariance: their influence
-        by composition.
-    weights
-        Of compositions in W, `(k,)`; their frames by default.
     """
     x = counts @ axes.T
     weights = rows.frames if weights is None else weights

@@ -38,7 +38,11 @@ def median(residuals: np.ndarray, multiples: npt.ArrayLike = 1) -> float:
 
 
 def efwt_window(
-    residuals: np.ndarray, multiples: npt.ArrayLike = 1, forces_within: np.ndarray | None = None
+    residuals: np.ndarray,  # (k,) in eV
+    multiples: npt.ArrayLike = 1,  # formula units of each frame, m `(k,)`
+    # (k,) bool, True where every force component of a frame is within 0.03 eV/Å; without it every
+    # frame counts
+    forces_within: np.ndarray | None = None,
 ) -> float:
     """Energy that brings the most frames within the thresholds of EFwT.
 
@@ -47,16 +51,6 @@ def efwt_window(
     frames, those are taken that hold the most frames whatever their forces (the energy half of
     EFwT), and of these the one nearest to the median. So b is the EFwT optimum where it is well
     determined, and all frames decide where few or none pass the force half.
-
-    Parameters
-    ----------
-    residuals
-        `(k,)` in eV.
-    multiples
-        Formula units of each frame, m `(k,)`.
-    forces_within
-        `(k,)` bool, True where every force component of a frame is within 0.03 eV/Å; without it
-        every frame counts.
     """
     residuals = checked(residuals)
     m = np.broadcast_to(np.asarray(multiples, float), residuals.shape)

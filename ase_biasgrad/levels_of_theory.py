@@ -80,34 +80,18 @@ class LevelComparison:
 
 
 def compare_levels(
-    residuals: np.ndarray,
-    counts: np.ndarray,
-    levels: np.ndarray,
-    features: np.ndarray,
-    names: list[str],
-    method: BiasMethod = "least-squares",
+    residuals: np.ndarray,  # (m,) eV, E_ref − E_model of frames
+    counts: np.ndarray,  # (m, N_ELEMENTS)
+    levels: np.ndarray,  # (m,), the name of each frame's level
+    features: np.ndarray,  # (m, f), descriptors of the geometry such as sums over pairs
+    names: list[str],  # of the features
+    method: BiasMethod = "least-squares",  # of the biases
+    # (m,) bool, as in `Bias.fit`; isolated atoms take no part in the tests
     isolated: np.ndarray | None = None,
 ) -> LevelComparison:
     """Fit a bias for each level and one for all, and test how they differ.
 
     Raises `ValueError` if there are not two levels.
-
-    Parameters
-    ----------
-    residuals
-        `(m,)` eV, E_ref − E_model of frames.
-    counts
-        `(m, N_ELEMENTS)`.
-    levels
-        `(m,)`, the name of each frame's level.
-    features
-        `(m, f)`, descriptors of the geometry such as sums over pairs.
-    names
-        Of the features.
-    method
-        Of the biases.
-    isolated
-        `(m,)` bool, as in `Bias.fit`; isolated atoms take no part in the tests.
     """
     if len(kinds := np.unique(levels)) < 2:
         raise ValueError(f"levels of theory: need two to compare, and all frames are '{kinds[0]}'")

@@ -8,19 +8,13 @@ from typing import Any
 
 
 def progress_bar(
-    items: Iterable[Any] | None = None, description: str = "", show: bool = True, **options: Any
+    # what to go through; without them the bar is moved by its `update`
+    items: Iterable[Any] | None = None,
+    description: str = "",
+    show: bool = True,  # show it, if the stream is a terminal
+    **options: Any,  # others of tqdm
 ) -> Any:
-    """A bar of tqdm on the standard error stream that vanishes when it is done.
-
-    Parameters
-    ----------
-    items
-        What to go through; without them the bar is moved by its `update`.
-    show
-        Show it, if the stream is a terminal.
-    options
-        Others of tqdm.
-    """
+    """A bar of tqdm on the standard error stream that vanishes when it is done."""
     from tqdm import tqdm
 
     return tqdm(items, description, disable=None if show else True, leave=False, **options)

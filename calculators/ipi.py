@@ -164,27 +164,21 @@ def _opened(address: Address) -> socket.socket:
 
 
 def run_driver(
-    calc: BiasGradCalculator, atoms: Atoms, address: Address, sockets: int = 1, wait: float = 10.0
+    # the potential. It evaluates all structures that wait in one call of `evaluate_many`
+    calc: BiasGradCalculator,
+    # elements, in i-PI's order of the atoms, and periodicity; i-PI sends neither. Positions and
+    # cell come from i-PI
+    atoms: Atoms,
+    address: Address,  # host and port, or the name of a UNIX socket
+    # connections to open: as many as there are beads, unless i-PI sends them in batches
+    sockets: int = 1,
+    wait: float = 10.0,  # seconds in which i-PI may still be starting
 ) -> Served:
     """Serve i-PI until it says that it has ended.
 
     Raises `InputError` if the potential does not know an element of `atoms`, before it connects,
     and `ConnectionError` if i-PI does not answer, or not to the end, and `ValueError` if i-PI has
     another number of atoms, or tears a molecule apart by wrapping it.
-
-    Parameters
-    ----------
-    calc
-        The potential. It evaluates all structures that wait in one call of `evaluate_many`.
-    atoms
-        Elements, in i-PI's order of the atoms, and periodicity; i-PI sends neither. Positions and
-        cell come from i-PI.
-    address
-        Host and port, or the name of a UNIX socket.
-    sockets
-        Connections to open: as many as there are beads, unless i-PI sends them in batches.
-    wait
-        Seconds in which i-PI may still be starting.
     """
     calc.check(atoms)
     served, bonds = Served(), _bonds(atoms)

@@ -15,21 +15,19 @@ FEW = 10  # frames to measure errors on
 
 
 def split_dataset(
-    n: int, sizes: Mapping[str, int | float | Path | None], seed: int, contiguous: bool = False
+    # n, seed, contiguous: as in `random_split`
+    n: int,
+    # by part, a number of frames, a share of all `n`, or a file for `read_indices`; numbers and
+    # shares are drawn from the frames that no file names. None for `test` takes as many frames as
+    # validation has, or what is left; 0 leaves it out
+    sizes: Mapping[str, int | float | Path | None],
+    seed: int,
+    contiguous: bool = False,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Sorted frames `(size,)` of each of `PARTS`, and notes that the user should read.
 
     Raises `ValueError` if files share frames, a part is empty, or the parts need more frames than
     there are.
-
-    Parameters
-    ----------
-    n, seed, contiguous
-        As in `random_split`.
-    sizes
-        By part, a number of frames, a share of all `n`, or a file for `read_indices`; numbers and
-        shares are drawn from the frames that no file names. None for `test` takes as many frames
-        as validation has, or what is left; 0 leaves it out.
     """
     files = {
         part: read_indices(size, part, n) for part, size in sizes.items() if isinstance(size, Path)
@@ -112,24 +110,18 @@ def _listed(frames: np.ndarray) -> str:
 
 
 def random_split(
-    n: int, sizes: dict[str, int | float], seed: int, contiguous: bool = False
+    n: int,  # number of frames
+    # numbers of frames (integers), or shares of all frames (floats up to 1)
+    sizes: dict[str, int | float],
+    seed: int,  # the same seed gives the same split
+    # give each part one block of consecutive frames, the blocks in random order: frames of one
+    # trajectory are correlated, and neighbours in different parts flatter the errors
+    contiguous: bool = False,
 ) -> dict[str, np.ndarray]:
     """Disjoint sorted indices `(size,)` for each name in `sizes`.
 
     Raises `ValueError` if a size is neither, a part is empty, or together they need more frames
     than there are.
-
-    Parameters
-    ----------
-    n
-        Number of frames.
-    sizes
-        Numbers of frames (integers), or shares of all frames (floats up to 1).
-    seed
-        The same seed gives the same split.
-    contiguous
-        Give each part one block of consecutive frames, the blocks in random order: frames of
-        one trajectory are correlated, and neighbours in different parts flatter the errors.
     """
     counts = {name: _count(name, size, n) for name, size in sizes.items()}
     for name, count in counts.items():

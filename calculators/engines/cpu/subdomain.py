@@ -60,20 +60,13 @@ def read_before(program: Compiled) -> list[list[tuple[int, int]]]:
 
 
 class SubDomain:
-    """Evaluates networks for the own atoms, for as long as the candidates of edges hold.
-
-    Parameters
-    ----------
-    networks
-        One for each member of a committee.
-    numbers
-        `(rows,)` int64, own atoms first.
-    candidates
-        Edges whose centres are the own atoms.
-    """
+    """Evaluates networks for the own atoms, for as long as the candidates of edges hold."""
 
     def __init__(
-        self, networks: Sequence[CompiledNetwork], numbers: np.ndarray, candidates: Candidates
+        self,
+        networks: Sequence[CompiledNetwork],  # one for each member of a committee
+        numbers: np.ndarray,  # (rows,) int64, own atoms first
+        candidates: Candidates,  # edges whose centres are the own atoms
     ) -> None:
         n = len(candidates.inners)
         self.positions, self.cell = np.empty((len(numbers), 3)), np.empty((1, 3, 3))
