@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _run(command: list[str], place: Path) -> None:
 def _reason(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or ["pip said nothing"])[0]
+    return textwrap.shorten((errors or lines or ["pip said nothing"])[0], 200, placeholder=" …")
 
 
 def _versions(python: Path) -> dict[str, str]:
@@ -88,7 +89,8 @@ def _versions(python: Path) -> dict[str, str]:
         "import json, importlib.metadata as m\n"
         "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
     )
-    command = [str(python), "-c", code]
+    # -P: what lies in the working folder is no package of the environment
+    command = [str(python), "-P", "-c", code]
     done = subprocess.run(
         command, env=plain_variables(), capture_output=True, text=True, check=True
     )
