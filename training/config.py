@@ -451,7 +451,7 @@ def _described(model: type[BaseModel], depth: int) -> list[str]:
         nested = _options_of(field.annotation)
         if nested is not None:
             optional = field.default is None
-            notes = [field.description or (nested.__doc__ or "").splitlines()[0]]
+            notes = [field.description or (nested.__doc__ or "").splitlines()[0].rstrip(".")]
             notes += ["null: off; else the options below"] if optional else []
             lines += [f"{indent}{name}:{' null' if optional else ''}  # {'; '.join(notes)}"]
             below = _described(nested, depth + 1)
