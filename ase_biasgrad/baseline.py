@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_biasgrad.named_calculators import TBLITE_METHODS, labelling_calculator
+from ase_biasgrad.named_calculators import TBLITE_METHODS, class_name, labelling_calculator
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -45,7 +45,7 @@ class Baseline:
     def of(cls, name: str, arguments: dict[str, Any], calculator: BaseCalculator) -> Baseline:
         """For a calculator that was made by name."""
         package, release = _release(type(calculator))
-        return cls(name, arguments, _class_name(type(calculator)), package, release)
+        return cls(name, arguments, class_name(type(calculator)), package, release)
 
     @classmethod
     def from_record(cls, record: Any) -> Baseline:
@@ -95,7 +95,7 @@ class Baseline:
 
         Raises `ValueError` naming both classes.
         """
-        kinds = [_class_name(kind) for kind in type(calculator).__mro__]
+        kinds = [class_name(kind) for kind in type(calculator).__mro__]
         if self.kind not in kinds:
             raise ValueError(
                 f"the potential was trained on the difference to {self.told}, and this baseline "
@@ -127,15 +127,11 @@ def baseline_results(
         value = np.array(calculator.get_property(name, atoms), np.float64)
         if value.shape != shapes[name] or not np.isfinite(value).all():
             raise ValueError(
-                f"the baseline {_class_name(type(calculator))} gives {name} of shape "
+                f"the baseline {class_name(type(calculator))} gives {name} of shape "
                 f"{value.shape}{'' if np.isfinite(value).all() else ', some not finite'}"
             )
         found[name] = value
     return found
-
-
-def _class_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _release(kind: type) -> tuple[str | None, str | None]:

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+def refuse_existing(
+    output: str | Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+) -> None:
     """Refuse a file that exists unless `overwrite`, and one of `inputs` in any case.
 
     Raises `FileExistsError` if the file exists (the message says how to go on), and
@@ -23,7 +25,7 @@ def refuse_existing(output: str | Path, overwrite: bool, inputs: Iterable[str | 
     _require_folder(Path(output))
 
 
-def refuse_own_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
+def refuse_own_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse an output that is an input, also by a link, or an existing file in a folder of input.
 
     Raises `ValueError` naming both.
@@ -31,7 +33,7 @@ def refuse_own_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
     if not os.path.exists(output):
         return
     resolved = Path(output).resolve()
-    for source in inputs:
+    for source in filter(None, inputs):
         if os.path.exists(source) and (
             os.path.samefile(output, source)
             or (os.path.isdir(source) and resolved.is_relative_to(Path(source).resolve()))

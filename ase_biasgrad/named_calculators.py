@@ -59,6 +59,11 @@ def _made(name: str, arguments: dict[str, Any]) -> Calculator:
         ) from error
 
 
+def class_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _why_no_tblite(name: str, error: ImportError) -> str:
     if importlib.util.find_spec("tblite") is None:
         return f"{name} needs tblite; install it with: pip install 'ase-biasgrad[xtb]'"

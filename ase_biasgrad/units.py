@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+import numpy as np
 from ase import units as ase_units
+from ase.data import atomic_numbers
 
 N_ELEMENTS = 119  # rows of every table by atomic number; row 0 is no element
 
@@ -35,6 +38,14 @@ PRESSURE: dict[str, float] = {
     "bar": ase_units.bar,
     "Pa": ase_units.Pascal,
 }
+
+
+def counts_of(symbols: Mapping[str, int]) -> np.ndarray:
+    """Composition `(N_ELEMENTS,)` of numbers of atoms by symbol."""
+    counts = np.zeros(N_ELEMENTS, np.int64)
+    for symbol, count in symbols.items():
+        counts[atomic_numbers[symbol]] = count
+    return counts
 
 
 class UnitError(ValueError):

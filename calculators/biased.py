@@ -16,6 +16,7 @@ from ase.outputs import Properties, all_outputs
 from ase_biasgrad.bias_arrays import BiasArrays
 from ase_biasgrad.bias_file import read_bias
 from ase_biasgrad.calculators.calculator import EnergyZeroWarning, unknown_zero
+from ase_biasgrad.named_calculators import class_name
 from ase_biasgrad.neighbours import is_isolated
 from ase_biasgrad.units import N_ELEMENTS
 
@@ -199,8 +200,3 @@ def _arrays(zero: str | Path | Bias | BiasArrays) -> BiasArrays:
     if not isinstance(zero, Bias):
         raise CalculatorSetupError(f"{zero!r} is neither the path of a bias nor a Bias")
     return copy.deepcopy(zero.arrays())
-
-
-def class_name(kind: type) -> str:
-    """Module and name of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms, units
 from ase.neighborlist import natural_cutoffs, neighbor_list
+from ase.stress import voigt_6_to_full_3x3_stress
 
 if TYPE_CHECKING:
     from ase_biasgrad.calculators.calculator import BiasGradCalculator
@@ -267,8 +268,7 @@ def _encoded(atoms: Atoms, results: dict[str, Any]) -> tuple[bytes, bytes, bytes
     """Energy, forces, virial and further results in i-PI's units and bytes."""
     virial = np.zeros((3, 3))
     if "stress" in results:
-        xx, yy, zz, yz, xz, xy = results["stress"]
-        virial = -atoms.get_volume() * np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        virial = -atoms.get_volume() * voigt_6_to_full_3x3_stress(results["stress"])
     extra = ""
     if "energy_std" in results:  # of a committee, in eV
         extra = json.dumps({"energy_std": results["energy_std"]})

@@ -18,7 +18,7 @@ TrustBaseline = Annotated[
     bool,
     typer.Option(
         "--trust-baseline",
-        help="I trust the checkpoint: make the baseline that it names, whatever it is",
+        help="make the baseline that the checkpoint names, although it may run any code",
     ),
 ]
 

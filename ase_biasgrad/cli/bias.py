@@ -48,7 +48,7 @@ def fit_bias(
         Path, typer.Option("--output", "-o", help="new checkpoint; of a calculator: zero.json")
     ],
     calculator: Annotated[
-        str | None, typer.Option(help=f"fit to the energies of this one: {CALCULATORS}")
+        str | None, typer.Option(help=f"fit to the energies of this calculator: {CALCULATORS}")
     ] = None,
     calculator_arguments: Annotated[list[str] | None, typer.Option(help=ARGUMENTS)] = None,
     method: Method = "auto",
@@ -57,7 +57,7 @@ def fit_bias(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the bias stage alone, of a potential or of any calculator; forces stay the same."""
+    """Fit the energy bias of a potential, or of any ASE calculator; forces do not change."""
     if len(files) != (1 if calculator else 2):
         raise typer.BadParameter(
             "name a checkpoint and a dataset, or a dataset alone with --calculator"
@@ -108,7 +108,7 @@ def rebias(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="new checkpoint; by default the same file gets it"),
+        typer.Option("--output", "-o", help="new checkpoint (default: the checkpoint itself)"),
     ] = None,
     method: Method = "auto",
     anchors: AnchorFile = None,
@@ -118,7 +118,7 @@ def rebias(
         bool, typer.Option("--overwrite", help="replace an output, or a reference of this name")
     ] = False,
 ) -> None:
-    """Add a bias to other reference energies, by name; forces and the other biases stay."""
+    """Add a bias for other reference energies; forces and other biases do not change."""
     from ase_biasgrad.checkpoint import load_checkpoint
 
     if output is None:
@@ -179,21 +179,18 @@ def _anchors(path: Path | None) -> Anchors | None:
     import json
 
     import numpy as np
-    from ase.data import atomic_numbers
     from ase.formula import Formula
 
     from ase_biasgrad.composition_fit import Anchors
-    from ase_biasgrad.units import N_ELEMENTS
+    from ase_biasgrad.units import N_ELEMENTS, counts_of
 
     if path is None:
         return None
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         pairs = {k: v if isinstance(v, list) else [v, 0.0] for k, v in table.items()}
-        counts = np.zeros((len(pairs), N_ELEMENTS), np.int64)
-        for row, formula in zip(counts, pairs, strict=True):
-            for symbol, count in Formula(formula).count().items():
-                row[atomic_numbers[symbol]] = count
+        counts = np.array([counts_of(Formula(each).count()) for each in pairs], np.int64)
+        counts = counts.reshape(len(pairs), N_ELEMENTS)
         energies, deviations = np.array(list(pairs.values()), float).reshape(len(pairs), 2).T
         return Anchors(counts, energies, deviations)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -267,16 +264,16 @@ def convert_energies(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="*.safetensors")],
     output: Annotated[Path, typer.Option("--output", "-o", help="new file of the same kind")],
     from_: Annotated[str, typer.Option("--from", help="reference that the energies are of")],
-    to: Annotated[str, typer.Option("--to", help="reference that they shall be of")],
+    to: Annotated[str, typer.Option("--to", help="reference to convert them to")],
     key: Annotated[
         list[str] | None,
         typer.Option(help="key of an energy in extxyz, by default energy and free_energy"),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring energies from one reference to another, by the difference of their biases.
+    """Convert energies from one reference to another, by the difference of their biases.
 
-    Forces and all else stay as they are. A composition whose difference is not known ends it.
+    Everything else stays as it is. A composition whose difference is not known is an error.
     """
     import numpy as np
     import torch

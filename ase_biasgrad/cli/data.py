@@ -48,25 +48,25 @@ def import_(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="where a label is: energy=dft_energy, forces=…; other names are brought in as "
-            "they are"
+            help="key of a label in the files, such as energy=dft_energy; other names are imported "
+            "without conversion"
         ),
     ] = None,
     without: Annotated[
         list[Label] | None, typer.Option(help="a label to leave out; may be repeated")
     ] = None,
     skip_unlabelled: Annotated[
-        bool, typer.Option(help="leave out frames that have no label at all")
+        bool, typer.Option(help="leave out frames without any label")
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept", help="go on in spite of implausible numbers")
+        bool, typer.Option("--accept", help="import implausible numbers, too")
     ] = False,
     format: Annotated[
         str | None, typer.Option(help="ASE's name of the format: extxyz, vasp-out, …")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring reference data into one dataset file, in eV and Å."""
+    """Import reference data into one dataset file, in eV and Å."""
     from ase_biasgrad.data.importers import ImportOptions, import_files
 
     refuse_existing(output, overwrite, files)
@@ -101,10 +101,10 @@ def md17(
     labels: Labels = "revised",
     overwrite: Overwrite = False,
 ) -> None:
-    """A molecule of MD17 or revised MD17 (kcal/mol)."""
+    """Import a molecule of MD17 or revised MD17."""
     from ase_biasgrad.data.sets.md17 import import_md17
 
-    refuse_existing(output, overwrite, _given(source))
+    refuse_existing(output, overwrite, [source])
     _say(import_md17(molecule, output, revised, source, labels), output)
 
 
@@ -123,10 +123,10 @@ def qm7(
     length_unit: Annotated[str | None, typer.Option(help="of other .mat and .npz files")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """QM7: atomization energies of small molecules (kcal/mol, Bohr), with folds."""
+    """Import QM7: atomization energies of small molecules, with folds for cross-validation."""
     from ase_biasgrad.data.sets.qm7 import import_qm7
 
-    refuse_existing(output, overwrite, _given(source))
+    refuse_existing(output, overwrite, [source])
     _say(import_qm7(output, source, energy_unit, length_unit), output)
 
 
@@ -184,10 +184,10 @@ def qm9(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """QM9: six properties in the units that they are reported in, energies in eV."""
+    """Import QM9: energies in eV, six properties in the units of the literature."""
     from ase_biasgrad.data.sets.qm9 import import_qm9
 
-    refuse_existing(output, overwrite, _given(source, uncharacterized))
+    refuse_existing(output, overwrite, [source, uncharacterized])
     _say(import_qm9(output, source, uncharacterized), output)
 
 
@@ -224,7 +224,8 @@ def nbody(
 def info(
     path: Annotated[Path, typer.Argument(help="dataset file")],
     check: Annotated[
-        bool, typer.Option("--check", help="compare all content with the digests stored in it")
+        bool,
+        typer.Option("--check", help="compare the content with the digests stored in the file"),
     ] = False,
 ) -> None:
     """Show the content of a dataset."""
@@ -272,10 +273,6 @@ def _check(path: Path) -> None:
     if found := damages(path):
         raise DataError("\n  ".join([f"{path}: is not as it was written:", *found]))
     typer.echo(f"{path}: all content is as it was written")
-
-
-def _given(*paths: Path | None) -> list[Path]:
-    return [path for path in paths if path is not None]
 
 
 def _say(report: ImportReport, output: Path) -> None:

@@ -34,7 +34,7 @@ def compare_levels(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit a bias to each level of theory, and test if levels differ by composition alone."""
+    """Fit a bias to each level of theory, and test whether they differ by composition alone."""
     import numpy as np
 
     from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint

@@ -55,7 +55,7 @@ def evaluate(
     trust_baseline: TrustBaseline = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Errors of a potential on labelled frames, or on the test part of its run."""
+    """Measure the errors of a potential on labelled frames, or on the test part of its run."""
     from dataclasses import replace
 
     from ase_biasgrad.checkpoint import load_checkpoint
@@ -70,7 +70,7 @@ def evaluate(
         if not checkpoint.exists():
             raise ValueError(f"{run}: holds no finished potential ({CHECKPOINT_NAME})")
     if json is not None:
-        refuse_existing(json, overwrite, [checkpoint, *([data] if data else [])])
+        refuse_existing(json, overwrite, [checkpoint, data])
     if report is not None and not overwrite and any(report.glob("*")):
         refuse_existing(report, overwrite)
     loaded = load_checkpoint(checkpoint)
@@ -160,16 +160,16 @@ def convert(
     trust: Annotated[
         bool,
         typer.Option(
-            "--trust-pickle", help="I trust this file: reading it runs code that it contains"
+            "--trust-pickle", help="read the file although this runs code that it contains"
         ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring in a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
+    """Convert a SchNetPack model (SchNet or PaiNN), and fit its bias if data is given."""
     from ase_biasgrad.checkpoint import save_checkpoint
     from ase_biasgrad.convert import convert_schnetpack
 
-    refuse_existing(output, overwrite, [model, *([data] if data else [])])
+    refuse_existing(output, overwrite, [model, data])
     if not trust:
         raise typer.BadParameter(
             "SchNetPack models are pickles, and reading one runs code that it contains; "

@@ -24,12 +24,12 @@ def predict(
     structures: Annotated[list[Path], typer.Argument(help="files that ASE reads, datasets too")],
     output: Annotated[Path, typer.Option("--output", "-o", help="new file (extxyz)")],
     steps: Annotated[
-        int, typer.Option(min=1, help="of particles: each goes on from the one before")
+        int, typer.Option(min=1, help="time steps of particles, each from the one before")
     ] = 1,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Predict for every frame; results stand beside what is there, as `predicted_…`.
+    """Predict energies, forces or properties of every frame, written as `predicted_…`.
 
     A potential gives energy, forces and, in a cell, stress; a network of QM9 its property. A
     network of N-body dynamics moves particles with velocities and charges (`momenta` and
@@ -55,12 +55,9 @@ def predict(
         raise ValueError(f"{network}: is no network of ase-biasgrad, but {kind!r}")
     with whole_file(output) as temporary:
         write(temporary, results, format="extxyz")
-    names = [name for name in results[0].info if name.startswith("predicted_")]
-    typer.echo(f"{output}: {len(results)} frames with {', '.join([*names, *_arrays(results[0])])}")
-
-
-def _arrays(atoms: Atoms) -> list[str]:
-    return [name for name in atoms.arrays if name.startswith("predicted_")]
+    there = [*results[0].info, *results[0].arrays]
+    names = ", ".join(name for name in there if name.startswith("predicted_"))
+    typer.echo(f"{output}: {len(results)} frames with {names}")
 
 
 def _format(path: Path) -> str | None:

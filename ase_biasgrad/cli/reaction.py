@@ -13,7 +13,6 @@ import typer
 from ase_biasgrad.cli.options import ARGUMENTS, CALCULATORS, Device, made_calculator
 
 if TYPE_CHECKING:
-    import numpy as np
     from ase import Atoms
 
     from ase_biasgrad.bias_arrays import BiasArrays
@@ -64,7 +63,10 @@ def reaction(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Energy of a reaction and its standard error, or that the data does not determine it."""
+    """Compute the energy of a reaction, with its standard error.
+
+    Ends with an error where the data of the bias does not determine the energy.
+    """
     if (checkpoint is None) == (calculator is None) or (calculator is None) != (zero is None):
         raise typer.BadParameter("name a --checkpoint, or a --calculator and its --zero")
     species = _species(equation, structures or [])
@@ -74,7 +76,8 @@ def reaction(
     for each in species:
         energy, where = _lowest(each, made, fmax if relax else None)
         total += float(each.coefficient) * energy
-        typer.echo(f"{_signed(each.coefficient)} {each.name}: {energy:.6f} eV ({where})")
+        sign = "+" if each.coefficient > 0 else "-"
+        typer.echo(f"{sign}{abs(each.coefficient)} {each.name}: {energy:.6f} eV ({where})")
     typer.echo(f"reaction energy: {_in_both(total)}")
     typer.echo(f"standard error: {_error(species, bias)}")
 
@@ -207,11 +210,12 @@ def _copies(atoms: Atoms, counts: dict[str, int]) -> int:
 def _check_known(species: list[Species], bias: BiasArrays) -> None:
     """Raise `ValueError` naming the species whose energy zero is not known."""
     from ase_biasgrad.neighbours import is_isolated
+    from ase_biasgrad.units import counts_of
 
     unknown = []
     for each in species:
         alone = all(is_isolated(a.positions, a.cell.array, a.pbc) for a in each.candidates.values())
-        if not bias.knows(_counts(each), alone):
+        if not bias.knows(counts_of(each.counts), alone):
             unknown.append(each.name)
     if unknown:
         raise ValueError(
@@ -229,8 +233,10 @@ def _error(species: list[Species], bias: BiasArrays) -> str:
     """
     import numpy as np
 
+    from ase_biasgrad.units import counts_of
+
     nu = np.array([float(each.coefficient) for each in species])
-    _, zero = bias.reaction(np.stack([_counts(each) for each in species]), nu)
+    _, zero = bias.reaction(np.stack([counts_of(each.counts) for each in species]), nu)
     names = [each.name for each in species]
     net = [nu[[name == other for other in names]].sum() for name in dict.fromkeys(names)]
     noise = bias.fit_report.get("noise")
@@ -254,19 +260,6 @@ def _in_both(energy: float) -> str:
     from ase import units
 
     return f"{energy:.4f} eV, {energy * units.mol / units.kcal:.2f} kcal/mol"
-
-
-def _counts(species: Species) -> np.ndarray:
-    """Composition `(N_ELEMENTS,)` of a species."""
-    import numpy as np
-    from ase.data import atomic_numbers
-
-    from ase_biasgrad.units import N_ELEMENTS
-
-    counts = np.zeros(N_ELEMENTS, np.int64)
-    for symbol, count in species.counts.items():
-        counts[atomic_numbers[symbol]] = count
-    return counts
 
 
 def _lowest(species: Species, calculator: Any, fmax: float | None) -> tuple[float, str]:
@@ -294,7 +287,3 @@ def _energy(atoms: Atoms, calculator: Any, fmax: float | None) -> float:
             "--structures, and --no-relax"
         )
     return float(moving.get_potential_energy())
-
-
-def _signed(number: Fraction) -> str:
-    return f"{'+' if number > 0 else '-'}{abs(number)}"

@@ -24,11 +24,11 @@ def train(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="run folder")] = Path("run"),
     resume: Annotated[
-        Path | None, typer.Option(help="go on with the interrupted run in this folder")
+        Path | None, typer.Option(help="continue the interrupted run in this folder")
     ] = None,
     from_: Annotated[
         Path | None,
-        typer.Option("--from", help="begin from the network of this checkpoint (fine-tuning)"),
+        typer.Option("--from", help="start from the network of this checkpoint (fine-tuning)"),
     ] = None,
     teacher: Annotated[
         list[str] | None,
@@ -38,7 +38,7 @@ def train(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="train for so long, with a schedule that fits into it")
+        float | None, typer.Option(help="train for this time, with a schedule that fits into it")
     ] = None,
     options: Annotated[
         bool, typer.Option("--options", help="print every option with its default and meaning")

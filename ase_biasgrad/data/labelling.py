@@ -54,6 +54,11 @@ def labelled(reference: Reference, atoms: Atoms) -> Label:
     """
     atoms = atoms.copy()
     atoms.calc = reference.calculator()
+    return label_of(atoms)
+
+
+def label_of(atoms: Atoms) -> Label:
+    """The same by the calculator of the structure itself, constraints not applied."""
     energy = float(atoms.get_potential_energy())
     forces = np.array(atoms.get_forces(apply_constraint=False), np.float64)
     stress = None
@@ -61,7 +66,8 @@ def labelled(reference: Reference, atoms: Atoms) -> Label:
         stress = np.array(atoms.get_stress(apply_constraint=False), np.float64)
     for name, values in (("energy", energy), ("forces", forces), ("stress", stress)):
         if values is not None and not np.isfinite(values).all():
-            raise DataError(f"the {name} of {reference.name} is not finite")
+            kind = type(atoms.calc).__name__
+            raise DataError(f"the calculator ({kind}) gave NaN or infinity as {name}")
     return Label(energy, forces, stress)
 
 

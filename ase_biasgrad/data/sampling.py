@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ase_biasgrad.data.dataset import DataError, Frame
+from ase_biasgrad.data.labelling import label_of
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.progress import progress_bar
 
@@ -127,15 +128,12 @@ def _langevin(
 
 
 def _labelled(atoms: Atoms, where: str) -> Frame:
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
-    if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        raise DataError(f"{where}: the calculator gave NaN; use a smaller timestep")
-    stress = None
-    if atoms.pbc.all() and "stress" in atoms.calc.implemented_properties:
-        stress = atoms.get_stress(apply_constraint=False)
+    try:
+        label = label_of(atoms)
+    except DataError as error:
+        raise DataError(f"{where}: {error}; use a smaller timestep") from error
     cell, pbc = atoms.cell.array.copy(), atoms.pbc.copy()
-    positions = atoms.positions.copy()
-    return Frame(atoms.numbers.copy(), positions, cell, pbc, float(energy), forces, stress)
+    return Frame(atoms.numbers.copy(), atoms.positions.copy(), cell, pbc, **vars(label))
 
 
 def starting_structure(name: str) -> Atoms:

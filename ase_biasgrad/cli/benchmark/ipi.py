@@ -43,7 +43,7 @@ def ipi(
     seconds: Annotated[float, typer.Option(min=0.1, help="for each comparison")] = 4.0,
     steps: Annotated[int, typer.Option(min=2, help="of i-PI, where it is installed")] = 200,
 ) -> None:
-    """Evaluations of ethanol's beads in one call, and whole steps of i-PI, beside one by one."""
+    """Time the beads of a ring polymer evaluated in one call, beside one by one."""
     from ase_biasgrad.calculators import EnergyZeroWarning
     from ase_biasgrad.calculators import md_benchmark as bench
     from ase_biasgrad.machine import hardware, versions

@@ -17,7 +17,7 @@ def lammps(
     ] = None,
     mpiexec: Annotated[str | None, typer.Option(help="command that starts processes")] = None,
 ) -> None:
-    """Steps of MD in LAMMPS on one process and on several, beside one process in ASE."""
+    """Time MD steps in LAMMPS on one process and on several, beside one process in ASE."""
     from ase_biasgrad.calculators.lammps.scaling import measured
     from ase_biasgrad.machine import hardware, versions
 

@@ -14,7 +14,8 @@ def qm7(
     data: Annotated[Path, typer.Argument(help="dataset with energies (`biasgrad data qm7`)")],
     output: Results = Path("qm7"),
     row: Annotated[
-        list[str] | None, typer.Option(help="row of the table; may be repeated (default: all)")
+        list[str] | None,
+        typer.Option(help="model (row of the table); may be repeated (default: all)"),
     ] = None,
     fold: Annotated[
         list[int] | None,
@@ -32,7 +33,7 @@ def qm7(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Cross-validated errors of each row; table and learning curves of all results so far.
+    """Cross-validate each model of the QM7 table; print the table of all results so far.
 
     The same command goes on with a training that was interrupted; `biasgrad predict` takes the
     networks that it leaves.

@@ -23,12 +23,14 @@ def benchmark_training(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="frames per step")] = 10,
     steps: Annotated[int, typer.Option(min=1, help="steps in each round")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each; the best one counts")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="repetitions of each; the best one counts")
+    ] = 3,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of either")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="processes of SchNetPack's loader")] = 0,
 ) -> None:
-    """Training frames per second, beside SchNetPack's loader and task, or autograd."""
+    """Measure training frames per second, beside SchNetPack or autograd."""
     from ase_biasgrad.machine import hardware, versions
     from ase_biasgrad.training.benchmarks import tables, throughput
 

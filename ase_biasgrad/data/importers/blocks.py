@@ -100,7 +100,7 @@ def _append(
     pbc = np.zeros(3, bool) if block.pbc is None else block.pbc
     account.left.update(dict.fromkeys(block.left, m))
     labels = _labels(block, source, units, account, cell, pbc, m)
-    kept = _labelled(labels, m)
+    kept = np.any([np.zeros(m, bool), *(~_missing(label) for label in labels.values())], axis=0)
     if not kept.all():
         if not options.skip_unlabelled:
             raise DataError(unlabelled(block.where(path, int(np.argmin(kept))), block.left))
@@ -173,8 +173,3 @@ def _missing(label: np.ndarray) -> np.ndarray:
     if label.dtype.kind == "U":
         return np.zeros(len(label), bool)
     return np.isnan(label).reshape(len(label), -1).all(axis=1) & (label.size > 0)
-
-
-def _labelled(labels: Mapping[str, np.ndarray], m: int) -> np.ndarray:
-    """Frames `(m,)` that have any label."""
-    return np.any([np.zeros(m, bool), *(~_missing(label) for label in labels.values())], axis=0)

@@ -21,6 +21,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     # virials are converted
     "stress": ("ref_stress", "stress", "ref_virials", "ref_virial", "virials", "virial"),
 }
+PLURAL = {"energy": "energies"}
 NAME_IT = "take it with --key {kind}={key}"
 NO_CHARGES = "potentials here know no charges and no spins"
 # (pattern, what it is, what to do about it) of keys that are not taken, the first that fits
@@ -78,10 +79,8 @@ class Account:
                 for key, n in keys.items()
             )
             missing = f", {self.nan[name]} times NaN" if self.nan[name] else ""
-            said.append(
-                f"{name}: in {total} of {self.frames} frames{missing}"
-                + (f", from {origin}" if origin else f"; no {_plural(name)}")
-            )
+            taken = f", from {origin}" if origin else f"; no {PLURAL.get(name, name)}"
+            said.append(f"{name}: in {total} of {self.frames} frames{missing}{taken}")
         if self.unperiodic:
             said.append(
                 f"stress: left out in {self.unperiodic} frames that are not periodic, where it "
@@ -93,10 +92,6 @@ class Account:
         if rest := [key for key in self.left if like(key) is None]:
             said.append(f"not used: {', '.join(rest)}")
         return "\n  ".join(said)
-
-
-def _plural(name: str) -> str:
-    return "energies" if name == "energy" else name
 
 
 def _changed(name: str, key: str) -> str:
