@@ -9,29 +9,30 @@ labelled frames.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ase_biasgrad.data.dataset import DataError, Dataset, Frame
-from ase_biasgrad.data.sampling import sample
+from ase_biasgrad.data.sampling import dynamics_frames
 from ase_biasgrad.data.splits import PARTS, split_dataset
-from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.data.writer import DatasetAppender, DatasetWriter
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.training.config import ConfigError, TeacherOptions, TrainConfig
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-FILE, SPLIT, TRAJECTORIES = "taught.h5", "taught.json", "taught"
+FILE, SPLIT = "taught.h5", "taught.json"
 
 
 def taught(config: TrainConfig, folder: Path, teacher: Calculator | None) -> TrainConfig:
     """Make the data of a run with a teacher, and return options that name it.
 
-    Trajectories appear when they are whole. Those of an interrupted call with the same options are
-    used again.
+    A trajectory is appended when it is whole. An interrupted call with the same options goes on
+    behind the last one.
 
     Raises
     ------
@@ -50,10 +51,13 @@ def taught(config: TrainConfig, folder: Path, teacher: Calculator | None) -> Tra
     history = {"data": dataset.hash(), "teacher": options.record(teacher), "seed": config.seed}
     path = folder / FILE
     if not path.exists():
-        (folder / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
-        files = _trajectories(dataset, split["train"], options, teacher, folder, history)
-        _join(path, dataset, split, files, history)
+        folder.mkdir(parents=True, exist_ok=True)
+        with DatasetWriter(path, {**history, "provenance_of_data": dataset.provenance}) as writer:
+            for k in np.concatenate([split[part] for part in PARTS]):
+                writer.append_frame(replace(dataset[int(k)], labels={}))
     _check_history(path, history)
+    known = sum(len(split[part]) for part in PARTS)
+    _teach(path, known, dataset, split["train"], options, teacher, config.seed)
     count, parts = 0, {}
     for part in PARTS:
         parts[part] = list(range(count, count + len(split[part])))
@@ -68,74 +72,53 @@ def taught(config: TrainConfig, folder: Path, teacher: Calculator | None) -> Tra
     return config.model_copy(update={"data": data.model_copy(update=used)})
 
 
-def _trajectories(
+def _teach(
+    path: Path,
+    known: int,
     dataset: Dataset,
     training: np.ndarray,
     options: TeacherOptions,
     teacher: Calculator,
-    folder: Path,
-    history: dict[str, Any],
-) -> list[Path]:
-    """Files of trajectories from random training frames, those made anew that are not there."""
-    random, files = np.random.default_rng([history["seed"], 7]), []
+    seed: int,
+) -> None:
+    """Append the trajectories from random training frames that are not there.
+
+    The first `known` frames of the file are of no trajectory.
+    """
+    random = np.random.default_rng([seed, 7])
     starts = random.choice(training, options.trajectories, len(training) < options.trajectories)
     each = -(-options.frames // (options.trajectories * len(options.temperatures)))
-    for k, start in enumerate(starts):
-        path = folder / TRAJECTORIES / f"{k:05d}.h5"
-        files.append(path)
-        if path.exists():
-            _check_history(path, history)
-            continue
-        atoms = dataset[int(start)].atoms()
-        atoms.calc = None
-        try:
-            sample(
-                atoms,
-                teacher,
-                path,
-                temperatures=options.temperatures,
-                frames=each,
-                interval=options.interval,
-                timestep=options.timestep,
-                equilibration=options.equilibration,
-                seed=history["seed"] + 1000 * k,
-                provenance=history,
-                progress=False,
-            )
-        except DataError as error:
-            raise DataError(
-                f"teacher: trajectory {k} from frame {start} of {dataset.path}: {error}"
-            ) from error
-    return files
+    with DatasetAppender(path) as writer:
+        done = (writer.frames - known) // (each * len(options.temperatures))
+        for k, start in enumerate(starts[done:], done):
+            atoms = dataset[int(start)].atoms()
+            atoms.calc = None
+            try:
+                frames = dynamics_frames(
+                    atoms,
+                    teacher,
+                    temperatures=options.temperatures,
+                    frames=each,
+                    interval=options.interval,
+                    timestep=options.timestep,
+                    equilibration=options.equilibration,
+                    seed=seed + 1000 * k,
+                )
+                _append(writer, list(frames))
+            except DataError as error:
+                raise DataError(
+                    f"teacher: trajectory {k} from frame {start} of {dataset.path}: {error}"
+                ) from error
 
 
-def _join(
-    path: Path,
-    dataset: Dataset,
-    split: dict[str, np.ndarray],
-    files: list[Path],
-    history: dict[str, Any],
-) -> None:
-    with DatasetWriter(path, {**history, "provenance_of_data": dataset.provenance}) as writer:
-        for part in PARTS:
-            for k in split[part]:
-                frame = dataset[int(k)]
-                _append(writer, frame, frame.energy)
-        for file in files:
-            for frame in Dataset(file):
-                _append(writer, frame, None)
-
-
-def _append(writer: DatasetWriter, frame: Frame, energy: float | None) -> None:
-    writer.append(
-        frame.numbers,
-        frame.positions,
-        energy=energy,
-        forces=frame.forces,
-        stress=frame.stress,
-        cell=frame.cell,
-        pbc=frame.pbc,
-    )
+def _append(writer: DatasetAppender, frames: list[Frame]) -> None:
+    """Append the forces and stresses of a trajectory, all of them or none."""
+    columns = {
+        name: np.stack([getattr(frame, name) for frame in frames])
+        for name in ("positions", "forces", "stress", "cell", "pbc")
+        if getattr(frames[0], name) is not None
+    }
+    writer.append(frames[0].numbers, **columns)
 
 
 def _check_history(path: Path, history: dict[str, Any]) -> None:

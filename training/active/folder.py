@@ -1,29 +1,30 @@
-"""The folder of active learning: options, structures, and for each round its labels and committee.
+"""The folder of active learning: options, structures, labelled frames, and its rounds.
 
-`learn.json` and `structures.traj` are its inputs. `rounds/003/` holds `chosen.traj`, the structures
-to label; `labels/`, a file for each, written when it is known; `data.h5` and `split.json`, all
-frames up to this round; `member0/`, …, run folders; `committee.safetensors`; `explored.json`; and
+`learn.json` and `structures.traj` are its inputs. Each label is appended to `data.h5` when it is
+known, with the round and the place of its structure there. `rounds/003/` holds `chosen.traj`, the
+structures to label; `failed/`, a file for each that has no label; `split.json`, of all frames up to
+this round; `member0/`, …, run folders; `committee.safetensors`; `explored.json`; and
 `summary.json`. Files appear whole, so whatever is there needs not be done again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 
+from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.labelling import Label
-from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.data.writer import DatasetAppender
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.training.active.options import LearnOptions
 
-if TYPE_CHECKING:
-    from ase import Atoms
-
+ROUND, PLACE = "round", "place"  # labels of each frame
 VALIDATE_EVERY = 5  # frames, of which the last one is for validation; a frame never changes sides
 
 
@@ -94,30 +95,39 @@ class LearnFolder:
             found.append(self.round(len(found)))
         return found
 
-    def write_data(self, path: Path, upto: int, provenance: dict[str, Any]) -> int:
-        """Write all labels of rounds up to one into a dataset; return their number.
+    @property
+    def data(self) -> Path:
+        """All labelled frames, in the order of rounds and of structures in each."""
+        return self.path / "data.h5"
+
+    def appender(self) -> DatasetAppender:
+        """Writer of labels as they come; `keep` hands them over."""
+        options = self.options()
+        origin = {"calculator": options.calculator, "arguments": options.arguments}
+        return DatasetAppender(self.data, {**origin, "made_by": "learn"}, (ROUND, PLACE))
+
+    def labelled(self, number: int) -> set[int]:
+        """Structures of a round that have a label."""
+        found: set[int] = set()
+        if self.data.exists():
+            with Dataset(self.data) as dataset:
+                for group in dataset.groups():
+                    rounds, places = (np.asarray(group.read(name)) for name in (ROUND, PLACE))
+                    found |= {int(place) for place in places[rounds == number]}
+        return found
+
+    def frames(self) -> list[Atoms]:
+        """Labelled structures.
 
         Raises
         ------
         LearnError
             If there is none.
         """
-        frames = [pair for n in range(upto + 1) for pair in self.round(n).labels()]
-        if not frames:
+        if not self.data.exists():
             raise LearnError(f"{self.path}: no structure has a label")
-        with DatasetWriter(path, provenance) as writer:
-            for atoms, label in frames:
-                writer.append(
-                    atoms.numbers,
-                    atoms.positions,
-                    energy=label.energy,
-                    forces=label.forces,
-                    stress=label.stress,
-                    cell=atoms.cell.array,
-                    pbc=atoms.pbc,
-                    source=str(path),
-                )
-        return len(frames)
+        with Dataset(self.data) as dataset:
+            return [Atoms(f.numbers, f.positions, cell=f.cell, pbc=f.pbc) for f in dataset]
 
 
 @dataclass(frozen=True)
@@ -130,10 +140,6 @@ class Round:
     @property
     def chosen_file(self) -> Path:
         return self.path / "chosen.traj"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data.h5"
 
     @property
     def split(self) -> Path:
@@ -157,30 +163,31 @@ class Round:
 
     def choose(self, structures: Sequence[Atoms]) -> None:
         """Write the structures to label, with which the round begins."""
-        (self.path / "labels").mkdir(parents=True, exist_ok=True)
+        (self.path / "failed").mkdir(parents=True, exist_ok=True)
         write_structures(self.chosen_file, structures)
 
     def chosen(self) -> list[Atoms]:
         """Structures to label."""
         return read_structures(self.chosen_file)
 
-    def keep(self, k: int, label: Label) -> None:
-        """Write the label of structure `k`."""
-        arrays = {"energy": np.array(label.energy), "forces": label.forces}
-        if label.stress is not None:
-            arrays["stress"] = label.stress
-        with whole_file(self._label(k)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+    def keep(self, writer: DatasetAppender, k: int, atoms: Atoms, label: Label) -> None:
+        """Append the label of structure `k`."""
+        writer.append(
+            atoms.numbers,
+            atoms.positions,
+            energy=label.energy,
+            forces=label.forces,
+            stress=label.stress,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            labels={ROUND: self.number, PLACE: k},
+            source=f"{self.chosen_file}: structure {k}",
+        )
 
     def fail(self, k: int, reason: str) -> None:
         """Write why structure `k` has no label; the structure is in `chosen.traj`."""
         with whole_file(self._failure(k)) as temporary:
             temporary.write_text(json.dumps({"structure": k, "reason": reason}), encoding="utf-8")
-
-    def missing(self) -> list[int]:
-        """Structures that have neither a label nor failed."""
-        places = range(len(self.chosen()))
-        return [k for k in places if not (self._label(k).exists() or self._failure(k).exists())]
 
     def failures(self) -> dict[int, str]:
         """Reasons of the structures that have no label."""
@@ -190,19 +197,8 @@ class Round:
                 found[k] = str(read_json(self._failure(k))["reason"])
         return found
 
-    def labels(self) -> Iterator[tuple[Atoms, Label]]:
-        """Labelled structures, in the order in which they were chosen."""
-        for k, atoms in enumerate(self.chosen()):
-            if self._label(k).exists():
-                with np.load(self._label(k)) as kept:
-                    stress = kept.get("stress")
-                    yield atoms, Label(float(kept["energy"]), kept["forces"], stress)
-
-    def _label(self, k: int) -> Path:
-        return self.path / "labels" / f"{k:04d}.npz"
-
     def _failure(self, k: int) -> Path:
-        return self.path / "labels" / f"{k:04d}.failed.json"
+        return self.path / "failed" / f"{k:04d}.json"
 
 
 def split_of(frames: int, every: int = VALIDATE_EVERY) -> dict[str, list[int]]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 FEW_FAILURES, SHARE = 5, 0.2  # more failures than both stop it
 TOO_CLOSE = 0.4  # Å; structures that no reference describes
 FINAL_EVERY = 10  # frames, of which one validates the final potential
+FINAL_STEP = 2.5  # duration of a step of the final training in those of a member
 Say = Callable[[str], None]
 
 
@@ -92,26 +93,27 @@ def learn(
     begun, number, why = time.monotonic(), 0, ""
     if not folder.round(0).chosen_file.exists():
         folder.round(0).choose(first_structures(structures, options))
+    if not folder.round(0).summary.exists():
+        say(f"{folder.path}: round 0 labels {options.initial} structures by {options.calculator}")
     while not why:
         own, start = folder.round(number), time.monotonic()
         if not own.summary.exists():
             _label(folder, own, options, jobs, say)
-            _train(folder, own, options, jobs)
+            of_member = _train(folder, own, options, jobs)
             found = _explore(folder, own, structures, options, jobs, make)
             summary = _summary(folder, own, options, found)
-            write_json(own.summary, {**summary, "seconds": time.monotonic() - start})
+            seconds = {"seconds": time.monotonic() - start, "seconds_of_member": of_member}
+            write_json(own.summary, {**summary, **seconds})
         summary = read_json(own.summary)
-        rest = (options.budget - summary["labels"] - summary["failed"]) / options.per_round
-        left = max(0.0, rest) * summary["seconds"] / 60
-        say(line(summary, options, left))
         why = _why_end(folder, number, options, summary)
+        say(line(summary, options, _seconds_left(summary, options, ended=bool(why))))
         number += 1
     summaries = [read_json(r.summary) for r in folder.rounds() if r.summary.exists()]
     say(f"{why}; training the final potential on {summaries[-1]['labels']} frames")
     potential = _finish(folder, number - 1, options, jobs)
     say(f"done in {(time.monotonic() - begun) / 60:.1f} min")
     committee = folder.path / "committee.safetensors"
-    return Learned(potential, committee, folder.path / "data.h5", summaries, why)
+    return Learned(potential, committee, folder.data, summaries, why)
 
 
 def first_structures(structures: Sequence[Atoms], options: LearnOptions) -> list[Atoms]:
@@ -142,31 +144,32 @@ def _displaced(
 
 
 def _label(folder: LearnFolder, own: Round, options: LearnOptions, jobs: Jobs, say: Say) -> None:
-    """Label what was chosen; each label is written when it comes."""
+    """Label what was chosen; each label is in the dataset as soon as it is known."""
     reference = Reference(options.calculator, options.arguments)
-    chosen, missing = own.chosen(), own.missing()
-    done = jobs.results(labelled, [(reference, chosen[k]) for k in missing])
-    for place, result in done:
-        k = missing[place]
-        if not isinstance(result, BaseException):
-            own.keep(k, result)
-            continue
-        reason = f"{type(result).__name__}: {result}"
-        own.fail(k, reason)
-        say(f"round {own.number}: structure {k} of {own.chosen_file} has no label: {reason}")
-        _check_failures(folder, own, reason)
+    chosen, failed = own.chosen(), own.failures()
+    done = folder.labelled(own.number)
+    missing = [k for k in range(len(chosen)) if k not in done and k not in failed]
+    before = [len(r.chosen()) - len(r.failures()) for r in folder.rounds()[: own.number]]
+    with folder.appender() as writer:
+        for place, result in jobs.results(labelled, [(reference, chosen[k]) for k in missing]):
+            k = missing[place]
+            if not isinstance(result, BaseException):
+                own.keep(writer, k, chosen[k], result)
+                done.add(k)
+                continue
+            reason = f"{type(result).__name__}: {result}"
+            own.fail(k, reason)
+            say(f"round {own.number}: structure {k} of {own.chosen_file} has no label: {reason}")
+            _check_failures(folder, own, sum(before) + len(done), reason)
 
 
-def _check_failures(folder: LearnFolder, own: Round, reason: str) -> None:
-    tried = failed = 0
-    for each in folder.rounds():
-        failures = len(each.failures())
-        failed += failures
-        tried += len(each.chosen()) - len(each.missing())
+def _check_failures(folder: LearnFolder, own: Round, labels: int, reason: str) -> None:
+    failed = sum(len(each.failures()) for each in folder.rounds())
+    tried = labels + failed
     if failed > max(FEW_FAILURES, SHARE * tried):
         raise LearnError(
             f"{folder.path}: {options_name(folder)} failed on {failed} of {tried} structures, the "
-            f"last time with {reason}; mend it, delete {own.path / 'labels'}/*.failed.json, and go "
+            f"last time with {reason}; mend it, delete {own.path / 'failed'}/*.json, and go "
             f"on with `biasgrad learn --resume {folder.path}`"
         )
 
@@ -176,24 +179,23 @@ def options_name(folder: LearnFolder) -> str:
     return folder.options().calculator
 
 
-def _train(folder: LearnFolder, own: Round, options: LearnOptions, jobs: Jobs) -> None:
-    """Write the data up to this round, train the members, and join them."""
+def _train(folder: LearnFolder, own: Round, options: LearnOptions, jobs: Jobs) -> float:
+    """Train the members on all labels up to this round, and join them; seconds of a member."""
     if own.committee.exists():
-        return
+        return 0.0
     if not own.split.exists():
-        frames = folder.write_data(own.data, own.number, _provenance(options))
-        write_json(own.split, split_of(frames))
+        write_json(own.split, split_of(len(folder.frames())))
     before = folder.round(own.number - 1) if own.number else None
-    work = [(own.member(k), member_config(options, own, before, k)) for k in range(options.members)]
+    configs = [member_config(folder, own, before, k) for k in range(options.members)]
+    work = [(own.member(k), config) for k, config in enumerate(configs)]
+    seconds = 0.0
     for place, result in jobs.results(train_in, work):
         if isinstance(result, BaseException):
             raise LearnError(f"{own.member(place)}: the training failed: {result}") from result
+        seconds = max(seconds, result)
     runs = [own.member(k) for k in range(options.members)]
     make_committee(runs, own.committee, {"round": own.number})
-
-
-def _provenance(options: LearnOptions) -> dict[str, Any]:
-    return {"calculator": options.calculator, "arguments": options.arguments, "made_by": "learn"}
+    return seconds
 
 
 def _explore(
@@ -207,8 +209,7 @@ def _explore(
     """Explore with the committee, and choose what the next round labels."""
     if own.explored.exists():
         return list(read_json(own.explored))
-    frames = [atoms for n in range(own.number + 1) for atoms, _ in folder.round(n).labels()]
-    work = tasks(structures, options, own.number, frames)
+    work = tasks(structures, options, own.number, folder.frames())
     arguments = [(task, options, own.committee, make) for task in work]
     found: dict[int, Exploration] = {}
     for place, result in jobs.results(explore, arguments):
@@ -268,7 +269,7 @@ def _summary(
     """Numbers of a round in JSON values."""
     stored = read_committee(own.committee)
     potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-    split, dataset = read_json(own.split), Dataset(own.data)
+    split, dataset = read_json(own.split), Dataset(folder.data)
     cutoff = max(p.cutoff for p in potentials)
     validation = committee_errors(potentials, DeviceFrames(dataset, split["validation"], cutoff))
     return {
@@ -309,16 +310,25 @@ def _errors_on_new(folder: LearnFolder, own: Round, dataset: Dataset) -> dict[st
     }
 
 
-def line(summary: dict[str, Any], options: LearnOptions, minutes_left: float) -> str:
+def _seconds_left(summary: dict[str, Any], options: LearnOptions, ended: bool) -> float:
+    """Seconds to the end if the budget is spent: rounds like this one, and the last training."""
+    rest = max(0, options.budget - summary["labels"] - summary["failed"]) / options.per_round
+    rounds = 0.0 if ended else rest * summary["seconds"]
+    steps = FINAL_STEP * options.final_steps / options.training_steps
+    return float(rounds + steps * summary["seconds_of_member"])
+
+
+def line(summary: dict[str, Any], options: LearnOptions, seconds_left: float) -> str:
     """One line about a round."""
     stopped = sum(e["stopped"] is not None for e in summary["explored"])
     failed = f" ({summary['failed']} failed)" if summary["failed"] else ""
     new = summary["new"]
-    met = "" if new is None else f", {1000 * new['force_mae']:.0f} on the new frames before"
+    before = "" if new is None else f" ({1000 * new['force_mae']:.0f} on new frames, unseen)"
+    minutes = max(1, round(seconds_left / 60))
     return (
-        f"round {summary['round']}: {summary['labels']} of {options.budget} labels{failed}; force "
-        f"MAE {1000 * summary['force_mae']:.0f} meV/Å on validation frames{met}; {stopped} of "
-        f"{len(summary['explored'])} explorations stopped; at most {minutes_left:.0f} min to go"
+        f"round {summary['round']}: {summary['labels']} of {options.budget} labels{failed}, force "
+        f"MAE {1000 * summary['force_mae']:.0f} meV/Å{before}, {stopped} of "
+        f"{len(summary['explored'])} explorations stopped, {minutes} min left at most"
     )
 
 
@@ -335,12 +345,11 @@ def _why_end(
 
 def _finish(folder: LearnFolder, last: int, options: LearnOptions, jobs: Jobs) -> Path:
     """Train the final potential on all frames, which fits its bias, and write the results."""
-    data, split = folder.path / "data.h5", folder.path / "split.json"
+    split = folder.path / "split.json"
     if not split.exists():
-        frames = folder.write_data(data, last, _provenance(options))
-        write_json(split, split_of(frames, FINAL_EVERY))
+        write_json(split, split_of(len(folder.frames()), FINAL_EVERY))
     run, own = folder.path / "potential", folder.round(last)
-    for _, result in jobs.results(train_in, [(run, final_config(options, folder, split))]):
+    for _, result in jobs.results(train_in, [(run, final_config(folder, split))]):
         if isinstance(result, BaseException):
             raise LearnError(f"{run}: the training failed: {result}") from result
     _copy(run / "potential.safetensors", folder.path / "potential.safetensors")

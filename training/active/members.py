@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,11 @@ VALIDATIONS = 40  # in each training
 
 
 def member_config(
-    options: LearnOptions, own: Round, before: Round | None, member: int
+    folder: LearnFolder, own: Round, before: Round | None, member: int
 ) -> dict[str, Any]:
     """Options of the training of a member; it goes on from its own network of the round before."""
-    config = _config(options, own.data, own.split, options.training_steps)
+    options = folder.options()
+    config = _config(options, folder.data, own.split, options.training_steps)
     config["seed"] = 1000 * options.seed + member
     config = merged(config, options.config)
     if before is None:
@@ -35,9 +37,10 @@ def member_config(
     return {**config, "fine_tuning": tuning}
 
 
-def final_config(options: LearnOptions, folder: LearnFolder, split: Path) -> dict[str, Any]:
+def final_config(folder: LearnFolder, split: Path) -> dict[str, Any]:
     """Options of the training of the final potential."""
-    config = _config(options, folder.path / "data.h5", split, options.final_steps)
+    options = folder.options()
+    config = _config(options, folder.data, split, options.final_steps)
     return merged({**config, "backbone": FINAL, "seed": options.seed}, options.config)
 
 
@@ -71,15 +74,15 @@ def merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def train_in(folder: Path, config: dict[str, Any]) -> Path:
-    """Train in a run folder, or go on with the run in it; return its checkpoint."""
+def train_in(folder: Path, config: dict[str, Any]) -> float:
+    """Train in a run folder, or go on with the run in it; return the seconds that it took."""
+    begun = time.monotonic()
     import torch
 
     from ase_biasgrad.training.run import resume, train
 
-    checkpoint = folder / "potential.safetensors"
-    if checkpoint.exists():
-        return checkpoint
+    if (folder / "potential.safetensors").exists():
+        return 0.0
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # the others want theirs
     with warnings.catch_warnings():
@@ -88,4 +91,4 @@ def train_in(folder: Path, config: dict[str, Any]) -> Path:
             resume(folder)
         else:
             train(config_from(config, str(folder)), folder)
-    return checkpoint
+    return time.monotonic() - begun

@@ -93,6 +93,7 @@ def _found_by(folder: LearnFolder) -> list[dict[str, int]]:
 
 def _picture(rounds: list[dict[str, Any]], found_by: list[dict[str, int]]):  # type: ignore[no-untyped-def]
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
     (errors, stops), (kinds, cover) = figure.subplots(2, 2)
@@ -106,19 +107,21 @@ def _picture(rounds: list[dict[str, Any]], found_by: list[dict[str, int]]):  # t
         known = [1000 * r["new"]["force_mae"] for r in new]
         errors.plot(fresh, known, "o-", color=ACCENT, label="new frames, before")
     errors.set(xlabel="labels", ylabel="force MAE (meV/Å)", yscale="log")
+    for which in (errors.yaxis.set_major_formatter, errors.yaxis.set_minor_formatter):
+        which(LogFormatter(minor_thresholds=(2, 0.5)))
     errors.legend(frameon=False)
     for k, r in enumerate(rounds):
         done = [max(e["steps"], 1) for e in r["explored"]]
         ends = [ACCENT if e["stopped"] else COLOUR for e in r["explored"]]
         stops.scatter([labels[k]] * len(done), done, c=ends, s=14)
-    stops.set(xlabel="labels", ylabel="steps of each exploration (red: stopped)", yscale="log")
+    stops.set(xlabel="labels", ylabel="steps explored (red: stopped)", yscale="log")
     bottom = [0] * len(found_by)
     for kind in sorted({kind for counts in found_by for kind in counts}):
         heights = [counts.get(kind, 0) for counts in found_by]
         kinds.bar(range(len(found_by)), heights, bottom=bottom, label=kind)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     kinds.set(xlabel="round", ylabel="structures to label, by who found them")
-    kinds.legend(frameon=False, fontsize=8)
+    kinds.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     cover.axhline(LEVEL, color="#888888", linewidth=1)
     with_cover = [r for r in rounds if r["coverage"]]
     cover.plot(

@@ -77,7 +77,9 @@ def test_the_budget_is_spent_in_rounds(learned):
     assert [r["labels"] for r in result.rounds] == [12, 18]
     assert result.why == "the budget of 18 labels is spent"
     assert len(Dataset(result.data)) == 18
-    assert "round 1: 18 of 18 labels" in said[1]
+    assert "round 0 labels 12 structures by emt" in said[0]
+    assert "round 1: 18 of 18 labels, force MAE" in said[2]
+    assert "4 of 4 explorations stopped, 1 min left at most" in said[2]
     assert load_checkpoint(result.potential).potential.bias.zero != "none"
     atoms = molecule("CH3CH2OH")
     atoms.calc = MAKE(result.committee)
