@@ -32,7 +32,7 @@ def peers(
     seed: Annotated[int, typer.Option(min=0, help="split, weights and order")] = 0,
     least_epochs: Annotated[
         int, typer.Option(min=1, help="a network is made smaller until so many fit into the time")
-    ] = 30,
+    ] = 10,
 ) -> None:
     """Train each peer for the same minutes of one core, test all on the same frames.
 

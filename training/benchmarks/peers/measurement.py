@@ -58,7 +58,7 @@ class Task:
     test: Frames
     minutes: float
     seed: int = 0
-    least_epochs: int = 30
+    least_epochs: int = 10
     md_seconds: float = 6.0
 
 

@@ -50,6 +50,10 @@ def train(job: Job) -> dict[str, Any]:
         arguments = [
             *("fit", "--model", str(folder / "basis.npz"), "--r0", str(OPTIONS["r0"])),
             *("--weights", json.dumps(WEIGHTS), "--e0", "lsq", "--seed", str(job.seed)),
+            *(
+                "--map-polish",
+                "off",
+            ),  # of an optimum that is found already: time for a larger basis
             *("--train", str(job.folder / "train.extxyz")),
             *("--test", str(job.folder / "validation.extxyz"), "--out", str(folder)),
         ]

@@ -17,7 +17,7 @@ REQUIREMENTS = ("sgdml==1.0.3", "ase")
 SOURCE = "sgdml 1.0.3, the defaults of `sgdml all`: symmetries found, λ = 1e-10, σ = 10, 20, … 90"
 SIGMAS = tuple(range(10, 100, 10))
 # training frames: σ is chosen with few, then as many as finish in the time
-FEW, SIZES = 200, (400, 600, 800)
+FEW, SIZES = 200, (300, 400, 500, 600, 700, 800)
 WORSE = 1.2  # than the best σ: larger ones are not tried
 
 
