@@ -260,11 +260,10 @@ class BiasGradCalculator(PotentialCalculator):
     def _close_pairs(
         self, structure: Structure, place: int | None = 0
     ) -> tuple[ClosePairs | None, str | None]:
-        """Pairs closer than any in training, and a message about them, which is given."""
+        """Pairs closer than any in training, and how the structure is outside, which is given."""
         if self._range is None:
             return None, None
-        pairs = self._range.close_pairs(structure, place)
-        message = None if pairs is None else self._range.told(structure.numbers, pairs)
+        pairs, message = self._range.outside(structure, place)
         self._notice.give(message)
         return pairs, message
 

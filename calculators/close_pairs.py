@@ -1,18 +1,26 @@
-"""Count of the pairs of atoms that are closer than a distance of their own."""
+"""Pairs of atoms that are closer than a distance of their own, and neighbours of atoms."""
 
 from __future__ import annotations
+
+import math
 
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 
 @compiled(error_model="numpy")
-def count_closer(positions, cell, first, second, shift, squares, found):  # type: ignore[no-untyped-def]
-    """Write to `found (1,)` how many pairs have a squared distance below `squares (p,)` Å².
+def measure_pairs(  # type: ignore[no-untyped-def]
+    positions, cell, first, second, shift, squares, lengths, kinds, low, high, counts, found
+):
+    """Count pairs that are too close, and atoms with too few or too many neighbours.
 
-    Positions `(n, 3)` and cell `(3, 3)` in Å, atoms `(p,)` of each pair and its shift `(p, 3)` by
-    cells.
+    Positions `(n, 3)` and cell `(3, 3)` in Å; atoms `(p,)` of each pair and its shift `(p, 3)` by
+    cells. `found (2,)` gets the number of pairs with a squared distance below `squares (p,)` Å²,
+    and that of the `counts (n, k)` outside of `low` and `high (n, k)`. These are the coordination
+    numbers of `training_range.Coordination` by the `kinds (n,)` of neighbours, with bond `lengths
+    (p,)` in Å; with k = 0 there are none.
     """
-    count = 0
+    counts[:] = 0.0
+    closer = 0
     for p in range(len(first)):
         i, j = first[p], second[p]
         square = 0.0
@@ -21,5 +29,16 @@ def count_closer(positions, cell, first, second, shift, squares, found):  # type
             d += shift[p, 0] * cell[0, k] + shift[p, 1] * cell[1, k] + shift[p, 2] * cell[2, k]
             square += d * d
         if square < squares[p]:
-            count += 1
-    found[0] = count
+            closer += 1
+        # 1.7 and 1.2 are NONE and WHOLE of `training_range`
+        if counts.shape[1] and square < (1.7 * lengths[p]) ** 2:
+            t = min(1.0, (1.7 - math.sqrt(square) / lengths[p]) / 0.5)
+            share = t * t * (3.0 - 2.0 * t)
+            counts[i, kinds[j]] += share
+            counts[j, kinds[i]] += share
+    outside = 0
+    for i in range(counts.shape[0]):
+        for k in range(counts.shape[1]):
+            if counts[i, k] < low[i, k] or counts[i, k] > high[i, k]:
+                outside += 1
+    found[0], found[1] = closer, outside

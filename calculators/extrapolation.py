@@ -1,7 +1,8 @@
 """Structures outside of the range that a potential was trained on: found, told, and held together.
 
-Pairs of atoms closer than the closest of their elements in training are looked for at every
-evaluation, among candidates that a neighbour list with a skin keeps.
+Pairs of atoms closer than the closest of their elements in training, and atoms with fewer or more
+neighbours than any, are looked for at every evaluation, among candidates that a neighbour list with
+a skin keeps.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.calculators.repulsion import repulsion, repulsion_ranges
 from ase_biasgrad.neighbours import Edges, neighbour_list
 from ase_biasgrad.numerics.native import NativeKernel
-from ase_biasgrad.training_range import TrainingRange
+from ase_biasgrad.training_range import NONE, TrainingRange, bond_lengths
 
-COUNT_CLOSER = NativeKernel("ase_biasgrad.calculators.close_pairs", "count_closer")
+MEASURE_PAIRS = NativeKernel("ase_biasgrad.calculators.close_pairs", "measure_pairs")
 ROUNDING = 1e-9  # relative, of distances that are those of training
 FORCE_MARGIN = 1.2  # forces err: only those beyond this times the largest in training count
 ADVICE = "Energies and forces are extrapolated; label such structures and train on them"
@@ -44,28 +45,41 @@ class ExtrapolationError(InputError):
 
 
 class Candidates(NamedTuple):
-    """Pairs that may come closer than the closest in training, each once."""
+    """Pairs that may come too close or be neighbours, each once."""
 
     first: np.ndarray  # (p,) int64
     second: np.ndarray  # (p,) int64
     shift: np.ndarray  # (p, 3) float64, cells
     squares: np.ndarray  # (p,) Å², of the closest distance in training
+    lengths: np.ndarray  # (p,) Å, of a bond
 
 
-class Counter:
-    """Candidates, and the count of those that are too close: one compiled call, bound once."""
+class Measure:
+    """Candidates, and what is outside among them: one compiled call, bound once.
 
-    def __init__(self, candidates: Candidates, atoms: int) -> None:
-        self.candidates = candidates
-        self._positions, self._cell = np.empty((atoms, 3)), np.empty((3, 3))
-        self._found = np.zeros(1, np.int64)
-        self._count = COUNT_CLOSER.bind(self._positions, self._cell, *candidates, self._found)
+    Attributes
+    ----------
+    counts, low, high
+        Coordination numbers `(n, k)` by elements of neighbours, and their limits; k is 0 where the
+        range of training is not known.
+    """
 
-    def any_closer(self, structure: Structure) -> bool:
-        """True if a pair is closer than the closest of its elements in training."""
+    def __init__(
+        self, candidates: Candidates, kinds: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> None:
+        self.candidates, self.low, self.high = candidates, low, high
+        self.counts = np.zeros_like(low)
+        self._positions, self._cell = np.empty((len(kinds), 3)), np.empty((3, 3))
+        self._found = np.zeros(2, np.int64)
+        self._measure = MEASURE_PAIRS.bind(
+            self._positions, self._cell, *candidates, kinds, low, high, self.counts, self._found
+        )
+
+    def of(self, structure: Structure) -> tuple[int, int]:
+        """Numbers of pairs that are too close, and of coordination numbers out of their range."""
         self._positions[:], self._cell[:] = structure.positions, structure.cell
-        self._count()
-        return bool(self._found[0])
+        self._measure()
+        return int(self._found[0]), int(self._found[1])
 
 
 @dataclass(frozen=True)
@@ -102,8 +116,12 @@ class RangeCheck:
         self.ranges = repulsion_ranges(self.closest, cutoff)
         known = np.array(sorted(elements), np.int64)
         self.reach = float(self.closest[np.ix_(known, known)].max()) if len(known) else cutoff
+        self._counted = np.array([], np.int64) if seen.coordination is None else known
+        self._lengths = bond_lengths(cutoff if not seen.coordination else seen.coordination.cutoff)
+        if len(self._counted):
+            self.reach = max(self.reach, NONE * float(self._lengths[np.ix_(known, known)].max()))
         self._skin = skin
-        self._lists: list[VerletCache[Counter]] = []  # by places
+        self._lists: list[VerletCache[Measure]] = []  # by places
 
     def fresh(self) -> RangeCheck:
         """Another one without a neighbour list."""
@@ -116,22 +134,33 @@ class RangeCheck:
         """Forget the neighbour lists."""
         self._lists = []
 
-    def close_pairs(self, structure: Structure, place: int | None = 0) -> ClosePairs | None:
-        """Pairs that are closer than any in training, or None.
+    def outside(
+        self, structure: Structure, place: int | None = 0
+    ) -> tuple[ClosePairs | None, str | None]:
+        """Pairs that are closer than any in training, and what is outside, said; None inside.
 
         The neighbour list of a place serves the next structure there, too, as in dynamics; with
         `place=None` a list is searched for this structure alone.
         """
         s = structure
         if place is None:
-            counter = self._counter(neighbour_list(s.positions, s.cell, s.pbc, self.reach), s)
+            measure = self._measure(neighbour_list(s.positions, s.cell, s.pbc, self.reach), s)
         else:
             while len(self._lists) <= place:
-                self._lists.append(VerletCache(self.reach, self._skin, self._counter))
-            counter = self._lists[place].of(s)
-        if not counter.any_closer(s):
-            return None
-        first, second, shift, squares = counter.candidates
+                self._lists.append(VerletCache(self.reach, self._skin, self._measure))
+            measure = self._lists[place].of(s)
+        closer, unusual = measure.of(s)
+        pairs = self._pairs(measure.candidates, s) if closer else None
+        if pairs is not None:
+            return pairs, self.told(s.numbers, pairs)
+        return None, self._unusual(s.numbers, measure) if unusual else None
+
+    def close_pairs(self, structure: Structure, place: int | None = 0) -> ClosePairs | None:
+        """The pairs of `outside` alone."""
+        return self.outside(structure, place)[0]
+
+    def _pairs(self, candidates: Candidates, s: Structure) -> ClosePairs | None:
+        first, second, shift, squares, _ = candidates
         vectors = s.positions[second] - s.positions[first] + shift @ s.cell
         distances = np.linalg.norm(vectors, axis=1)
         close = distances**2 < squares
@@ -139,15 +168,19 @@ class RangeCheck:
         found = (first, second, vectors, distances, closest)
         return ClosePairs(*(values[close] for values in found)) if close.any() else None
 
-    def _counter(self, edges: Edges, structure: Structure) -> Counter:
+    def _measure(self, edges: Edges, structure: Structure) -> Measure:
         i, j = edges.centre.astype(np.int64), edges.neighbour.astype(np.int64)
         shift = edges.shift.astype(np.float64)
         sign = np.sign(shift) @ np.array([4.0, 2.0, 1.0])
         once = (i < j) | ((i == j) & (sign > 0))
-        i, j = i[once], j[once]
-        closest = self.closest[structure.numbers[i], structure.numbers[j]]
-        shift, squares = np.ascontiguousarray(shift[once]), (closest * (1 - ROUNDING)) ** 2
-        return Counter(Candidates(i, j, shift, squares), len(structure.numbers))
+        i, j, numbers = i[once], j[once], structure.numbers
+        squares = (self.closest[numbers[i], numbers[j]] * (1 - ROUNDING)) ** 2
+        shift, lengths = np.ascontiguousarray(shift[once]), self._lengths[numbers[i], numbers[j]]
+        low = high = np.zeros((len(numbers), 0))
+        if self.seen.coordination is not None:
+            low, high = self.seen.coordination.limits(numbers, self._counted)
+        kinds = np.searchsorted(self._counted, numbers).astype(np.int64)
+        return Measure(Candidates(i, j, shift, squares, lengths), kinds, low, high)
 
     # --- what is said ----------------------------------------------------------------------
 
@@ -167,6 +200,19 @@ class RangeCheck:
         return (
             f"the structure is outside of the training range: atoms {names[0]} and {names[1]} are "
             f"{pairs.distances[worst]:.3f} Å apart, and {training}{more}"
+        )
+
+    def _unusual(self, numbers: np.ndarray, measure: Measure) -> str:
+        """Say which atom has fewer or more neighbours than any in training."""
+        beyond = np.maximum(measure.low - measure.counts, measure.counts - measure.high)
+        i, k = (int(place) for place in np.unravel_index(np.argmax(beyond), beyond.shape))
+        atom, neighbour = int(numbers[i]), int(self._counted[k])
+        assert self.seen.coordination is not None
+        least, most = self.seen.coordination.ranges[atom, neighbour]
+        return (
+            f"the structure is outside of the training range: atom {i} ({chemical_symbols[atom]}) "
+            f"has {measure.counts[i, k]:.2f} {chemical_symbols[neighbour]} as neighbours (closer "
+            f"than 1.2 to 1.7 bond lengths), and {least:.2f} to {most:.2f} in training"
         )
 
     def too_large(self, numbers: np.ndarray, forces: np.ndarray) -> str | None:

@@ -11,13 +11,15 @@ from ase.calculators.fd import (
     calculate_numerical_forces,
     calculate_numerical_stress,
 )
+from ase.data import atomic_numbers, covalent_radii
+from ase.neighborlist import neighbor_list
 from conftest import copper, ethanol, small_potential, structure_of
 
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.calculators import ExtrapolationError, ExtrapolationWarning
 from ase_biasgrad.calculators.extrapolation import RangeCheck
 from ase_biasgrad.checkpoint import CheckpointError, save_checkpoint
-from ase_biasgrad.training_range import TrainingRange
+from ase_biasgrad.training_range import Coordination, TrainingRange
 
 CLOSEST = {(1, 1): 1.4, (1, 6): 1.0, (1, 8): 0.9, (6, 6): 1.4, (6, 8): 1.3, (29, 29): 2.4}
 SEEN = TrainingRange(CLOSEST, 1e3)
@@ -259,3 +261,62 @@ def test_the_pairs_of_training_are_inside():
     seen = TrainingRange({(1, 8): atoms.get_distance(0, 1)})
     check = RangeCheck(seen, 4.0, 1.0, [1, 8])
     assert check.close_pairs(structure_of(atoms)) is None
+
+
+def neighbours(atoms: Atoms, cutoff: float) -> np.ndarray:
+    """Coordination numbers `(n, elements)` by ASE's neighbour list and the formula."""
+    i, j, d = neighbor_list("ijd", atoms, 5.0)
+    radii = covalent_radii[atoms.numbers]
+    x = d / np.minimum(radii[i] + radii[j], cutoff / 1.7)
+    t = np.clip((1.7 - x) / 0.5, 0, 1)
+    counts = np.zeros((len(atoms), 120))
+    np.add.at(counts, (i, atoms.numbers[j]), t**2 * (3 - 2 * t))
+    return counts
+
+
+def wide(elements, cutoff: float = 4.0, **limits) -> TrainingRange:
+    """A range in which every number of neighbours was seen, but for some."""
+    ranges = {(a, b): (0.0, 99.0) for a in elements for b in elements}
+    named = {(atomic_numbers[k[0]], atomic_numbers[k[2:]]): v for k, v in limits.items()}
+    return TrainingRange(inside().closest, 1e6, Coordination(cutoff, {**ranges, **named}))
+
+
+@pytest.mark.parametrize("kind", ["molecule", "crystal", "one cell"])
+def test_neighbours_under_a_skin_are_those_of_the_formula(kind):
+    random = np.random.default_rng(0)
+    atoms = {"molecule": ethanol(), "crystal": bulk("Cu", cubic=True) * 2, "one cell": bulk("Cu")}
+    atoms, elements = atoms[kind], [1, 6, 8, 29]
+    cutoff = 3.5 if kind == "crystal" else 4.0
+    check = RangeCheck(wide(elements, cutoff), 4.0, 0.5, elements)
+    for _ in range(12):
+        atoms.positions += random.normal(0, 0.06, atoms.positions.shape)
+        s = structure_of(atoms)
+        assert check.outside(s) == (None, None)
+        measure = check._lists[0].of(s)
+        assert np.allclose(measure.counts, neighbours(atoms, cutoff)[:, elements], atol=1e-12)
+    assert measure.counts.max() > 1.5
+
+
+def test_an_atom_that_leaves_or_comes_is_told(tmp_path):
+    seen = wide([1, 6, 8, 29], H_C=(0.0, 1.0), C_H=(2.0, 3.0), O_H=(1.0, 1.0))
+    atoms = ethanol()
+    atoms.calc = made(checkpoint(tmp_path, seen))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ExtrapolationWarning)
+        atoms.get_forces()
+    gone = atoms.copy()
+    oxygen = int(np.flatnonzero(atoms.numbers == 8)[0])
+    own = min(np.flatnonzero(atoms.numbers == 1), key=lambda k: atoms.get_distance(k, oxygen))
+    gone.set_distance(oxygen, int(own), 2.5, fix=0)
+    gone.calc = made(checkpoint(tmp_path, seen), strict=True)
+    with pytest.raises(
+        ExtrapolationError,
+        match=rf"atom {oxygen} \(O\) has 0.00 H as neighbours .*, and 1.00 to 1.00 in training",
+    ):
+        gone.get_forces()
+    gone.calc = made(checkpoint(tmp_path, seen))
+    with pytest.warns(ExtrapolationWarning, match="has 0.00 H as neighbours"):
+        gone.get_forces()
+    assert f"atom {oxygen} (O)" in gone.calc.outside
+    results = gone.calc.evaluate_many([gone])[0]
+    assert results["forces"] == pytest.approx(gone.get_forces(), abs=1e-9)
