@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.data.dataset import Dataset
     from ase_biasgrad.data.importers import ImportOptions, import_files
     from ase_biasgrad.data.sampling import sample
-    from ase_biasgrad.data.writer import DatasetWriter
+    from ase_biasgrad.data.writer import DatasetAppender, DatasetWriter
     from ase_biasgrad.potential import Potential
 
 __version__ = version("ase-biasgrad")
@@ -29,6 +29,7 @@ __all__ = [
     "BiasGradCalculator",
     "BiasedCalculator",
     "Dataset",
+    "DatasetAppender",
     "DatasetWriter",
     "ImportOptions",
     "Potential",
@@ -50,6 +51,7 @@ __getattr__ = lazy_names(
         "BiasGradCalculator": "ase_biasgrad.calculators",
         "BiasedCalculator": "ase_biasgrad.calculators",
         "Dataset": "ase_biasgrad.data.dataset",
+        "DatasetAppender": "ase_biasgrad.data.writer",
         "DatasetWriter": "ase_biasgrad.data.writer",
         "ImportOptions": "ase_biasgrad.data.importers",
         "Potential": "ase_biasgrad.potential",
