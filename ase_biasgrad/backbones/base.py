@@ -17,11 +17,13 @@ class Backbone(nn.Module, ABC):
     A subclass stores in `arguments` the keyword arguments that rebuild it (JSON values only),
     in `cutoff` the range in Å of its edges and in `scale` the unit of its output in eV (all by
     `keep_arguments`), and names its architecture in `name`. `depths` are the arguments that count
-    layers, each of which has tensors of its own.
+    layers, each of which has tensors of its own. `radial` names the submodules that are functions
+    of a distance.
     """
 
     name: ClassVar[str]
     depths: ClassVar[tuple[str, ...]] = ("interactions",)
+    radial: ClassVar[tuple[str, ...]] = ()
     largest_number: ClassVar[int] = N_ELEMENTS - 1  # atomic number
     cutoff: float
     scale: float

@@ -70,6 +70,7 @@ class GraphConvolution(ReadoutBackbone):
     """
 
     name: ClassVar[str] = "graph_convolution"
+    radial: ClassVar[tuple[str, ...]] = ("edge",)
 
     def __init__(
         self,

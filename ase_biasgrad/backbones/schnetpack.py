@@ -134,6 +134,7 @@ class SchNet(SchNetPackBackbone):
     """Continuous-filter convolutions (Schütt et al. 2018, J. Chem. Phys. 148, 241722)."""
 
     name: ClassVar[str] = "schnet"
+    radial: ClassVar[tuple[str, ...]] = ("filter_network",)
     layers: ClassVar[type[nn.Module]] = SchNetLayers
 
     def __init__(self, interactions: int = 6, radial_functions: int = 50, **arguments: Any) -> None:
@@ -211,4 +212,5 @@ class PaiNN(SchNetPackBackbone):
     """Equivariant message passing with vectors (Schütt, Unke, Gastegger 2021, ICML)."""
 
     name: ClassVar[str] = "painn"
+    radial: ClassVar[tuple[str, ...]] = ("filter_net",)
     layers: ClassVar[type[nn.Module]] = PaiNNLayers

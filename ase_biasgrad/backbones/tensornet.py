@@ -52,6 +52,7 @@ class TensorNet(ReadoutBackbone):
     """
 
     name: ClassVar[str] = "tensornet"
+    radial: ClassVar[tuple[str, ...]] = ("radial",)
 
     def __init__(
         self,

@@ -228,7 +228,7 @@ class ForceStage(pl.LightningModule):
         learning = self._learning()
         if self.options.optimizer == "adamw":
             return torch.optim.AdamW(learning, rate, weight_decay=decay, amsgrad=True, fused=True)
-        matrices = hidden_matrices(self.potential)
+        matrices = hidden_matrices(self.potential.backbone)
         among = set(map(id, matrices))
         return Muon(matrices, [p for p in learning if id(p) not in among], rate, decay)
 
