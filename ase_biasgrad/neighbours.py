@@ -18,6 +18,16 @@ MOST_BINS = 1_000_000
 
 
 @dataclass(frozen=True)
+class Structure:
+    """One structure as NumPy arrays."""
+
+    numbers: np.ndarray  # (n,) int64
+    positions: np.ndarray  # (n, 3) float64, Å
+    cell: np.ndarray  # (3, 3) float64, Å, rows are lattice vectors
+    pbc: np.ndarray  # (3,) bool
+
+
+@dataclass(frozen=True)
 class Edges:
     """Directed edges: centre i `(e,)`, neighbour j `(e,)`, integer cell shift S `(e, 3)`.
 
@@ -169,44 +179,38 @@ class VerletList:
         self._key: tuple[bytes, bytes] | None = None
         self._edges: Edges | None = None
 
-    def candidates(
-        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-    ) -> Edges:
+    def candidates(self, structure: Structure) -> Edges:
         """Edges that hold every pair within the cutoff, and some up to `cutoff + skin`."""
-        if self._edges is None or not self.is_complete(numbers, positions, cell, pbc):
-            self._edges = self.search(numbers, positions, cell, pbc)
+        if self._edges is None or not self.is_complete(structure):
+            self._edges = self.search(structure)
         return self._edges
 
-    def edges(
-        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-    ) -> Edges:
+    def edges(self, structure: Structure) -> Edges:
         """Exactly the edges of `neighbour_list`."""
-        edges = self.candidates(numbers, positions, cell, pbc)
+        s, edges = structure, self.candidates(structure)
         if self._constant:
             return edges
-        vectors = edges.vectors(positions, np.where(pbc[:, None], cell, 0.0))
+        vectors = edges.vectors(s.positions, np.where(s.pbc[:, None], s.cell, 0.0))
         return edges.select(np.einsum("ek,ek->e", vectors, vectors) < self.cutoff**2)
 
-    def search(
-        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-    ) -> Edges:
+    def search(self, structure: Structure) -> Edges:
         """New candidates, whose geometry is now the reference; it does not keep them."""
         self.reset()  # also where the search fails
-        edges = neighbour_list(positions, cell, pbc, self.cutoff + self.skin)
-        self._constant = not pbc.any() and len(positions) <= ALL_PAIRS_UP_TO
-        self._positions, self._cell = positions.copy(), np.array(cell, float)
-        self._key = numbers.tobytes(), pbc.tobytes()
+        s = structure
+        edges = neighbour_list(s.positions, s.cell, s.pbc, self.cutoff + self.skin)
+        self._constant = not s.pbc.any() and len(s.positions) <= ALL_PAIRS_UP_TO
+        self._positions, self._cell = s.positions.copy(), np.array(s.cell, float)
+        self._key = s.numbers.tobytes(), s.pbc.tobytes()
         self.searches += 1
         return edges
 
-    def is_complete(
-        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-    ) -> bool:
+    def is_complete(self, structure: Structure) -> bool:
         """Test that the candidates of the last search still hold every pair within the cutoff.
 
         Positions that are not finite are found by a search only where all pairs are candidates.
         """
-        if self._key != (numbers.tobytes(), pbc.tobytes()):
+        positions, cell, pbc = structure.positions, structure.cell, structure.pbc
+        if self._key != (structure.numbers.tobytes(), pbc.tobytes()):
             return False
         if self._constant:
             return True

@@ -184,18 +184,11 @@ class Potential(nn.Module):
         """Backbone energies `own (n,)`, with forces and stress if wanted; no bias in sight."""
         if not wanted & {"forces", "stress"}:
             return {"own": self.backbone(graph).to(torch.float64)}
-        positions = graph.positions.detach().requires_grad_()
-        leaves, moved = [positions], graph.with_geometry(positions, graph.cell)
-        if "stress" in wanted:
-            strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()  # (b, 3, 3)
-            leaves, moved = [positions, strain], strained(graph, positions, strain)
-        own = self.backbone(moved).to(torch.float64)
-        gradients = torch.autograd.grad(
-            own.sum(), leaves, create_graph=create_graph, materialize_grads=True
-        )
-        values = {"own": own, "forces": -gradients[0]}
-        if "stress" in wanted:
-            values["stress"] = voigt_stress(gradients[1], graph.cell)
+        strain = "stress" in wanted
+        own, forces, *strain_gradient = derivatives(self.backbone, graph, strain, create_graph)
+        values = {"own": own, "forces": forces}
+        if strain:
+            values["stress"] = voigt_stress(strain_gradient[0], graph.cell)
         return values
 
     def _with_bias(self, own: Tensor, graph: AtomGraph) -> dict[str, Tensor]:
@@ -222,6 +215,25 @@ def backbone_of(network: NetworkArrays) -> Backbone:
     tensors = {key: torch.from_numpy(array.copy()) for key, array in network.tensors.items()}
     backbone.load_state_dict(tensors, assign=True)
     return backbone.requires_grad_(False).eval()
+
+
+def derivatives(
+    backbone: Backbone, graph: AtomGraph, strain: bool, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Energies by atom `(n,)`, forces `(n, 3)` and, with `strain`, ∂E/∂ε `(b, 3, 3)`, by autograd.
+
+    `create_graph` keeps everything differentiable in the parameters.
+    """
+    positions = graph.positions.detach().requires_grad_()
+    leaves, moved = [positions], graph.with_geometry(positions, graph.cell)
+    if strain:
+        leaves.append(graph.cell.new_zeros(graph.cell.shape).requires_grad_())
+        moved = strained(graph, *leaves)
+    own = backbone(moved).to(torch.float64)
+    gradient, *of_strain = torch.autograd.grad(
+        own.sum(), leaves, create_graph=create_graph, materialize_grads=True
+    )
+    return own, -gradient, *of_strain
 
 
 def second_derivatives(backbone: Backbone, graph: AtomGraph, strain: bool = False) -> Tensor:

@@ -25,9 +25,10 @@ from ase.md.verlet import VelocityVerlet
 from ase_biasgrad.backbones import Backbone, build_backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
-from ase_biasgrad.calculators.engines.base import Structure
+from ase_biasgrad.calculators.start_benchmark import seconds_and_memory
 from ase_biasgrad.convert import schnetpack_model
 from ase_biasgrad.graph import graph_from_atoms, pairs_within
+from ase_biasgrad.neighbours import Structure
 from ase_biasgrad.potential import Potential
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -49,6 +50,17 @@ ASPIRIN = Atoms(
         [-2.77, 1.96, 1.42],
     ],
 )  # fmt: skip
+
+
+TWO_EVALUATIONS = """
+from ase_biasgrad.calculators.md_benchmark import LARGE, calculator, fluid, random_backbone
+atoms = fluid({atoms})
+backbone = random_backbone({name!r}, **LARGE.get({name!r}, {{}}))
+atoms.calc = calculator(backbone, engine={engine!r})
+atoms.get_forces()
+atoms.rattle(0.3)
+atoms.get_forces()
+"""
 
 
 @dataclass(frozen=True)
@@ -274,15 +286,5 @@ def engine_time(backbone: Backbone, atoms: Atoms, seconds: float = 3.0) -> float
 
 
 def peak_memory(name: str, atoms: int, engine: str = "cpu") -> float:
-    """Largest resident memory (MB) of this process, after energies and forces of a fluid, once more
-    when its neighbours have to be searched anew.
-
-    Linux only: `getrusage` would count what the parent process had.
-    """
-    calc = calculator(random_backbone(name, **LARGE.get(name, {})), engine=engine)
-    structure = fluid(atoms)
-    _forces(structure, calc)
-    structure.rattle(0.3)
-    _forces(structure, calc)
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """Largest memory (MB) of a process that evaluates a fluid, once more with new neighbours."""
+    return seconds_and_memory(TWO_EVALUATIONS.format(name=name, atoms=atoms, engine=engine))[1]

@@ -21,7 +21,7 @@ from ase_biasgrad.calculators.calculator import EnergyZeroWarning, unknown_zero
 from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.graph import AtomGraph, collate, forward_edges, graph_from_arrays
 from ase_biasgrad.machine import torch_device
-from ase_biasgrad.neighbours import Edges, VerletList, is_isolated
+from ase_biasgrad.neighbours import Edges, Structure, VerletList, is_isolated
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.units import N_ELEMENTS
 
@@ -132,22 +132,22 @@ class TorchSimModel(ModelInterface):
         pbc = np.broadcast_to(state.pbc.cpu().numpy(), 3)
         ends = np.cumsum(sizes)[:-1]
         parts = [np.split(values, ends) for values in (numbers, positions.cpu().numpy())]
-        systems = list(zip(*parts, cells.cpu().numpy(), strict=True))
+        systems = [Structure(*s, pbc) for s in zip(*parts, cells.cpu().numpy(), strict=True)]
         if numbers.tobytes() != self._numbers or len(systems) != len(self._edges):
             self._check_elements(numbers)
-            self._check_zero(systems, pbc)
+            self._check_zero(systems)
         while len(self._lists) < len(systems):
             self._lists.append(VerletList(self.potential.cutoff, self.skin))
-        lists = zip(self._lists, systems, strict=False)
-        edges = [each.candidates(z, r, cell, pbc) for each, (z, r, cell) in lists]
+        edges = [each.candidates(s) for each, s in zip(self._lists, systems, strict=False)]
         changed = len(edges) != len(self._edges) or any(
             new is not old for new, old in zip(edges, self._edges, strict=True)
         )
         if changed or self._graph is None:
+            cutoff = self.potential.cutoff
             graph = collate(
                 [
-                    graph_from_arrays(z, r, self.potential.cutoff, cell, pbc, edges=own)
-                    for (z, r, cell), own in zip(systems, edges, strict=True)
+                    graph_from_arrays(s.numbers, s.positions, cutoff, s.cell, pbc, edges=own)
+                    for s, own in zip(systems, edges, strict=True)
                 ]
             )
             forward = forward_edges(graph.edge_index, graph.edge_shift, bool(pbc.any()))
@@ -174,12 +174,12 @@ class TorchSimModel(ModelInterface):
             )
             raise ValueError(f"the potential does not know {names}; it was trained for {known}")
 
-    def _check_zero(self, systems: Sequence[tuple[np.ndarray, ...]], pbc: np.ndarray) -> None:
+    def _check_zero(self, systems: Sequence[Structure]) -> None:
         """Warn once of an energy whose zero is not known."""
-        for numbers, positions, cell in systems:
-            counts = np.bincount(numbers, minlength=N_ELEMENTS)
-            isolated = is_isolated(positions, cell, pbc, self.potential.cutoff)
+        for s in systems:
+            counts = np.bincount(s.numbers, minlength=N_ELEMENTS)
+            isolated = is_isolated(s.positions, s.cell, s.pbc, self.potential.cutoff)
             if not self._warned and not self.potential.bias.knows(counts, isolated):
-                message = unknown_zero({self.potential.bias.zero}, numbers)
+                message = unknown_zero({self.potential.bias.zero}, s.numbers)
                 warnings.warn(message, EnergyZeroWarning, stacklevel=4)
                 self._warned = True

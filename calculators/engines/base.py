@@ -13,15 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Structure:
-    """One structure as NumPy arrays, checked to be finite and to have supported elements."""
-
-    numbers: np.ndarray  # (n,) int64
-    positions: np.ndarray  # (n, 3) float64, Å
-    cell: np.ndarray  # (3, 3) float64, Å
-    pbc: np.ndarray  # (3,) bool
+from ase_biasgrad.neighbours import Structure
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ase_biasgrad.calculators.engines.base import Structure
-from ase_biasgrad.neighbours import Edges, VerletList
+from ase_biasgrad.neighbours import Edges, Structure, VerletList
 
 T = TypeVar("T")
 
@@ -31,15 +30,13 @@ class VerletCache(Generic[T]):
 
     def find(self, structure: Structure) -> T | None:
         """The last result, if its candidates still hold every pair within the cutoff, or None."""
-        s, kept = structure, self._prepared
-        if kept is None or not self.list.is_complete(s.numbers, s.positions, s.cell, s.pbc):
-            return None
-        return kept
+        kept = self._prepared
+        return kept if kept is not None and self.list.is_complete(structure) else None
 
     def search(self, structure: Structure) -> T:
         """Search candidates anew, and prepare them."""
-        s, self._prepared = structure, None  # the old one need not wait in memory
-        self._prepared = self.prepare(self.list.search(s.numbers, s.positions, s.cell, s.pbc), s)
+        self._prepared = None  # the old one need not wait in memory
+        self._prepared = self.prepare(self.list.search(structure), structure)
         return self._prepared
 
     def of(self, structure: Structure) -> T:

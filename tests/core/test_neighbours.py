@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_biasgrad import neighbours
-from ase_biasgrad.neighbours import VerletList, complete_cell, neighbour_list, pairs_within
+from ase_biasgrad.neighbours import (
+    Structure,
+    VerletList,
+    complete_cell,
+    neighbour_list,
+    pairs_within,
+)
 
 PBC = st.tuples(st.booleans(), st.booleans(), st.booleans())
 
@@ -123,7 +129,7 @@ def test_skin_list_stays_exact_under_any_change(seed, pbc, skin):
             positions, numbers = positions[keep], numbers[keep]
         positions = positions + random.normal(0, 0.03, positions.shape)
         fresh = neighbour_list(positions, cell, pbc, 3.0)
-        assert as_set(skin_list.edges(numbers, positions, cell, pbc)) == as_set(fresh)
+        assert as_set(skin_list.edges(Structure(numbers, positions, cell, pbc))) == as_set(fresh)
 
 
 def test_skin_saves_searches():
@@ -134,5 +140,5 @@ def test_skin_saves_searches():
         positions = positions + random.normal(0, 0.005, positions.shape)
         cell = cell * 1.0005
         positions = positions * 1.0005
-        skin_list.edges(np.ones(40), positions, cell, np.ones(3, bool))
+        skin_list.edges(Structure(np.ones(40), positions, cell, np.ones(3, bool)))
     assert skin_list.searches < 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ def md(
     ] = True,
     device: Annotated[str, typer.Option(help="cpu, or cuda for both calculators")] = "cpu",
 ) -> None:
-    """Whole MD steps, accuracy, memory and start-up of the engines, each beside a rival."""
+    """Measure MD steps, accuracy, memory and start-up, each beside another code."""
     xtb = _xtb()  # before torch: on Python 3.11 tblite does not load after it
     import logging
     import warnings
@@ -160,33 +159,17 @@ def _start_up() -> None:
 
 
 def _memory() -> None:
+    from ase_biasgrad.calculators.md_benchmark import peak_memory
+
     print("\nmemory of a process that evaluates energies and forces, periodic:")
     for name, title in TITLES.items():
         for count in (1000, 10_000, 100_000) if name == "schnet" else (1000, 10_000):
-            ours = _in_a_process(f"bench.peak_memory('{name}', {count})")
+            ours = peak_memory(name, count)
             beside = ""
             if count == 1000:
-                theirs = _in_a_process(f"bench.peak_memory('{name}', {count}, 'reference')")
+                theirs = peak_memory(name, count, "reference")
                 beside = f", {theirs / ours:.1f}× (autograd {theirs:.0f} MB)"
             print(f"  {count} atoms, {title}: {ours:.0f} MB{beside}", flush=True)
-
-
-def _in_a_process(expression: str, **environment: str) -> float:
-    """A number that another process finds; `start` is when it began."""
-    code = (
-        "import time; start = time.perf_counter()\n"
-        "from ase_biasgrad.calculators import md_benchmark as bench\n"
-        f"print({expression})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{expression}: {(done.stderr.strip() or 'no memory').splitlines()[-1]}")
-    return float(done.stdout)
 
 
 def _xtb() -> Any:

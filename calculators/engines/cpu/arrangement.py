@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.fused.runtime import Candidates, atoms_at_once, empty_candidates
-from ase_biasgrad.neighbours import Edges, complete_cell
+from ase_biasgrad.neighbours import Edges, Structure, complete_cell
 from ase_biasgrad.numerics.native import NativeKernel
 
 ARRANGE = NativeKernel("ase_biasgrad.fused.candidates", "arrange")

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
-from ase_biasgrad.calculators.engines.base import Evaluation, Structure, split
+from ase_biasgrad.calculators.engines.base import Evaluation, split
 from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room, Workspace
 from ase_biasgrad.fused.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.runtime import Candidates, CompiledNetwork
-from ase_biasgrad.neighbours import neighbour_list
+from ase_biasgrad.neighbours import Structure, neighbour_list
 from ase_biasgrad.numerics.threads import blocks_for, threads_allowed, together
 from ase_biasgrad.potential_arrays import NetworkArrays, symmetric
 

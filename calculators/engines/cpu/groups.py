@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu.arrangement import by_centre
 from ase_biasgrad.fused.runtime import Candidates
-from ase_biasgrad.neighbours import Edges, VerletList
+from ase_biasgrad.neighbours import Edges, Structure, VerletList
 
 # atoms that one thread evaluates at once: the rows of many more leave its cache
 TOGETHER = 36
@@ -43,10 +42,7 @@ class GroupEdges:
         """Candidates of all; the same object until one of them is searched anew."""
         while len(self._lists) < len(structures):
             self._lists.append(VerletList(self.cutoff, self.skin))
-        edges = [
-            each.candidates(s.numbers, s.positions, s.cell, s.pbc)
-            for each, s in zip(self._lists, structures, strict=False)
-        ]
+        edges = [each.candidates(s) for each, s in zip(self._lists, structures, strict=False)]
         if self._joined is None or list(map(id, edges)) != list(map(id, self._edges)):
             self._edges = edges
             self._joined = by_centre(edges, [len(s.numbers) for s in structures])

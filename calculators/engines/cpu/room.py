@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.fused.runtime import (
     Candidates,
     CompiledNetwork,
@@ -15,6 +14,7 @@ from ase_biasgrad.fused.runtime import (
     empty_edges,
     numbers_needed,
 )
+from ase_biasgrad.neighbours import Structure
 from ase_biasgrad.numerics.native import BoundCall, NativeKernel
 from ase_biasgrad.numerics.splines import polynomials, slope_polynomials
 from ase_biasgrad.numerics.threads import together
