@@ -33,8 +33,8 @@ def refuse_own_input(output: str | Path, inputs: Iterable[str | Path | None]) ->
     if not os.path.exists(output):
         return
     resolved = Path(output).resolve()
-    for source in filter(None, inputs):
-        if os.path.exists(source) and (
+    for source in inputs:
+        if source is not None and os.path.exists(source) and (
             os.path.samefile(output, source)
             or (os.path.isdir(source) and resolved.is_relative_to(Path(source).resolve()))
         ):

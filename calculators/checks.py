@@ -86,10 +86,16 @@ def check_numbers_and_positions(atoms: Atoms, elements: Collection[int]) -> None
     if not math.isfinite(atoms.positions.sum()) and not np.isfinite(atoms.positions).all():
         atom = int(np.argmin(np.isfinite(atoms.positions).all(axis=1)))
         raise InputError(f"the position of atom {atom} is not finite: {atoms.positions[atom]}")
-    if unknown := set(atoms.numbers.tolist()) - set(elements):
-        names = sorted(chemical_symbols[z] for z in unknown)
-        known = [chemical_symbols[z] for z in sorted(elements)]
-        raise InputError(f"the potential does not know {names}; it was trained for {known}")
+    if message := unknown_elements(atoms.numbers, elements):
+        raise InputError(message)
+
+
+def unknown_elements(numbers: np.ndarray, elements: Collection[int]) -> str:
+    """Say which of the atomic numbers `(n,)` a potential of `elements` does not know, if any."""
+    if not (unknown := set(numbers.tolist()) - set(elements)):
+        return ""
+    names, known = ([chemical_symbols[z] for z in sorted(each)] for each in (unknown, elements))
+    return f"the potential does not know {names}; it was trained for {known}"
 
 
 def check_neutral(atoms: Atoms) -> None:

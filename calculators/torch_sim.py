@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor
 from torch_sim.models.interface import ModelInterface
 
 from ase_biasgrad.calculators.calculator import EnergyZeroWarning, unknown_zero
+from ase_biasgrad.calculators.checks import unknown_elements
 from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.graph import AtomGraph, collate, forward_edges, graph_from_arrays
 from ase_biasgrad.machine import torch_device
@@ -134,7 +134,8 @@ class TorchSimModel(ModelInterface):
         parts = [np.split(values, ends) for values in (numbers, positions.cpu().numpy())]
         systems = [Structure(*s, pbc) for s in zip(*parts, cells.cpu().numpy(), strict=True)]
         if numbers.tobytes() != self._numbers or len(systems) != len(self._edges):
-            self._check_elements(numbers)
+            if message := unknown_elements(numbers, self.potential.elements):
+                raise ValueError(message)
             self._check_zero(systems)
         while len(self._lists) < len(systems):
             self._lists.append(VerletList(self.potential.cutoff, self.skin))
@@ -165,14 +166,6 @@ class TorchSimModel(ModelInterface):
                     f"the {name} of the state is {values.tolist()}: the potential has no such "
                     "input and describes the neutral singlet alone"
                 )
-
-    def _check_elements(self, numbers: np.ndarray) -> None:
-        if unknown := set(numbers.tolist()) - set(self.potential.elements):
-            names, known = (
-                [chemical_symbols[z] for z in sorted(some)]
-                for some in (unknown, self.potential.elements)
-            )
-            raise ValueError(f"the potential does not know {names}; it was trained for {known}")
 
     def _check_zero(self, systems: Sequence[Structure]) -> None:
         """Warn once of an energy whose zero is not known."""
