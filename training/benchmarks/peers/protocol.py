@@ -150,7 +150,7 @@ def predict(driver: Any, folder: Path) -> None:
     for atoms in Frames.load(folder / "test.npz").atoms():
         atoms.calc = calculator
         forces.append(atoms.get_forces())
-        energy.append(atoms.get_potential_energy())
+        energy.append(float(np.squeeze(atoms.get_potential_energy())))  # of sgdml (1,)
     np.savez(folder / "predictions.npz", energy=np.array(energy), forces=np.array(forces))
 
 

@@ -89,8 +89,9 @@ def _dataset(job: Job) -> dict[str, Any]:
 
 
 def calculator(model: Path) -> Calculator:
-    """Its own ASE calculator, by the name under which ASE knows it."""
+    """Its own ASE calculator."""
     from ase_biasgrad.named_calculators import labelling_calculator
 
     checkpoint = str(model / "potential.safetensors")
-    return labelling_calculator("biasgrad", {"checkpoint": checkpoint, "device": "cpu"})
+    arguments = {"checkpoint": checkpoint, "device": "cpu"}
+    return labelling_calculator("ase_biasgrad.calculators:BiasGradCalculator", arguments)
