@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.fused.networks import NETWORKS
+from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.graph import sum_per_structure
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.benchmarks.loop import TorchLearner, Trained, TrainingOptions, train
@@ -56,9 +58,15 @@ def fit_energies(
         order = random.permutation(len(frames))
         return (order[k : k + options.batch_size] for k in range(0, len(order), options.batch_size))
 
+    # the same parameters in a program; without one, autograd goes through the backbone
+    on_cpu = torch.device(frames.device).type == "cpu"
+    has_program = on_cpu and potential.backbone.name in NETWORKS
+    program = TrainingNetwork(potential.backbone) if has_program else None
+
     def loss(backbone: Backbone, places: np.ndarray) -> Tensor:
         graph = frames.batch(places).graph
-        predicted = sum_per_structure(backbone(graph).double(), graph) / unit  # (b,)
+        atoms = backbone(graph).double() if program is None else program.evaluate(graph)[0]
+        predicted = sum_per_structure(atoms, graph) / unit  # (b,)
         return (predicted - targets[torch.from_numpy(places)]).abs().mean()
 
     learner = TorchLearner(potential.backbone, loss, options, frames.device)

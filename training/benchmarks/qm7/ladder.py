@@ -28,7 +28,7 @@ class Row:
 
 def rows() -> list[Row]:
     """All rows from the bottom to the top, with one for every backbone that there is."""
-    titles = {"schnet": "SchNet", "painn": "PaiNN"}
+    titles = {"schnet": "SchNet", "painn": "PaiNN", "tensornet": "TensorNet"}
     published = {"schnet": "about 1 (DTNN)", "painn": "about 2 (directional MP)"}
     names = [key.removeprefix("bias+") for key in potentials.ROWS]
     return [
