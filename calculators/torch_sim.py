@@ -131,8 +131,12 @@ class TorchSimModel(ModelInterface):
         numbers = state.atomic_numbers.cpu().numpy().astype(np.int64)
         pbc = np.broadcast_to(state.pbc.cpu().numpy(), 3)
         ends = np.cumsum(sizes)[:-1]
-        parts = [np.split(values, ends) for values in (numbers, positions.cpu().numpy())]
-        systems = [Structure(*s, pbc) for s in zip(*parts, cells.cpu().numpy(), strict=True)]
+        parts = (
+            np.split(numbers, ends),
+            np.split(positions.cpu().numpy(), ends),
+            cells.cpu().numpy(),
+        )
+        systems = [Structure(z, r, cell, pbc) for z, r, cell in zip(*parts, strict=True)]
         if numbers.tobytes() != self._numbers or len(systems) != len(self._edges):
             if message := unknown_elements(numbers, self.potential.elements):
                 raise ValueError(message)

@@ -73,7 +73,7 @@ def relax(
     check_writable(output)
     if trajectory is not None and trajectory.resolve() == output.resolve():
         raise typer.BadParameter(f"{output}: is named for the result and for --trajectory")
-    inputs = [*structures, *checkpoint]
+    inputs: list[str | Path] = [*structures, *checkpoint]
     refuse_existing(output, overwrite, inputs)
     alone = len(structures) == 1 and frames is None
     if not alone:
