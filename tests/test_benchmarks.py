@@ -18,14 +18,21 @@ from ase_biasgrad.checkpoint import save_checkpoint
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KCAL = units.kcal / units.mol
 LEARNS = ("--features", "8", "--epochs", "1")
+LEARN = """{"initial": 10, "per_round": 2, "members": 2, "steps": 10, "limit": 0.001,
+ "trajectories": 1, "training_steps": 4, "final_steps": 4, "config": {"backbone":
+ {"name": "schnet", "features": 8, "interactions": 1, "cutoff": 4.0}}}"""
 ARGUMENTS = {
     "accuracy_per_second.py": ("train.npz", "test.npz", "painn:features=8", "--seconds", "2"),
+    "active_learning.py": (
+        "-o", "study", "--calculator", "emt", "--labels", "11", "12", "--blind", "10", "12",
+        "--test", "6", "--interval", "1", "--workers", "1", "--settings", LEARN,
+    ),
     "bias_intervals.py": (
         "--qm7", "qm7.npz", "--every", "3", "--frames", "2000", "--methods", "huber",
     ),
     "graph_forces.py": (
         "train.extxyz", "test.extxyz", "--steps", "20", "--features", "8", "--fewer", "24",
-        "--rivals", "schnet:forces", "atomgraph:energies", "--pictures", ".",
+        "--rivals", "schnet:forces", "voronoi:energies", "--pictures", ".",
     ),
     "conformance_table.py": ("lj", "--results", "rows", "--page", "page.md"),
     "graph_weights.py": (),
@@ -40,8 +47,9 @@ ARGUMENTS = {
 }  # fmt: skip
 SAYS = {
     "accuracy_per_second.py": r"\| painn:features=8 \| \d+ \| 2 \| \d+( \| \d+\.\d\d){2} \|",
+    "active_learning.py": r"12 labels of learn have the error of .*\d+ blind frames",
     "bias_intervals.py": r"\| GFN2-xTB \| huber( \| [\d.]+){5} \|",
-    "graph_forces.py": r"\| atomgraph \| energies of \d+ frames \| \d+\.\d \|",
+    "graph_forces.py": r"\| voronoi \| energies of \d+ frames \| \d+\.\d \|",
     "conformance_table.py": r"lj: \d+ passed, \d+ failed, \d+ not applicable",
     "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
     "lammps_npt.py": r"LAMMPS +[\d.]+ ± [\d.]+",

@@ -16,6 +16,7 @@ import argparse
 import functools
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--blind", type=int, nargs="*", default=[50, 100, 200, 400, 800])
     parser.add_argument("--test", type=int, default=500, help="frames at each temperature")
     parser.add_argument("--interval", type=int, default=INTERVAL)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes; 1: this one does it")
     parser.add_argument("--settings", type=json.loads, default={}, help="of LearnOptions, JSON")
     options = parser.parse_args()
     prepare(Reference(options.calculator))  # tblite has to be loaded before torch
@@ -104,7 +105,7 @@ class Study:
         """Folder of the active learning, which is finished."""
         from ase_biasgrad import BiasGradCalculator
         from ase_biasgrad.training.active.folder import LearnFolder
-        from ase_biasgrad.training.active.jobs import process_executor, running
+        from ase_biasgrad.training.active.jobs import MakeExecutor, process_executor, running
         from ase_biasgrad.training.active.learn import learn
         from ase_biasgrad.training.active.options import LearnOptions
 
@@ -116,8 +117,11 @@ class Study:
             folder = LearnFolder.new(path, structures, LearnOptions(**options))
         if not (path / "potential.safetensors").exists():
             make = functools.partial(BiasGradCalculator, device="cpu")
-            reference = Reference(self.options.calculator)
-            with running(process_executor(self.options.workers, reference)) as jobs:
+            reference, workers = Reference(self.options.calculator), self.options.workers
+            executor: MakeExecutor = functools.partial(ThreadPoolExecutor, 1)
+            if workers > 1:
+                executor = process_executor(workers, reference)
+            with running(executor) as jobs:
                 learn(folder, jobs, make, lambda line: print(line, flush=True))
         return folder
 

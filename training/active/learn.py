@@ -106,7 +106,7 @@ def learn(
             write_json(own.summary, {**summary, **seconds})
         summary = read_json(own.summary)
         why = _why_end(folder, number, options, summary)
-        say(line(summary, options, _seconds_left(summary, options, ended=bool(why))))
+        say(line(summary, options, seconds_left(summary, options, ended=bool(why))))
         number += 1
     summaries = [read_json(r.summary) for r in folder.rounds() if r.summary.exists()]
     say(f"{why}; training the final potential on {summaries[-1]['labels']} frames")
@@ -310,7 +310,7 @@ def _errors_on_new(folder: LearnFolder, own: Round, dataset: Dataset) -> dict[st
     }
 
 
-def _seconds_left(summary: dict[str, Any], options: LearnOptions, ended: bool) -> float:
+def seconds_left(summary: dict[str, Any], options: LearnOptions, ended: bool) -> float:
     """Seconds to the end if the budget is spent: rounds like this one, and the last training."""
     rest = max(0, options.budget - summary["labels"] - summary["failed"]) / options.per_round
     rounds = 0.0 if ended else rest * summary["seconds"]
