@@ -32,7 +32,7 @@ class LazyCalculatorClass:
 dataset_format = ExternalIOFormat(
     desc="ase-biasgrad dataset",
     code="+S",
-    module="ase_biasgrad.data.ase_format",
+    module="ase_biasgrad.data.dataset",
     glob="*.biasgrad.h5",
     magic=b"ase-biasgrad dataset",
 )

@@ -423,15 +423,20 @@ def opened(path: Path) -> h5py.File:
             "`biasgrad data import`"
         ) from error
     try:
-        ours = "format" in file.attrs and get_text(file, "format") == FORMAT
-        found = int(file.attrs.get("version", -1))
+        if "format" not in file.attrs or get_text(file, "format") != FORMAT:
+            raise DataError("an HDF5 file, but no dataset of ase-biasgrad")
+        if not 0 < (found := int(file.attrs.get("version", -1))) <= VERSION:
+            raise DataError(f"has version {found}, this package reads {VERSION}; update it")
     except Exception as error:
         file.close()
-        raise DataError(f"{path}: damaged dataset file: {error}") from error
-    if not ours:
-        file.close()
-        raise DataError(f"{path}: an HDF5 file, but no dataset of ase-biasgrad")
-    if not 0 < found <= VERSION:
-        file.close()
-        raise DataError(f"{path}: has version {found}, this package reads {VERSION}; update it")
+        damaged = "" if isinstance(error, DataError) else "damaged dataset file: "
+        raise DataError(f"{path}: {damaged}{error}") from error
     return file
+
+
+def read_biasgrad(filename: str, index: int | slice = -1) -> Iterator[Atoms]:
+    """Frames in the order of writing, for `ase.io.read("data.h5", index=":10")`."""
+    with Dataset(filename) as dataset:
+        chosen = range(len(dataset))[index]
+        for frame in [chosen] if isinstance(chosen, int) else chosen:
+            yield dataset[frame].atoms()
