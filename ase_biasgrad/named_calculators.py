@@ -47,6 +47,7 @@ def _made(name: str, arguments: dict[str, Any]) -> Calculator:
             return getattr(importlib.import_module(module), attribute)(**arguments)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"calculator {name!r}: {error}") from error
+    import ase.io.formats  # noqa: F401  loads plugins, which make their calculators known
     from ase.calculators.calculator import get_calculator_class
 
     try:
