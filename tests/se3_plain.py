@@ -7,25 +7,56 @@ for each edge and then applied, and separate convolutions for keys and for value
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.se3_transformer.attention import AttentionBlock
-from ase_biasgrad.se3_transformer.bases import BasisShape
 from ase_biasgrad.se3_transformer.convolution import KernelOptions
+from ase_biasgrad.se3_transformer.couplings import KernelShape, clebsch_gordan
 from ase_biasgrad.se3_transformer.edges import EdgeContext
 from ase_biasgrad.se3_transformer.fibers import Features, Fiber
 from ase_biasgrad.se3_transformer.network import SE3Transformer
 from ase_biasgrad.se3_transformer.radial import RadialNetwork
 
 
+def spherical_harmonics(vectors: Tensor, highest_order: int) -> Tensor:
+    """e3nn's real harmonics of unit vectors with Σ_M Y_{JM}² = 2J + 1, `(edges, …)`."""
+    from e3nn.o3 import spherical_harmonics
+
+    orders = list(range(highest_order + 1))
+    return spherical_harmonics(orders, vectors, normalize=True, normalization="component")
+
+
+def kernel_basis(vectors: Tensor, shape: KernelShape) -> Tensor:
+    """Σ_M Y_{JM} Q_{JM} of each path of one pair of degrees, `(edges, 2k + 1, 2l + 1, paths)`."""
+    harmonics = spherical_harmonics(vectors, max(J for _, J in shape.paths))
+    parts = [
+        torch.einsum(
+            "em,mab->eba",
+            harmonics[:, J**2 : (J + 1) ** 2],
+            clebsch_gordan(J, shape.degree_in, k).to(harmonics),
+        )
+        for k, J in shape.paths
+    ]
+    return torch.stack(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the kernels need of edges that send from `neighbour`, in place of frames."""
+
+    of: dict[KernelShape, Tensor]
+    neighbour: Tensor
+
+
 class PairwiseKernel(nn.Module):
     """Kernels W^{lk} of all edges as matrices."""
 
     def __init__(
-        self, shape: BasisShape, channels_in: int, channels_out: int, options: KernelOptions
+        self, shape: KernelShape, channels_in: int, channels_out: int, options: KernelOptions
     ) -> None:
         super().__init__()
         self.shape, self.channels_in, self.channels_out = shape, channels_in, channels_out
@@ -36,11 +67,11 @@ class PairwiseKernel(nn.Module):
 
     def forward(self, edges: EdgeContext) -> Tensor:
         """`(edges, channels out · (2k + 1), channels in · (2l + 1))`."""
-        (weight,) = self.radial(edges.scalars)
-        paths = len(self.shape.paths)
+        weight = self.radial.outputs[0](self.radial.trunk(edges.scalars))
+        paths, (degree_out,) = len(self.shape.paths), self.shape.degrees_out
         weight = weight.view(-1, self.channels_out, 1, self.channels_in, 1, paths)
-        kernel = (weight * edges.bases[self.shape]).sum(dim=-1)
-        return kernel.view(len(kernel), self.channels_out * self.shape.components, -1)
+        kernel = (weight * edges.frames.of[self.shape][:, None, :, None]).sum(dim=-1)
+        return kernel.view(len(kernel), self.channels_out * (2 * degree_out + 1), -1)
 
 
 class PlainConvolution(nn.Module):
@@ -52,7 +83,7 @@ class PlainConvolution(nn.Module):
         self.kernels = nn.ModuleDict(
             {
                 f"{degree},{k}": PairwiseKernel(
-                    BasisShape(degree, (k,), options.odd_paths), channels_in, channels_out, options
+                    KernelShape(degree, (k,), options.odd_paths), channels_in, channels_out, options
                 )
                 for degree, channels_in in fiber_in.items()
                 for k, channels_out in fiber_out.items()
@@ -65,7 +96,7 @@ class PlainConvolution(nn.Module):
         for k, channels_out in self.fiber_out.items():
             total: Tensor | float = 0.0
             for degree in self.fiber_in:
-                sent = features[degree][edges.neighbour]  # (edges, 2l + 1, channels)
+                sent = features[degree][edges.frames.neighbour]  # (edges, 2l + 1, channels)
                 flat = sent.transpose(1, 2).reshape(len(sent), -1, 1)
                 total = total + self.kernels[f"{degree},{k}"](edges) @ flat
             assert isinstance(total, Tensor)
@@ -145,17 +176,11 @@ class PlainSE3Transformer(SE3Transformer):
         )
 
     @property
-    def shapes(self) -> list[BasisShape]:
+    def shapes(self) -> list[KernelShape]:
         """One shape for each pair of degrees."""
         kernels = [m for m in self.modules() if isinstance(m, PairwiseKernel)]
         return list(dict.fromkeys(kernel.shape for kernel in kernels))
 
-    def edge_context(self, *arguments: Any, **keywords: Any) -> EdgeContext:
-        """Context of the fused network, with bases laid out for `PairwiseKernel`."""
-        edges = super().edge_context(*arguments, **keywords)
-        for shape, basis in edges.bases.items():
-            laid = basis.view(
-                len(basis), 1, 2 * shape.degree_in + 1, len(shape.paths), 1, shape.components
-            ).permute(0, 4, 5, 1, 2, 3)
-            edges.bases[shape] = laid.contiguous()  # (edges, 1, 2k + 1, 1, 2l + 1, paths)
-        return edges
+    def _frames(self, vectors: Tensor, neighbour: Tensor) -> Any:
+        """Bases of the kernels instead of frames."""
+        return Bases({shape: kernel_basis(vectors, shape) for shape in self.shapes}, neighbour)

@@ -272,7 +272,7 @@ def check_whole(folder: Path) -> None:
             read_state(path)
         elif path.suffix == ".csv":
             assert all(None not in row.values() for row in read_epoch_table(path))
-        elif path.suffix == ".h5" and "harmonics" not in path.name and path.name != "n.h5":
+        elif path.suffix == ".h5" and path.name != "n.h5":
             list(Dataset(path))
         elif path.suffix == ".traj":
             assert whole_frames(path) > 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ase_biasgrad.se3_transformer.bases import BasisShape, KernelBases
+from ase_biasgrad.se3_transformer.couplings import KernelShape, frame_couplings
 from ase_biasgrad.se3_transformer.edges import EdgeContext
-from ase_biasgrad.se3_transformer.fibers import Features, Fiber, Group
+from ase_biasgrad.se3_transformer.fibers import Features, Fiber, Group, groups_of, joined
+from ase_biasgrad.se3_transformer.frames import MessageShape
 from ase_biasgrad.se3_transformer.radial import RadialNetwork
 from ase_biasgrad.se3_transformer.self_interaction import LinearSelfInteraction
 
@@ -46,9 +48,10 @@ class KernelOptions:
 class Convolution(nn.Module):
     """Messages W(x_j − x_i) f_j along every edge, not yet summed.
 
-    All kernels share one radial network. For each group of degrees out and each degree l in,
-    two batched products do the work of all their paths: features with weights over channels,
-    then the result with the bases over paths and components.
+    All kernels share one radial network. They are applied in the frames of the edges, where one
+    batched product for each order m does the work of all degrees and paths; kernels are never
+    built. What the radial network gives for paths is taken to the frame by its last weights, once
+    for all edges.
 
     Parameters
     ----------
@@ -63,8 +66,9 @@ class Convolution(nn.Module):
     def __init__(self, fiber_in: Fiber, groups: Sequence[Group], options: KernelOptions) -> None:
         super().__init__()
         self.fiber_in, self.groups, self.options = dict(fiber_in), tuple(groups), options
+        self.groups_in = groups_of(fiber_in)
         self.blocks = [
-            (group, BasisShape(degree, group.degrees, options.odd_paths))
+            (group, KernelShape(degree, group.degrees, options.odd_paths))
             for group in self.groups
             for degree in self.fiber_in
         ]
@@ -78,16 +82,19 @@ class Convolution(nn.Module):
         self.reset_parameters()
 
     @property
-    def shapes(self) -> list[BasisShape]:
-        """Shapes of the bases that it needs."""
-        return [shape for _, shape in self.blocks]
+    def shapes(self) -> list[MessageShape]:
+        """Shapes of its messages, from each group to each."""
+        return [self._shape(one, two) for one in self.groups_in for two in self.groups]
+
+    def _shape(self, before: Group, after: Group) -> MessageShape:
+        return MessageShape(before.degrees, after.degrees, self.options.odd_paths)
 
     def reset_parameters(self) -> None:
         """Weights such that messages of features of unit variance have about unit variance."""
         for (group, shape), layer in zip(self.blocks, self.radial.outputs, strict=True):
             fan_in = {
                 k: sum(
-                    channels * len(BasisShape(degree, (k,), self.options.odd_paths).paths)
+                    channels * len(KernelShape(degree, (k,), self.options.odd_paths).paths)
                     for degree, channels in self.fiber_in.items()
                 )
                 for k in group.degrees
@@ -104,27 +111,44 @@ class Convolution(nn.Module):
 
     def forward(self, features: Features, edges: EdgeContext) -> list[Tensor]:
         """Messages of each group, `(edges, channels, components)`, for `features` of the points."""
-        sent = [features[degree].index_select(0, edges.neighbour) for degree in self.fiber_in]
-        arguments = (sent, edges.scalars, edges.bases)
+        sent = [joined(features, group) for group in self.groups_in]
         if self.options.low_memory and torch.is_grad_enabled():
-            return checkpoint(self._messages, *arguments, use_reentrant=False)
-        return self._messages(*arguments)
+            return checkpoint(self._messages, sent, edges, use_reentrant=False)
+        return self._messages(sent, edges)
 
-    def _messages(self, sent: list[Tensor], scalars: Tensor, bases: KernelBases) -> list[Tensor]:
-        features_of = dict(zip(self.fiber_in, sent, strict=True))
-        messages: dict[Group, Tensor] = {}
-        for (group, shape), weight in zip(self.blocks, self.radial(scalars), strict=True):
-            features = features_of[shape.degree_in]
-            sizes = (features.shape[2], len(shape.paths) * group.channels)
-            weight = weight.view(len(scalars), *sizes)
-            # (edges, 2l + 1, channels in) · (edges, channels in, paths · channels out)
-            mixed = torch.bmm(features, weight).view(len(scalars), shape.rows, group.channels)
-            mixed = mixed.transpose(1, 2)  # (edges, channels out, (2l + 1) · paths)
-            if group in messages:
-                messages[group] = torch.baddbmm(messages[group], mixed, bases[shape])
-            else:
-                messages[group] = torch.bmm(mixed, bases[shape])
-        return list(messages.values())
+    def _messages(self, sent: list[Tensor], edges: EdgeContext) -> list[Tensor]:
+        hidden, layers = self.radial(edges.scalars), self.radial.last_layers()
+        return [
+            reduce(
+                torch.add,
+                (
+                    edges.frames.messages(
+                        features,
+                        hidden,
+                        self._kernels(before, after, layers),
+                        self._shape(before, after),
+                    )
+                    for before, features in zip(self.groups_in, sent, strict=True)
+                ),
+            )
+            for after in self.groups
+        ]
+
+    def _kernels(self, before: Group, after: Group, layers: list[Tensor]) -> list[Tensor]:
+        """Kernels between two groups in the frame, for each order m, as `Frames` takes them."""
+        parts: dict[tuple[int, bool], list[Tensor]] = {}
+        for (group, shape), layer in zip(self.blocks, layers, strict=True):
+            if group != after or shape.degree_in not in before.degrees:
+                continue
+            couplings = frame_couplings(shape, layer.dtype, layer.device)
+            by_path = layer.view(before.channels, len(shape.paths), -1)
+            numbers = (couplings @ by_path).split([len(k) for _, _, k in shape.numbers], dim=1)
+            for (m, odd, _), part in zip(shape.numbers, numbers, strict=True):
+                parts.setdefault((m, odd), []).append(part.reshape(-1, layer.shape[1]))
+        return [
+            torch.cat(parts[m, False] + parts.get((m, True), []))
+            for m in range(self._shape(before, after).highest_order + 1)
+        ]
 
 
 class ConvolutionBlock(nn.Module):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ase_biasgrad.se3_transformer.bases import KernelBases
+from ase_biasgrad.se3_transformer.compiled import CompiledFrames
+from ase_biasgrad.se3_transformer.frames import Frames
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,8 @@ class EdgeContext:
     """Edges from centres to neighbours, and all of them that does not change between layers."""
 
     centre: Tensor  # (edges,) int64
-    neighbour: Tensor  # (edges,) int64
     scalars: Tensor  # (edges, s), input of the radial networks: distance, then edge scalars
-    bases: KernelBases
+    frames: Frames | CompiledFrames
     envelope: Tensor | None  # (edges,) in 0..1, weight of an edge that fades out at a cutoff
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Fiber = Mapping[int, int]  # degree → channels
@@ -22,6 +23,20 @@ class Group:
     def components(self) -> int:
         """Numbers per channel: Σ (2l + 1)."""
         return sum(2 * degree + 1 for degree in self.degrees)
+
+
+def groups_of(fiber: Fiber) -> tuple[Group, ...]:
+    """Degrees of the fiber by their number of channels."""
+    members: dict[int, list[int]] = {}
+    for degree, channels in fiber.items():
+        members.setdefault(channels, []).append(degree)
+    return tuple(Group(tuple(degrees), channels) for channels, degrees in members.items())
+
+
+def joined(features: Features, group: Group) -> Tensor:
+    """Components of all degrees of a group, `(n, components, channels)`."""
+    parts = [features[degree] for degree in group.degrees]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def uniform_fiber(max_degree: int, channels: int) -> dict[int, int]:

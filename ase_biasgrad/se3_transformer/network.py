@@ -1,4 +1,4 @@
-"""The network: blocks in a row that share harmonics and bases."""
+"""The network: blocks in a row that share the frames of the edges."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.se3_transformer.attention import AttentionBlock
-from ase_biasgrad.se3_transformer.bases import BasisShape, kernel_bases, spherical_harmonics
+from ase_biasgrad.se3_transformer.compiled import CompiledFrames
 from ase_biasgrad.se3_transformer.convolution import Convolution, KernelOptions
 from ase_biasgrad.se3_transformer.edges import EdgeContext
 from ase_biasgrad.se3_transformer.fibers import Features, Fiber, check_features
+from ase_biasgrad.se3_transformer.frames import Frames, MessageShape
 
 
 class SE3Transformer(nn.Module):
@@ -31,15 +32,10 @@ class SE3Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     @property
-    def shapes(self) -> list[BasisShape]:
-        """Shapes of all bases that the blocks need, each once."""
+    def shapes(self) -> list[MessageShape]:
+        """Shapes of all messages of the blocks, each once."""
         convolutions = [m for m in self.modules() if isinstance(m, Convolution)]
         return list(dict.fromkeys(shape for conv in convolutions for shape in conv.shapes))
-
-    @property
-    def highest_order(self) -> int:
-        """Highest order of the spherical harmonics."""
-        return max(shape.highest_order for shape in self.shapes)
 
     def forward(
         self,
@@ -48,7 +44,6 @@ class SE3Transformer(nn.Module):
         edge_index: Tensor,
         edge_scalars: Tensor | None = None,
         envelope: Tensor | None = None,
-        harmonics: Tensor | None = None,
     ) -> Features:
         """One pass.
 
@@ -64,16 +59,14 @@ class SE3Transformer(nn.Module):
             Further invariants of the edges, `(e, s)`.
         envelope
             Weight of each edge in 0..1, `(e,)`, for edges that fade out at a cutoff.
-        harmonics
-            `spherical_harmonics(vectors, highest_order)` if at hand, from a cache.
 
         Raises
         ------
         ValueError
-            If features, edge scalars or harmonics have other shapes than the network takes.
+            If features or edge scalars have other shapes than the network takes.
         """
         check_features(features, self.fiber_in)
-        edges = self.edge_context(vectors, edge_index, edge_scalars, envelope, harmonics)
+        edges = self.edge_context(vectors, edge_index, edge_scalars, envelope)
         for block in self.blocks:
             features = block(features, edges)
         return features
@@ -84,25 +77,23 @@ class SE3Transformer(nn.Module):
         edge_index: Tensor,
         edge_scalars: Tensor | None = None,
         envelope: Tensor | None = None,
-        harmonics: Tensor | None = None,
     ) -> EdgeContext:
         """Edges as all blocks see them; arguments as in `forward`."""
-        if harmonics is None:
-            harmonics = spherical_harmonics(vectors, self.highest_order)
-        if harmonics.shape != (len(vectors), (self.highest_order + 1) ** 2):
-            raise ValueError(
-                f"harmonics have shape {tuple(harmonics.shape)}, not "
-                f"{(len(vectors), (self.highest_order + 1) ** 2)} of order {self.highest_order}"
-            )
         distances = vectors.norm(dim=1, keepdim=True)  # (e, 1)
         scalars = [distances] if edge_scalars is None else [distances, edge_scalars]
         return EdgeContext(
             centre=edge_index[0],
-            neighbour=edge_index[1],
             scalars=torch.cat(scalars, dim=1),
-            bases=kernel_bases(harmonics, self.shapes),
+            frames=self._frames(vectors, edge_index[1]),
             envelope=envelope,
         )
+
+    def _frames(self, vectors: Tensor, neighbour: Tensor) -> Frames | CompiledFrames:
+        """Of the edges; compiled where no derivatives by positions are wanted."""
+        if vectors.requires_grad or vectors.device.type != "cpu":
+            return Frames.of(vectors, neighbour, self.shapes)
+        degrees = (shape.degrees_in + shape.degrees_out for shape in self.shapes)
+        return CompiledFrames.of(vectors, neighbour, max(max(both) for both in degrees))
 
 
 def transformer_blocks(

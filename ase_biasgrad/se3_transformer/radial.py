@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,7 +22,7 @@ def radial_trunk(inputs: int, hidden: int, activation: Callable[[], nn.Module]) 
 
 
 class RadialNetwork(nn.Module):
-    """One trunk and several outputs, one for each block of kernels.
+    """One trunk, whose hidden layer all kernels are linear in, and the last layer of each block.
 
     Parameters
     ----------
@@ -29,7 +31,7 @@ class RadialNetwork(nn.Module):
     hidden
         Width of both hidden layers.
     outputs
-        Numbers of weights; each is a block of its own, so that no block is ever sliced.
+        Numbers of weights of the blocks.
     activation
         Class of the activation: ReLU in the paper; a smooth one where forces are wanted.
     """
@@ -45,7 +47,14 @@ class RadialNetwork(nn.Module):
         self.trunk = radial_trunk(inputs, hidden, activation)
         self.outputs = nn.ModuleList(nn.Linear(hidden, size) for size in outputs)
 
-    def forward(self, scalars: Tensor) -> list[Tensor]:
-        """Weights `(edges, size)` of each block."""
-        hidden = self.trunk(scalars)  # (edges, hidden)
-        return [output(hidden) for output in self.outputs]
+    def forward(self, scalars: Tensor) -> Tensor:
+        """The hidden layer `(edges, hidden + 1)`, with ones at the end for the biases."""
+        hidden = self.trunk(scalars)
+        return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
+
+    def last_layers(self) -> list[Tensor]:
+        """Weights and biases `(size, hidden + 1)` of each block."""
+        return [
+            torch.cat([layer.weight, layer.bias[:, None]], dim=1)
+            for layer in cast(Iterable[nn.Linear], self.outputs)
+        ]

@@ -1,4 +1,4 @@
-"""Fused against pairwise layers of the SE(3)-Transformer, cached against computed harmonics.
+"""Fused against pairwise layers of the SE(3)-Transformer.
 
     python tests/benchmarks/se3_fused.py [--batch 64] [--repeats 7] [--device cpu]
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.machine import hardware, versions
-from ase_biasgrad.se3_transformer.bases import spherical_harmonics
 from ase_biasgrad.training.benchmarks.nbody.network import (
     NBodyNetwork,
     NBodyOptions,
@@ -53,27 +52,25 @@ def medians(runs: dict[str, Run], repeats: int, device: torch.device) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def training_step(
-    network: NBodyNetwork, inputs: tuple[Tensor, ...], harmonics: Tensor | None
-) -> Run:
+def training_step(network: NBodyNetwork, inputs: tuple[Tensor, ...]) -> Run:
     """Forward, backward and a step of Adam."""
-    optimizer = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        displacement, velocity = network(*inputs, harmonics=harmonics)
+        displacement, velocity = network(*inputs)
         (displacement.square().mean() + velocity.square().mean()).backward()
         optimizer.step()
 
     return run
 
 
-def forward(network: NBodyNetwork, inputs: tuple[Tensor, ...], harmonics: Tensor | None) -> Run:
+def forward(network: NBodyNetwork, inputs: tuple[Tensor, ...]) -> Run:
     """Forward alone, nothing kept."""
 
     def run() -> None:
         with torch.no_grad():
-            network(*inputs, harmonics=harmonics)
+            network(*inputs)
 
     return run
 
@@ -104,9 +101,7 @@ def main() -> None:
     plain = NBodyNetwork(NBodyOptions()).to(device)
     plain.transformer = PlainSE3Transformer(fused.transformer).to(device)
     low_memory = with_low_memory(fused)
-    vectors, index = vectors_and_index(inputs[0])
-    order = fused.transformer.highest_order
-    harmonics = spherical_harmonics(vectors, order)
+    _, index = vectors_and_index(inputs[0])
 
     with torch.no_grad():
         outputs = [network(*inputs) for network in (fused, plain, low_memory)]
@@ -117,15 +112,10 @@ def main() -> None:
     print(f"{hardware(device)}\n{versions()}")
     print(f"N-body network, batch of {arguments.batch} ({index.shape[1]} edges)\n")
     print("| | forward | training step |\n|---|---|---|")
-    rows = {
-        "pairwise": (plain, None),
-        "fused": (fused, None),
-        "fused, cached harmonics": (fused, harmonics),
-        "fused, low memory": (low_memory, None),
-    }
+    rows = {"pairwise": plain, "fused": fused, "fused, low memory": low_memory}
     times = {
         kind: medians(
-            {name: make(network, inputs, y) for name, (network, y) in rows.items()},
+            {name: make(network, inputs) for name, network in rows.items()},
             arguments.repeats,
             device,
         )
@@ -137,15 +127,6 @@ def main() -> None:
             seconds, slowest = times[kind][name], times[kind]["pairwise"]
             cells.append(f"{1e3 * seconds:.1f} ms ({slowest / seconds:.1f}×)")
         print(f"| {name} | {' | '.join(cells)} |")
-    contracted = sum(
-        (2 * s.degree_in + 1) * len(s.paths) * s.components
-        for s in PlainSE3Transformer(fused.transformer).shapes
-    )
-    numbers = (order + 1) ** 2
-    print(
-        f"\nper edge: {numbers} numbers ({4 * numbers} bytes) in the cache, "
-        f"{contracted} ({4 * contracted} bytes) as contracted kernels"
-    )
 
 
 if __name__ == "__main__":

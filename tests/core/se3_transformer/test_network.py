@@ -1,17 +1,20 @@
 """The SE(3)-Transformer turns with its input, and the fused layers do what the plain ones do."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from se3_plain import PlainSE3Transformer
+from se3_plain import PlainSE3Transformer, kernel_basis, spherical_harmonics
 from torch import nn
 
 from ase_biasgrad.se3_transformer import SE3Transformer, transformer_blocks, uniform_fiber
 from ase_biasgrad.se3_transformer.attention import AttentionBlock
-from ase_biasgrad.se3_transformer.bases import coupling, kernel_bases, spherical_harmonics
+from ase_biasgrad.se3_transformer.compiled import CompiledFrames
 from ase_biasgrad.se3_transformer.convolution import Convolution, ConvolutionBlock, KernelOptions
+from ase_biasgrad.se3_transformer.couplings import KernelShape, clebsch_gordan
 from ase_biasgrad.se3_transformer.edges import EdgeContext, edge_softmax
 from ase_biasgrad.se3_transformer.fibers import Group, checked_fiber
+from ase_biasgrad.se3_transformer.frames import Frames, MessageShape, edge_frames, wigner_matrices
 from ase_biasgrad.se3_transformer.nonlinearity import NormBias, NormLayerNorm, SmoothGate
 from ase_biasgrad.se3_transformer.self_interaction import AttentiveSelfInteraction
 
@@ -77,52 +80,88 @@ def largest(one: dict, two: dict) -> float:
     return max(float((one[k] - two[k]).abs().max()) for k in one)
 
 
-# --- bases ---------------------------------------------------------------------------------
+# --- frames --------------------------------------------------------------------------------
 
 
 def test_degree_one_is_cartesian(points):
     unit = points / points.norm(dim=1, keepdim=True)
     harmonics = spherical_harmonics(points, 6)
     torch.testing.assert_close(harmonics[:, 1:4], 3**0.5 * unit)
-    for order in range(7):
-        square = harmonics[:, order**2 : (order + 1) ** 2].square().sum(dim=1)
-        torch.testing.assert_close(square, torch.full_like(square, 2 * order + 1))
+    turned = edge_frames(points) @ unit[:, :, None]
+    torch.testing.assert_close(turned[:, :, 0], torch.eye(3).double()[[1] * POINTS])
 
 
 def test_the_coupling_of_three_vectors_is_the_cross_product():
-    epsilon = coupling(1, 1, 1)  # (J, in, out)
+    epsilon = clebsch_gordan(1, 1, 1)  # (J, in, out)
     x, y = torch.randn(2, 3, dtype=torch.float64)
     crossed = torch.einsum("jab,j,a->b", epsilon, x, y)
     assert torch.allclose(crossed.abs(), (torch.linalg.cross(x, y) / 2**0.5).abs())
 
 
-@pytest.mark.parametrize("odd_paths", [True, False])
-@pytest.mark.parametrize(
-    ("degree", "groups"), [(0, (0, 1)), (1, (0, 1, 2)), (2, (1, 3)), (3, (3,))]
-)
-def test_kernels_commute_with_rotations(points, odd_paths, degree, groups):
-    from ase_biasgrad.se3_transformer.bases import BasisShape
+def test_wigner_matrices_turn_harmonics(points):
+    x = torch.randn(POINTS, 3, dtype=torch.float64)
+    turns = edge_frames(points)
+    torch.testing.assert_close(torch.linalg.det(turns), torch.ones(POINTS).double())
+    before = spherical_harmonics(x, 5)
+    after = spherical_harmonics((turns @ x[:, :, None])[:, :, 0], 5)
+    for degree, matrix in enumerate(wigner_matrices(turns, 5)):
+        own = slice(degree**2, (degree + 1) ** 2)
+        torch.testing.assert_close((matrix @ before[:, own, None])[:, :, 0], after[:, own])
 
-    shape = BasisShape(degree, groups, odd_paths)
-    matrix = rotation()
+
+@pytest.mark.parametrize("vector", [[0.0, 1, 0], [0, -2, 0], [1, 0, 0], [0, 0, -1], [1, 1, 1]])
+def test_frames_and_their_derivatives_are_finite_along_axes(vector):
+    x = torch.tensor([vector], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(edge_frames(x).pow(3).sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("odd_paths", [True, False])
+@pytest.mark.parametrize(("degree", "out"), [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 3)])
+def test_kernels_commute_with_rotations(points, odd_paths, degree, out):
+    shape, matrix = KernelShape(degree, (out,), odd_paths), rotation()
 
     def mapped(x, feature):  # every path applied to one feature of degree l
-        basis = kernel_bases(spherical_harmonics(x, shape.highest_order), [shape])[shape]
-        basis = basis.view(len(x), 2 * degree + 1, len(shape.paths), shape.components)
-        return torch.einsum("eapk,ea->epk", basis, feature)
+        return torch.einsum("ekap,ea->ekp", kernel_basis(x, shape), feature)
 
     feature = torch.randn(POINTS, 2 * degree + 1, dtype=torch.float64)
     turned = rotated({degree: feature[:, :, None]}, matrix)[degree][:, :, 0]
     before, after = mapped(points, feature), mapped(points @ matrix.T, turned)
-    start = 0
-    for k in groups:
-        stop = start + 2 * k + 1
-        expected = rotated({k: before[:, :, start:stop].transpose(1, 2)}, matrix)[k]
-        torch.testing.assert_close(
-            after[:, :, start:stop].transpose(1, 2), expected, atol=1e-10, rtol=0
-        )
-        start = stop
+    torch.testing.assert_close(after, rotated({out: before}, matrix)[out], atol=1e-10, rtol=0)
     assert before.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("odd_paths", [True, False])
+@pytest.mark.parametrize(
+    ("degrees_in", "degrees_out", "edges"),
+    [((0, 1, 2, 3), (0, 1, 2, 3), 40), ((0,), (0, 1), 16), ((1, 3), (2,), 3), ((2, 0), (1, 4), 90)],
+)
+def test_compiled_messages_are_those_of_torch(degrees_in, degrees_out, edges, odd_paths, dtype):
+    torch.manual_seed(0)
+    shape = MessageShape(degrees_in, degrees_out, odd_paths)
+    vectors, neighbour = torch.randn(edges, 3, dtype=dtype), torch.randint(5, (edges,))
+    channels, channels_out = 3, 2
+    parities = 2 if odd_paths else 1
+    rows = [one * two * (parities if m else 1) for m, (one, two) in enumerate(shape.members)]
+    components = sum(2 * degree + 1 for degree in degrees_in)
+    leaves = [
+        torch.randn(5, components, channels, dtype=dtype),
+        torch.randn(edges, 7, dtype=dtype),
+        *(torch.randn(channels * channels_out * k, 7, dtype=dtype) for k in rows),
+    ]
+    results = []
+    for frames in (
+        Frames.of(vectors, neighbour, [shape]),
+        CompiledFrames.of(vectors, neighbour, 4),
+    ):
+        features, hidden, *kernels = own = [leaf.clone().requires_grad_() for leaf in leaves]
+        messages = frames.messages(features, hidden, kernels, shape)
+        results.append([messages, *torch.autograd.grad(messages.pow(3).sum(), own)])
+    assert results[0][0].shape == (edges, channels_out, shape.components_out)
+    for one, two in zip(*results, strict=True):
+        close = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(one, two, rtol=0, atol=close * float(one.abs().max()))
 
 
 # --- layers --------------------------------------------------------------------------------
@@ -161,14 +200,9 @@ def test_messages_have_about_the_variance_of_their_input(points):
     torch.manual_seed(0)
     layer = Convolution(FIBER, [Group((0, 1, 2, 3), 64)], KernelOptions()).double()
     x = torch.randn(60, 3, dtype=torch.float64)
-    harmonics = spherical_harmonics(x, 5)
-    edges = EdgeContext(
-        torch.arange(60),
-        torch.arange(60),
-        x.norm(dim=1)[:, None],
-        kernel_bases(harmonics, layer.shapes),
-        None,
-    )
+    each = torch.arange(60)
+    frames = Frames.of(x, each, layer.shapes)
+    edges = EdgeContext(each, x.norm(dim=1)[:, None], frames, None)
     features = {k: torch.randn(60, 2 * k + 1, c, dtype=torch.float64) for k, c in FIBER.items()}
     (messages,) = layer(features, edges)
     start = 0
@@ -269,8 +303,6 @@ def test_what_does_not_fit_is_named(points, scalars):
         network({0: features[0]}, vectors_of(points), pairs(), scalars)
     with pytest.raises(ValueError, match=r"degree 1 have shape \(7, 3, 1\)"):
         network({0: features[0], 1: features[1][..., :1]}, vectors_of(points), pairs(), scalars)
-    with pytest.raises(ValueError, match="of order 4"):
-        network(features, vectors_of(points), pairs(), scalars, harmonics=scalars)
     with pytest.raises(ValueError, match="3 heads cannot share"):
         AttentionBlock({0: 4}, {0: 8}, 3, 2, KernelOptions())
     with pytest.raises(ValueError, match="both in"):
@@ -290,7 +322,7 @@ def test_what_does_not_fit_is_named(points, scalars):
 
 def context(centre: list[int], envelope=None) -> EdgeContext:
     index, none = torch.tensor(centre), torch.zeros(len(centre), 0)
-    return EdgeContext(index, index, none, {}, envelope)
+    return EdgeContext(index, none, CompiledFrames(np.zeros(0), np.zeros(0)), envelope)
 
 
 def test_edge_softmax_is_a_softmax_for_each_centre():

@@ -89,18 +89,16 @@ class NBodyNetwork(nn.Module):
         positions: Tensor,
         velocities: Tensor,
         charges: Tensor,
-        harmonics: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Displacements and velocity changes, both `(b, n, 3)`.
 
-        Positions and velocities are `(b, n, 3)`, charges `(b, n)`; `harmonics` are those of
-        `vectors_and_index(positions)` if at hand.
+        Positions and velocities are `(b, n, 3)`, charges `(b, n)`.
         """
         vectors, index = vectors_and_index(positions)
         q, v = charges.reshape(-1), velocities.reshape(-1, 3)
         features = {0: q[:, None, None], 1: v[:, :, None]}
         scalars = self._edge_scalars(vectors, index, q, v)
-        output = self.transformer(features, vectors, index, scalars, harmonics=harmonics)[1]
+        output = self.transformer(features, vectors, index, scalars)[1]
         output = output.view(*positions.shape, 2) * self.output_scale
         return output[..., 0], output[..., 1]
 

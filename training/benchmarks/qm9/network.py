@@ -89,8 +89,8 @@ class QM9Network(nn.Module):
         )
         self.readout = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def forward(self, batch: MoleculeBatch, harmonics: Tensor | None = None) -> Tensor:
-        """Standardised property `(molecules,)`; `harmonics` of the edges if at hand.
+    def forward(self, batch: MoleculeBatch) -> Tensor:
+        """Standardised property `(molecules,)`.
 
         Raises
         ------
@@ -107,7 +107,6 @@ class QM9Network(nn.Module):
             batch.vectors,
             batch.edge_index,
             batch.bonded[:, None].to(batch.vectors.dtype),
-            harmonics=harmonics,
         )
         scalars = features[0][:, 0]  # (n, width)
         total = scalars.new_zeros(batch.molecules, scalars.shape[1])
@@ -115,6 +114,6 @@ class QM9Network(nn.Module):
         count = torch.bincount(batch.molecule, minlength=batch.molecules)
         return self.readout(total / count[:, None]).squeeze(1)
 
-    def predict(self, batch: MoleculeBatch, harmonics: Tensor | None = None) -> Tensor:
+    def predict(self, batch: MoleculeBatch) -> Tensor:
         """The property `(molecules,)` in its own unit, float64."""
-        return self.target[0] + self.target[1] * self(batch, harmonics)
+        return self.target[0] + self.target[1] * self(batch)

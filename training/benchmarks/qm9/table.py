@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from ase_biasgrad.data.sets.qm9 import UNITS
 from ase_biasgrad.data.splits import random_split
 from ase_biasgrad.training.benchmarks import tables
 from ase_biasgrad.training.benchmarks.loop import Trained, TrainingOptions, measured
-from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
 from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
 from ase_biasgrad.training.benchmarks.qm9.training import (
-    Part,
+    Sample,
     composition_regression,
     mean_absolute_error,
     read_samples,
@@ -49,7 +49,7 @@ def run(
     report: Callable[[str], None],
     device: torch.device | str = "cpu",
 ) -> Result:
-    """Train, test once, and keep result, network and caches of harmonics in `folder`.
+    """Train, test once, and keep result and network in `folder`.
 
     The network is written as soon as it is trained; a run that failed afterwards goes on there,
     and a training that was interrupted from its last epoch.
@@ -61,7 +61,7 @@ def run(
     """
     if label not in UNITS:
         raise ValueError(f"there is no property {label!r}; choose one of {list(UNITS)}")
-    dataset, parts = Dataset(data), {}
+    dataset = Dataset(data)
     identity = {
         "property": label,
         "network": asdict(options),
@@ -70,16 +70,10 @@ def run(
         **asdict(training_options),
     }
 
-    def part(name: str) -> Part:
-        """Samples with their harmonics, made once for a run."""
-        if name not in parts:
-            frames = split(len(dataset), sizes, training_options.seed)[name]
-            samples = read_samples(dataset, frames, label, cutoff)
-            order = QM9Network(options).transformer.highest_order
-            folder.mkdir(parents=True, exist_ok=True)
-            cache = open_cache(folder, [s.vectors for s in samples], order, progress=True)
-            parts[name] = Part(samples, cache)
-        return parts[name]
+    @cache
+    def part(name: str) -> list[Sample]:
+        frames = split(len(dataset), sizes, training_options.seed)[name]
+        return read_samples(dataset, frames, label, cutoff)
 
     def train(state: Path | None) -> Trained[QM9Network]:
         training, validation = part("train"), part("validation")
@@ -88,8 +82,8 @@ def run(
     def test(network: QM9Network) -> dict[str, Any]:
         of = part("test")
         error = mean_absolute_error(network, of)
-        composition = composition_regression(part("train").samples, of.samples)
-        return {"test": error, "composition": composition, "tested_on": len(of.samples)}
+        composition = composition_regression(part("train"), of)
+        return {"test": error, "composition": composition, "tested_on": len(of)}
 
     store, record = Store(folder, "qm9"), {"unit": UNITS[label]}
     return measured(

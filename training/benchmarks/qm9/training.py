@@ -15,7 +15,6 @@ from ase_biasgrad.bias_fits import least_absolute_deviation
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.neighbours import all_pairs
 from ase_biasgrad.training.benchmarks.loop import TorchLearner, Trained, TrainingOptions, train
-from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import HarmonicsCache
 from ase_biasgrad.training.benchmarks.qm9.network import (
     ELEMENTS,
     MoleculeBatch,
@@ -24,7 +23,7 @@ from ase_biasgrad.training.benchmarks.qm9.network import (
 )
 
 BOND_TOLERANCE = 1.2  # of the sum of covalent radii
-Batch = tuple[MoleculeBatch, Tensor | None, Tensor]
+Batch = tuple[MoleculeBatch, Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,26 +100,17 @@ def collate(samples: Sequence[Sample]) -> MoleculeBatch:
     )
 
 
-@dataclass(frozen=True)
-class Part:
-    """Samples of one split, with a cache of their harmonics where there is one."""
-
-    samples: Sequence[Sample]
-    cache: HarmonicsCache | None = None
-
-    def batch(self, places: np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """Molecules, harmonics and targets `(m,)` of the samples at `places`."""
-        samples = [self.samples[k] for k in places]
-        harmonics = None if self.cache is None else self.cache.read(places).to(device)
-        targets = torch.tensor([sample.target for sample in samples], device=device)
-        return collate(samples).to(device), harmonics, targets
+def batch_of(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Batch:
+    """Molecules and their targets `(m,)`."""
+    targets = torch.tensor([sample.target for sample in samples], device=device)
+    return collate(samples).to(device), targets
 
 
 def train_network(
     options: QM9Options,
     training_options: TrainingOptions,
-    training: Part,
-    validation: Part,
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
     report: Callable[[str], None] = lambda line: None,
     device: torch.device | str = "cpu",
     state: Path | None = None,
@@ -130,17 +120,18 @@ def train_network(
     `device` and `state` are those of the loop.
     """
     torch.manual_seed(training_options.seed)
-    targets = np.array([sample.target for sample in training.samples])
+    targets = np.array([sample.target for sample in training])
     size = training_options.batch_size
 
     def batches(random: np.random.Generator) -> Iterator[Batch]:
         order = random.permutation(len(targets))
-        return (training.batch(order[k : k + size], device) for k in range(0, len(order), size))
+        for k in range(0, len(order), size):
+            yield batch_of([training[place] for place in order[k : k + size]], device)
 
     def loss(network: QM9Network, batch: Batch) -> Tensor:
-        molecules, harmonics, target = batch
+        molecules, target = batch
         wanted = (target - network.target[0]) / network.target[1]
-        return (network(molecules, harmonics) - wanted).abs().mean()
+        return (network(molecules) - wanted).abs().mean()
 
     network = QM9Network(options, float(targets.mean()), float(targets.std()))
 
@@ -159,14 +150,15 @@ def train_network(
 
 
 @torch.no_grad()
-def mean_absolute_error(network: QM9Network, part: Part, batch_size: int = 64) -> float:
+def mean_absolute_error(
+    network: QM9Network, samples: Sequence[Sample], batch_size: int = 64
+) -> float:
     """Mean absolute error in the unit of the target, on the device of the network."""
-    total, size, device = 0.0, len(part.samples), network.target.device
-    for start in range(0, size, batch_size):
-        places = np.arange(start, min(start + batch_size, size))
-        batch, harmonics, target = part.batch(places, device)
-        total += float((network.predict(batch, harmonics) - target).abs().sum())
-    return total / size
+    total, device = 0.0, network.target.device
+    for start in range(0, len(samples), batch_size):
+        batch, target = batch_of(samples[start : start + batch_size], device)
+        total += float((network.predict(batch) - target).abs().sum())
+    return total / len(samples)
 
 
 @torch.no_grad()
@@ -180,10 +172,10 @@ def predict(
 
     `cutoff` is the one that the network was trained with, as in `read_samples`.
     """
-    part = Part([graph_sample(*molecule, np.nan, cutoff) for molecule in molecules])
+    samples = [graph_sample(*molecule, np.nan, cutoff) for molecule in molecules]
     found, device = [], network.target.device
-    for places in np.array_split(np.arange(len(molecules)), -(-len(molecules) // batch_size)):
-        batch, _, _ = part.batch(places, device)
+    for start in range(0, len(samples), batch_size):
+        batch, _ = batch_of(samples[start : start + batch_size], device)
         found.append(network.predict(batch).cpu().numpy())
     return np.concatenate(found)
 

@@ -13,10 +13,8 @@ from ase_biasgrad.data.sets.qm9 import import_qm9
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.benchmarks.loop import TrainingOptions, load_network
 from ase_biasgrad.training.benchmarks.qm9 import table as qm9_benchmark
-from ase_biasgrad.training.benchmarks.qm9.harmonics_cache import open_cache
 from ase_biasgrad.training.benchmarks.qm9.network import QM9Network, QM9Options
 from ase_biasgrad.training.benchmarks.qm9.training import (
-    Part,
     collate,
     composition_regression,
     graph_sample,
@@ -143,7 +141,7 @@ def test_a_failure_after_the_training_loses_nothing(tmp_path, monkeypatch):
     assert training["validation"] == result.figures["validation"]
     samples = read_samples(Dataset(data), range(21), "mu", None)
     parts = qm9_benchmark.split(21, sizes, options.seed)
-    found = mean_absolute_error(network, Part([samples[k] for k in parts["test"]]))
+    found = mean_absolute_error(network, [samples[k] for k in parts["test"]])
     assert found == pytest.approx(result.figures["test"], rel=1e-4)
     run(learning_rate=1e-4)  # beside the first, and the table says so
     table = qm9_benchmark.table(data, tmp_path)
@@ -161,26 +159,12 @@ def test_splits_are_shuffled_and_take_the_rest():
     assert len(again["test"]) == 4
 
 
-def test_cached_harmonics_give_the_same_training(tmp_path):
-    samples = [sample(name, target=float(len(name))) for name in MOLECULES]
-    options = TrainingOptions(epochs=2, batch_size=3, learning_rate=1e-3)
-    errors = []
-    cache = open_cache(tmp_path, [s.vectors for s in samples], 4)
-    for part in (Part(samples), Part(samples, cache)):
-        trained = train_network(SMALL, options, part, part)
-        errors.append(trained.validation[0])
-        found = mean_absolute_error(trained.network, part)
-        assert found == pytest.approx(trained.validation[0], rel=1e-4)
-    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-def test_cuda_trains_as_the_cpu_does(tmp_path):
+def test_cuda_trains_as_the_cpu_does():
     samples = [sample(name, target=float(len(name))) for name in MOLECULES]
-    part = Part(samples, open_cache(tmp_path, [s.vectors for s in samples], 4))
     options = TrainingOptions(epochs=2, batch_size=3, learning_rate=1e-3)
-    cpu, cuda = (train_network(SMALL, options, part, part, device=d) for d in ("cpu", "cuda"))
+    cpu, cuda = (train_network(SMALL, options, samples, samples, device=d) for d in ("cpu", "cuda"))
     assert cuda.validation == pytest.approx(cpu.validation, rel=1e-2)
     structures = [(molecule(n).numbers, molecule(n).positions) for n in MOLECULES]
     found = predict(cuda.network, structures, None)
