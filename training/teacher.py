@@ -113,7 +113,7 @@ def _teach(
 
 def _append(writer: DatasetAppender, frames: list[Frame]) -> None:
     """Append the forces and stresses of a trajectory, all of them or none."""
-    columns = {
+    columns: dict[str, Any] = {
         name: np.stack([getattr(frame, name) for frame in frames])
         for name in ("positions", "forces", "stress", "cell", "pbc")
         if getattr(frames[0], name) is not None

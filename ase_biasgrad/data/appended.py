@@ -66,7 +66,7 @@ def read_records(path: Path, block: int) -> tuple[list[dict[str, np.ndarray]], i
 
 
 def _columns(content: bytes) -> dict[str, np.ndarray]:
-    place, found = content.index(b"\n") + 1, {}
+    place, found = content.index(b"\n") + 1, dict[str, np.ndarray]()
     for name, kind, shape in json.loads(content[: place - 1]):
         count = math.prod(shape)
         found[name] = np.frombuffer(content, kind, count, place).reshape(shape)
