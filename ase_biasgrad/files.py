@@ -34,10 +34,10 @@ def refuse_own_input(output: str | Path, inputs: Iterable[str | Path | None]) ->
         return
     resolved = Path(output).resolve()
     for source in inputs:
-        if source is not None and os.path.exists(source) and (
-            os.path.samefile(output, source)
-            or (os.path.isdir(source) and resolved.is_relative_to(Path(source).resolve()))
-        ):
+        if source is None or not os.path.exists(source):
+            continue
+        in_folder = os.path.isdir(source) and resolved.is_relative_to(Path(source).resolve())
+        if in_folder or os.path.samefile(output, source):
             raise ValueError(f"{output}: is what is read ({source}); write to another file")
 
 
