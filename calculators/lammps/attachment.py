@@ -132,13 +132,11 @@ def _check_masses(lmp: Any, numbers: Sequence[int]) -> None:
     if not masses:
         return
     for k, z in enumerate(numbers, start=1):
-        likely = [other for other in numbers if _is_mass_of(masses[k], other)]
+        likely = [
+            other for other in numbers if abs(masses[k] / atomic_masses[other] - 1) < SAME_MASS
+        ]
         if likely and z not in likely:
             raise ValueError(
                 f"atom type {k} is named {chemical_symbols[z]} and has the mass of "
                 f"{chemical_symbols[likely[0]]}, {masses[k]:g} u; name elements in order of types"
             )
-
-
-def _is_mass_of(mass: float, number: int) -> bool:
-    return bool(abs(mass / atomic_masses[number] - 1.0) < SAME_MASS)

@@ -31,12 +31,13 @@ BAR = 1e-4  # GPa
 
 @dataclass
 class _Frames:
-    """Files that process 0 writes of a run."""
+    """The structure of a run, which every process keeps, and process 0 writes."""
 
+    lmp: Any
+    force: LammpsForce
     atoms: Atoms
     prism: Prism
     corner: np.ndarray
-    periodic: np.ndarray
     timestep: float  # fs
     step: int = 0
 
@@ -44,30 +45,24 @@ class _Frames:
         """Time in ASE's units, which ASE's logger asks for."""
         return self.step * self.timestep * units.fs
 
-    def put(self, state: State) -> Atoms:
-        """The structure after a number of steps, with its energy, forces and stress."""
-        cell = self.prism.vector_to_ase(state.cell)
-        self.atoms.cell[self.periodic] = cell[self.periodic]
-        self.atoms.positions = self.prism.vector_to_ase(state.positions) + self.corner
-        self.atoms.set_velocities(self.prism.vector_to_ase(state.velocities))
-        results = {"energy": state.energy, "forces": self.prism.vector_to_ase(state.forces)}
-        if self.atoms.cell.rank == 3:
-            stress = self.prism.tensor2_to_ase(state.strain_gradient) / self.atoms.get_volume()
+    def update(self) -> None:
+        """Take the state of all atoms from LAMMPS; every process must ask."""
+        atoms, turned, (cell, *_) = self.atoms, self.prism.vector_to_ase, box(self.lmp)
+        # forces of the potential alone, without those of a thermostat
+        x, v, f = (
+            np.array(self.lmp.gather(name, 1, 3), float).reshape(-1, 3)
+            for name in ("x", "v", f"f_{self.force.fix}")
+        )
+        x += np.array(self.lmp.gather("image", 0, 3)).reshape(-1, 3) @ cell
+        strain_gradient = self.force.total_strain_gradient()
+        atoms.cell[atoms.pbc] = turned(cell)[atoms.pbc]
+        atoms.positions = turned(x) + self.corner
+        atoms.set_velocities(turned(convert(v, "velocity", "metal", "ASE")))
+        results = {"energy": self.force.energy, "forces": turned(f)}
+        if atoms.cell.rank == 3:
+            stress = self.prism.tensor2_to_ase(strain_gradient) / atoms.get_volume()
             results["stress"] = full_3x3_to_voigt_6_stress(stress)
-        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
-        return self.atoms
-
-
-@dataclass(frozen=True)
-class State:
-    """All atoms in LAMMPS' frame, in the order of their ids, in ASE's units."""
-
-    positions: np.ndarray  # (n, 3), not wrapped
-    velocities: np.ndarray  # (n, 3)
-    forces: np.ndarray  # (n, 3)
-    cell: np.ndarray  # (3, 3)
-    energy: float
-    strain_gradient: np.ndarray  # (3, 3) eV, ∂E/∂ε
+        atoms.calc = SinglePointCalculator(atoms, **results)
 
 
 def run_dynamics(
@@ -98,13 +93,13 @@ def run_dynamics(
     force.stop_outside = stop_outside
     for line in _fixes(ensemble, timestep, temperature, pressure, friction, seed):
         lmp.command(line)
-    frames = _Frames(atoms, prism, corner, atoms.pbc.copy(), timestep)
+    frames = _Frames(lmp, force, atoms, prism, corner, timestep)
     writes = force.comm.rank == 0
     lmp.command("run 0 post no")
-    state = _state(lmp, force, len(atoms))
+    frames.update()
     if writes and first:
         with whole_file(trajectory) as part, Trajectory(str(part), "w") as begun:
-            begun.write(frames.put(state))
+            begun.write(atoms)
     target = Trajectory(trajectory, "a") if writes else None
     logger = None
     if writes and log is not None:
@@ -112,15 +107,14 @@ def run_dynamics(
     while frames.step < steps and not (force.outside and stop_outside):
         lmp.command(f"run {min(interval, steps - frames.step)} pre no post no")
         frames.step = lmp.extract_global("ntimestep")
-        state = _state(lmp, force, len(atoms))
+        frames.update()
         if target is None or (frames.step % interval and not (stop_outside and force.outside)):
             continue
-        target.write(frames.put(state))
+        target.write(atoms)
         if logger is not None:
             logger()
     if target is not None:
         target.close()
-        frames.put(state)
         Path(report).write_text(_report(frames, steps, force.outside if stop_outside else None))
     lmp.close()
 
@@ -170,18 +164,3 @@ def _fixes(
         return ["fix move all nve", bath]
     p = f"{pressure / BAR!r} {pressure / BAR!r} {10 * damp!r}"
     return [f"fix move all npt temp {t} {damp!r} tri {p} flip no"]
-
-
-def _state(lmp: Any, force: LammpsForce, count: int) -> State:
-    """Gather the state of all atoms; every process must ask."""
-    cell, *_ = box(lmp)
-    # forces of the potential alone, without those of a thermostat
-    x, v, f = (
-        np.array(lmp.gather(name, 1, 3), float).reshape(count, 3)
-        for name in ("x", "v", f"f_{force.fix}")
-    )
-    image = np.array(lmp.gather("image", 0, 3)).reshape(count, 3)
-    return State(
-        x + image @ cell, convert(v, "velocity", "metal", "ASE"), f, cell,
-        force.energy, force.total_strain_gradient(),
-    )  # fmt: skip

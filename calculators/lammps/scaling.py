@@ -110,17 +110,18 @@ def _measure(report: str, name: str, atoms: int) -> None:
         walls.append((time.perf_counter() - begun) / STEPS)
         if comm.size == 1:
             in_ase.timed(ase.run)(STEPS)
-    steps = STEPS * ROUNDS
+    steps, lists_made = STEPS * ROUNDS, max(1, lists.calls)
     callback = whole.seconds - network.seconds - lists.seconds
     sent = sum(len(rows) for rows in force.halo.sent.values()) * _bytes_of_a_row(force)
-    copies = sum(rows.stop - rows.start for rows in force.halo.received.values())
-    copies /= max(1, len(force.order))
-    a_list = lists.seconds / max(1, lists.calls)
-    mine = [whole.seconds / steps, callback / steps, a_list, copies, sent]
-    *largest, copies, sent = np.array(comm.allgather(mine)).max(axis=0).tolist()
+    copied = sum(rows.stop - rows.start for rows in force.halo.received.values())
+    mine = [whole.seconds / steps, callback / steps, lists.seconds / lists_made]
+    mine += [copied / max(1, len(force.order)), sent]
+    computing, others, a_list, copies, most_sent = (
+        np.array(comm.allgather(mine)).max(axis=0).tolist()
+    )
     if comm.rank == 0:
         of_ase = in_ase.seconds / steps if in_ase.calls else None
-        times = Times(min(walls), *largest, of_ase, copies, int(sent))
+        times = Times(min(walls), computing, others, a_list, of_ase, copies, int(most_sent))
         Path(report).write_text(json.dumps(vars(times)))
     lmp.close()
 
