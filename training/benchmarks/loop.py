@@ -97,11 +97,11 @@ class TorchLearner(Learner[Network, Batch]):
         device: torch.device | str = "cpu",
     ) -> None:
         self.trained, self.loss, self.options = network.to(device).train(), loss, options
-        self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
         # hundreds of small tensors: one call for all of them
         self.adam = torch.optim.Adam(self.parameters, lr=options.learning_rate, fused=True)
         self.kept = copy.deepcopy(self.trained)
-        self.averaged = [p for p in self.kept.parameters() if p.requires_grad]
+        self.averaged: list[Tensor] = [p for p in self.kept.parameters() if p.requires_grad]
         self.parts = {"trained": self.trained, "average": self.kept, "adam": self.adam}
 
     def step(self, batch: Batch, number: int, used: float) -> Tensor:
