@@ -205,7 +205,7 @@ class _Checked(ABC):
                 continue
             places = self._texts.setdefault(name, {})
             assert places is not None  # a label is text in all groups or in none
-            used = int(np.max(group.read(name), initial=-1)) + 1
+            used = int(np.asarray(group.read(name)).max()) + 1
             places |= {text: k for k, text in enumerate(texts[:used])}
 
 
