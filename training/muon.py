@@ -38,8 +38,8 @@ def hidden_matrices(backbone: Backbone) -> list[nn.Parameter]:
 
     Those of functions of a distance are left out: they gain nothing, and have the largest matrices.
     """
-    found = [
-        layer.weight
+    found: list[nn.Parameter] = [
+        layer.weight  # type: ignore[misc]
         for name, layer in backbone.named_modules()
         if isinstance(layer, nn.Linear) and not set(name.split(".")) & set(backbone.radial)
     ]
@@ -94,6 +94,7 @@ class Muon(torch.optim.Optimizer):
         moved = []
         for weight in weights:
             state, gradient = self.state[weight], weight.grad
+            assert gradient is not None
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
             momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)

@@ -129,7 +129,8 @@ def _network(size: list[int], table: Any, scale: float, neighbours: float) -> An
 
 def _parameter_groups(network: Any) -> list[dict[str, Any]]:
     """Weight decay as mace-torch's own training has it: linear weights and products."""
-    decayed, others = [], []
+    decayed: list[Any] = []
+    others: list[Any] = []
     for name, parameter in network.named_parameters():
         linear = "linear.weight" in name or "skip_tp_full.weight" in name
         decays = name.startswith("products") or (name.startswith("interactions") and linear)

@@ -52,6 +52,7 @@ def train(job: Job) -> dict[str, Any]:
 
     def error(model: Any) -> float:
         frames, forces = len(job.validation), job.validation.forces
+        assert forces is not None
         positions = job.validation.positions.reshape(frames, -1)
         found = GDMLPredict(model, max_processes=1).predict(positions)[1]
         return float(np.abs(found.reshape(forces.shape) - forces).mean())
