@@ -8,20 +8,23 @@ import numpy as np
 from ase.data import chemical_symbols
 
 
-def expected_errors(results: dict[str, Any]) -> np.ndarray:
-    """Expected length of the error of each atom's force `(n,)` in eV/Å, from `forces_std`."""
-    return np.sqrt(np.square(results["forces_std"]).sum(axis=1))
+def expected_errors(forces_std: np.ndarray) -> np.ndarray:
+    """Expected length of the error of each atom's force `(n,)` in eV/Å; `forces_std (n, 3)`."""
+    return np.sqrt(np.square(forces_std).sum(axis=1))
 
 
 def too_uncertain(numbers: np.ndarray, results: dict[str, Any], limit: float) -> str | None:
     """Say which atom's force is expected to be off by more than `limit` eV/Å most, or None."""
     if "forces_std" not in results or not len(numbers):
         return None
-    errors = expected_errors(results)
+    errors = expected_errors(results["forces_std"])
     k = int(np.argmax(errors))
-    if errors[k] <= limit:
-        return None
+    return None if errors[k] <= limit else off_by(k, numbers[k], errors[k], limit)
+
+
+def off_by(atom: int, number: int, error: float, limit: float) -> str:
+    """Say that the force on an atom is expected to be off by more than a limit, both in eV/Å."""
     return (
-        f"the force on atom {k} ({chemical_symbols[numbers[k]]}) is expected to be off by "
-        f"{errors[k]:.3f} eV/Å, more than {limit:g}"
+        f"the force on atom {atom} ({chemical_symbols[number]}) is expected to be off by "
+        f"{error:.3f} eV/Å, more than {limit:g}"
     )

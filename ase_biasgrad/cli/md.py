@@ -105,7 +105,7 @@ def md(
             atoms, checkpoint, ranks, mpiexec, trajectory=str(output), steps=steps,
             timestep=timestep, ensemble=ensemble.value, temperature=temperature, pressure=pressure,
             friction=friction, interval=interval, seed=int(random.integers(1, MOST_SEEDS)),
-            dtype=dtype, stop_outside=stop_outside, first=not restart,
+            dtype=dtype, stop_outside=stop_outside, stop_spread=stop_spread, first=not restart,
             log=None if log is None else str(log),
         )  # fmt: skip
         return

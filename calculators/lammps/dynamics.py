@@ -79,6 +79,7 @@ def run_dynamics(
     seed: int,  # of the random forces, from 1 to 900 000 000
     dtype: str,  # of the networks
     stop_outside: bool,  # end with the first structure outside of the training range
+    stop_spread: float | None,  # end where a committee expects a larger error of a force, eV/Å
     first: bool,  # begin a new trajectory with the state before the first step
     report: str,  # file for a line about how it ended
     log: str | None = None,  # file for a line of ASE's `MDLogger` with each frame
@@ -90,7 +91,7 @@ def run_dynamics(
     prism, corner = box_of(atoms)
     force = _set_up(lmp, atoms, checkpoints, dtype, skew=ensemble == "npt")
     lmp.command(f"timestep {timestep / 1000!r}")  # ps
-    force.stop_outside = stop_outside
+    force.stop_outside, force.stop_spread = stop_outside, stop_spread
     for line in _fixes(ensemble, timestep, temperature, pressure, friction, seed):
         lmp.command(line)
     frames = _Frames(lmp, force, atoms, prism, corner, timestep)
@@ -104,27 +105,25 @@ def run_dynamics(
     logger = None
     if writes and log is not None:
         logger = MDLogger(frames, atoms, log, header=not Path(log).exists(), mode="a")
-    while frames.step < steps and not (force.outside and stop_outside):
+    while frames.step < steps and not force.stop_reason:
         lmp.command(f"run {min(interval, steps - frames.step)} pre no post no")
         frames.step = lmp.extract_global("ntimestep")
         frames.update()
-        if target is None or (frames.step % interval and not (stop_outside and force.outside)):
+        if target is None or (frames.step % interval and not force.stop_reason):
             continue
         target.write(atoms)
         if logger is not None:
             logger()
     if target is not None:
         target.close()
-        Path(report).write_text(_report(frames, steps, force.outside if stop_outside else None))
+        Path(report).write_text(_report(frames, steps, force.stop_reason))
     lmp.close()
 
 
-def _report(frames: _Frames, steps: int, outside: str | None) -> str:
+def _report(frames: _Frames, steps: int, reason: str | None) -> str:
     atoms = frames.atoms
     end = (
-        f"ended after {frames.step} of {steps} steps: {outside}; "
-        if outside
-        else f"{steps} steps; "
+        f"ended after {frames.step} of {steps} steps: {reason}; " if reason else f"{steps} steps; "
     )
     return (
         f"LAMMPS: {end}last temperature {atoms.get_temperature():.1f} K, potential energy "

@@ -6,6 +6,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ase_biasgrad.calculators.extrapolation import ADVICE, ExtrapolationWarning
 from ase_biasgrad.calculators.lammps.domain_range import DomainRange
 from ase_biasgrad.calculators.lammps.halo import agreed, offered
 from ase_biasgrad.calculators.lammps.launch import box
+from ase_biasgrad.calculators.spread import expected_errors, off_by
 from ase_biasgrad.neighbours import Edges, pairs_within
 
 if TYPE_CHECKING:
@@ -39,7 +41,11 @@ class LammpsForce:
     Each process evaluates its own atoms; rows of their neighbours come from the processes that
     evaluate those (`calculators.engines.cpu.subdomain`). Energies are in eV, forces in eV/Å. The
     fix has a vector of two numbers, of a committee: the standard deviation of the energy (ddof=1)
-    in eV, and the largest of a component of a force in eV/Å.
+    in eV, and the largest of a component of a force in eV/Å, calibrated where a scale is known.
+
+    A run ends with the first structure outside of the training range if `stop_outside` is set, and
+    where the force on an atom is expected to be off by more than `stop_spread` eV/Å. `stop_reason`
+    then says why.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class LammpsForce:
         self.range: DomainRange | None = None
         self.outside: str | None = None
         self.told = self.stop_outside = False
+        self.stop_spread: float | None = None
+        self.stop_reason: str | None = None
         self.error: Exception | None = None
 
     def __call__(
@@ -139,7 +147,7 @@ class LammpsForce:
 
     def _say(self, outside: str | None, anywhere: bool) -> None:
         """Tell once, on the first process, how the structure is outside of the training range."""
-        self.outside = None
+        self.outside = self.stop_reason = None
         if anywhere and not (self.told and not self.stop_outside):
             messages = [message for message in self.comm.allgather(outside) if message]
             self.outside = messages[0]
@@ -147,7 +155,12 @@ class LammpsForce:
                 warnings.warn(f"{messages[0]}. {ADVICE}", ExtrapolationWarning, stacklevel=2)
             self.told = True
         if self.outside and self.stop_outside:
-            self.lmp.force_timeout()
+            self._end(self.outside)
+
+    def _end(self, reason: str) -> None:
+        """End the run with this step, for a reason that all processes know."""
+        self.stop_reason = reason
+        self.lmp.force_timeout()
 
     def _state(self, x: np.ndarray, cell: np.ndarray) -> int:
         if not (np.isfinite(x).all() and np.isfinite(cell).all()):
@@ -171,10 +184,25 @@ class LammpsForce:
         virial = [s[0, 0], s[1, 1], s[2, 2], s[0, 1], s[0, 2], s[1, 2]]
         lmp.fix_external_set_virial_global(self.fix, virial)
         if self.members > 1:
-            spread = np.array([found.forces.std(axis=0, ddof=1).max(initial=0.0)])
-            self.comm.Allreduce(self.mpi.IN_PLACE, spread, op=self.mpi.MAX)
-            lmp.fix_external_set_vector(self.fix, 1, float(total.std(ddof=1)))
-            lmp.fix_external_set_vector(self.fix, 2, float(spread[0]))
+            self._give_spreads(float(total.std(ddof=1)), found.forces.std(axis=0, ddof=1))
+
+    def _give_spreads(self, energy: float, forces: np.ndarray) -> None:
+        """Tell spreads over the members, of the energy and of the forces on own atoms `(n, 3)`."""
+        numbers, tags = self.own
+        if (calibration := self.calculator.calibration) is not None:
+            forces, _ = calibration.of_forces(numbers, forces)
+            energy *= 1.0 if calibration.energy is None else calibration.energy.std
+        largest = np.array([forces.max(initial=0.0)])
+        self.comm.Allreduce(self.mpi.IN_PLACE, largest, op=self.mpi.MAX)
+        self.lmp.fix_external_set_vector(self.fix, 1, energy)
+        self.lmp.fix_external_set_vector(self.fix, 2, float(largest[0]))
+        if self.stop_spread is not None:
+            errors = expected_errors(forces)
+            furthest = [int(errors.argmax())] if len(errors) else []
+            here = [(float(errors[k]), int(tags[k]) - 1, int(numbers[k])) for k in furthest]
+            error, atom, number = max(chain.from_iterable(self.comm.allgather(here)))
+            if error > self.stop_spread:
+                self._end(off_by(atom, number, error, self.stop_spread))
 
     # --- once for each neighbour list ---------------------------------------------------------
 
@@ -199,6 +227,7 @@ class LammpsForce:
         edges = Edges(edges.centre, row[edges.neighbour], edges.shift)
         candidates = arranged(edges.centre, edges.neighbour, edges.shift, n)
         self.domain = SubDomain(self.engine.networks, numbers, candidates)
+        self.own = numbers[:n], tags[:n]
         self.bias = self.bias_by_number[:, numbers[:n]]
         if (check := self.calculator._range) is not None:
             rows = np.concatenate([positions, known.positions[needed - n]])

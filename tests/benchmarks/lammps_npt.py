@@ -42,8 +42,8 @@ def in_lammps(atoms: Atoms, a: argparse.Namespace, trajectory: Path) -> None:
     run_dynamics(
         structure=str(start), checkpoints=[a.potential], trajectory=str(trajectory), steps=a.steps,
         timestep=a.timestep, ensemble="npt", temperature=a.temperature, pressure=a.pressure,
-        friction=0.0, interval=INTERVAL, seed=1, dtype="float32", stop_outside=False, first=True,
-        report=str(trajectory.with_suffix(".txt")),
+        friction=0.0, interval=INTERVAL, seed=1, dtype="float32", stop_outside=False,
+        stop_spread=None, first=True, report=str(trajectory.with_suffix(".txt")),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ase_biasgrad import BiasGradCalculator, save_checkpoint
 from ase_biasgrad.calculators.lammps import run_dynamics, run_on, write_data
 from ase_biasgrad.calculators.lammps.data_file import box_of
 from ase_biasgrad.calculators.lammps.script import read_script
+from ase_biasgrad.calculators.spread import expected_errors
 from ase_biasgrad.training_range import TrainingRange
 
 pytestmark = [
@@ -113,6 +114,7 @@ def frames_of(folder: Path, atoms: Atoms, paths: list[str], ranks: int, **settin
         "structure": str(start), "checkpoints": paths, "trajectory": str(trajectory),
         "steps": 40, "timestep": 0.5, "ensemble": "nve", "temperature": 300.0, "pressure": 0.0,
         "friction": 0.01, "interval": 20, "seed": 1, "dtype": "float64", "stop_outside": False,
+        "stop_spread": None,
         "first": True, "report": str(folder / "report"),
     }  # fmt: skip
     run_on(ranks, run_dynamics, {**arguments, **settings})
@@ -168,6 +170,24 @@ def test_md_ends_outside_of_the_training_range(tmp_path, checkpoints):
     report = (tmp_path / "report").read_text()
     assert "ended after 0 of 40 steps" in report
     assert "Å apart, and no H-O pair was closer than the cutoff of 4 Å in training" in report
+
+
+@needs_lammps
+@pytest.mark.parametrize(("share", "steps"), [(1.01, 1), (0.99, 0)])
+def test_md_ends_where_a_committee_is_uncertain(tmp_path, checkpoints, share, steps):
+    atoms, paths = moving(ethanol(), 300.0), checkpoints["committee"]
+    calculated = in_ase(atoms.copy(), paths)
+    calculated.get_forces()
+    errors = expected_errors(calculated.calc.results["forces_std"])
+    worst = int(errors.argmax())
+    limit = {"stop_spread": share * float(errors[worst])}
+    frames = frames_of(tmp_path, atoms, paths, 2, steps=1, interval=1, timestep=1e-3, **limit)
+    said = (tmp_path / "report").read_text()
+    assert len(frames) == 1 + steps
+    name = (
+        f"atom {worst} ({atoms.symbols[worst]}) is expected to be off by {errors[worst]:.3f} eV/Å"
+    )
+    assert (f"ended after 0 of 1 steps: the force on {name}" in said) == (steps == 0)
 
 
 @needs_lammps
