@@ -225,6 +225,8 @@ def _cutting(points, members, counts, labels, corners, outside):
     Also the distance of the cell's farthest corner.
     """
     most = len(labels) + len(members)
+    is_vertex = np.zeros(len(points), np.bool_)
+    is_vertex[members] = True
     supports, owners, heights = np.empty((most, 3)), np.empty(most, np.int64), np.empty(most)
     n, start = 0, 0
     for k in range(len(members)):
@@ -232,8 +234,12 @@ def _cutting(points, members, counts, labels, corners, outside):
         for c in range(start, start + counts[k]):
             following = labels[_following(c, start, counts[k])]
             whole = whole and labels[c] == following
-            # the same corner comes once for each of its faces
-            if members[k] < min(labels[c], following):
+            # The same corner comes once for each of its faces, whose least takes it. What lies on
+            # an edge of the hull has no face: the origin between an atom's own two images.
+            one, two = labels[c], following
+            if (members[k] < one or not is_vertex[one]) and (
+                members[k] < two or not is_vertex[two]
+            ):
                 supports[n], owners[n] = corners[c], members[k]
                 n += 1
         if whole:  # no corner looks along the pole of a half-space

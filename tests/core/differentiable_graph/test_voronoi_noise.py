@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, fcc111, graphene, molecule, nanotube
+from ase.build import bulk, fcc111, graphene, molecule, nanotube, surface
 from conftest import copper, ethanol
 
 from ase_biasgrad.differentiable_graph import voronoi, voronoi_faces, weights_voronoi
@@ -41,6 +41,7 @@ STRUCTURES = {
     "hcp": bulk("Mg"),
     "rattled": copper(),
     "fcc slab": fcc111("Cu", (2, 2, 3)),
+    "stepped slab": periodic(surface(bulk("Cu", cubic=True), (3, 2, 0), 5), True, True, False),
     "square sheet": Atoms("Cu2", [[0, 0, 0], [2.5, 0, 0]], cell=[5, 2.5, 0], pbc=[1, 1, 0]),
     "graphene": periodic(graphene(size=(2, 2, 1)), True, True, False),
     "nanotube": periodic(nanotube(4, 4), False, False, True),
