@@ -58,7 +58,8 @@ PUBLISHED = {
 def task_of(data: NBodyData) -> Task:
     """The task of the data set's variant."""
     variant = VARIANTS[data.variant]
-    return Task(variant.ahead, variant.start, data.system.timestep * data.system.interval)
+    interval = data.system.timestep * data.system.interval
+    return Task(variant.ahead, variant.start, interval, velocities=data.variant == "paper")
 
 
 def run(
@@ -82,6 +83,8 @@ def run(
         raise ValueError(f"there is no network {network!r}; choose one of {list(NETWORKS)}")
     digest, task, architecture = file_hash(data.path), task_of(data), NETWORKS[network]
     identity = {"network": network, "architecture": asdict(architecture), **asdict(options)}
+    if not task.velocities:
+        identity["loss"] = "displacements"
 
     def train(state: Path | None) -> Trained[NBodyNetwork]:
         validation = samples(data.read("validation"), task, per_simulation=4)
@@ -128,11 +131,11 @@ def table(data: NBodyData, folder: Path) -> str:
     for name, predict in baselines.items():
         rows.append([name, *(f"{error:.4f}" for error in errors(predict, test)), *blank])
     for name, (x, v) in PUBLISHED[data.variant].items():
-        rows.append([f"*{name}*", f"{x:.4f}", f"{v:.4g}", *blank])
+        rows.append([f"*{name}*", f"{x:.4f}", None if np.isnan(v) else f"{v:.4g}", *blank])
     groups: dict[str, list[Result]] = {}
     for result in Store(folder, "nbody").results(file_hash(data.path)):
         groups.setdefault(json.dumps({**result.options, "seed": None}), []).append(result)
-    order = list(NETWORKS)
+    order, asked = list(NETWORKS), 2 if task.velocities else 1
     found = sorted(
         groups.values(),
         key=lambda group: (order.index(group[0].options["network"]), group[0].options["epochs"]),
@@ -144,7 +147,8 @@ def table(data: NBodyData, folder: Path) -> str:
         rows.append(
             [
                 group[0].options["network"],
-                *(spread([values["test"][k] for values in figures], 4) for k in range(2)),
+                *(spread([values["test"][k] for values in figures], 4) for k in range(asked)),
+                *[None] * (2 - asked),
                 len(group),
                 group[0].options["epochs"],
                 f"{np.mean([values['cpu_seconds'] for values in figures]) / 60:.1f} min",

@@ -22,12 +22,13 @@ Predictor = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Task:
     """Predict the change `ahead` frames after frame `start`, or after any frame where it is None.
 
-    `interval` is the time between frames.
+    `interval` is the time between frames. Without `velocities` their changes are not asked for.
     """
 
     ahead: int
     start: int | None
     interval: float
+    velocities: bool = True
 
     def starts(self, frames: int) -> np.ndarray:
         """Frames to start from."""
@@ -124,7 +125,8 @@ def train_network(
     """Train by Adam on the mean square error of both changes together, as the paper does.
 
     One start frame of each simulation is an epoch. Velocity changes are several times larger
-    than displacements, and so are their errors. `device` and `state` are those of the loop.
+    than displacements, and so are their errors; where the task does not ask for them, they neither
+    count in the loss nor in the choice of the epoch. `device` and `state` are those of the loop.
     """
     torch.manual_seed(training_options.seed)
     every = samples(training, task, per_simulation=4)
@@ -135,8 +137,10 @@ def train_network(
         epoch = random_samples(training, task, random).to(device)
         return (epoch.select(slice(k, k + size)) for k in range(0, len(epoch), size))
 
+    asked = 2 if task.velocities else 1
+
     def loss(network: NBodyNetwork, batch: Samples) -> Tensor:
-        return torch.stack(_residuals(network, batch)).square().mean()
+        return torch.stack(_residuals(network, batch)[:asked]).square().mean()
 
     network = NBodyNetwork(options, (scale[0], scale[1]))
     return train(
@@ -144,7 +148,7 @@ def train_network(
         training_options,
         -(-len(training) // size),
         batches,
-        lambda network: errors(network, validation, device=device),
+        lambda network: errors(network, validation, device=device)[:asked],
         report,
         every=5,
         state=state,

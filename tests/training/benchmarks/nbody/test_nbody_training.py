@@ -156,3 +156,14 @@ def test_cuda_trains_as_the_cpu_does(simulations):
     assert cuda.validation == pytest.approx(cpu.validation, rel=1e-2)
     of = validation.select(slice(0, 40)).to("cuda")
     assert nbody_benchmark.equivariance_error(cuda.network, of) < 1e-4
+
+
+def test_without_velocities_the_displacements_alone_count(simulations):
+    task = dataclasses.replace(TASK, velocities=False)
+    validation = samples(simulations, task, per_simulation=1)
+    options = TrainingOptions(epochs=2, batch_size=16, learning_rate=1e-2, ema_decay=0.5)
+    training = part(simulations, slice(0, 60))
+    trained = train_network(SMALL, options, task, training, validation)
+    assert trained.validation == errors(trained.network, validation)[:1]
+    with_velocities = train_network(SMALL, options, TASK, training, validation)
+    assert trained.validation[0] != with_velocities.validation[0]
