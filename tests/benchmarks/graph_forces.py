@@ -2,11 +2,13 @@
 
     python tests/benchmarks/graph_forces.py TRAIN.extxyz TEST.extxyz --pictures docs/pictures
 
-The energy stage (bias by least squares, then energies) and the two-stage recipe (forces and stress,
-then the bias) see the same training and validation frames in the same number of steps; errors are
-those of the test frames, also by the `config_type` that the files name. The network of `--curve` is
-trained on fewer frames, too. Prints Markdown tables; `--pictures` draws forces over those of the
-reference, and errors over the number of training frames.
+Without files of frames it makes copper by EMT, to see that all works. The energy stage (bias by
+least squares, then energies) and the two-stage recipe (forces and stress, then the bias) see the
+same training and validation frames in the same number of steps; errors are those of the test
+frames, also by the `config_type` that the files name. The network of `--curve` is trained on fewer
+frames, too; `voronoi` is the same network with weights by Voronoi cells. Prints Markdown tables;
+`--pictures` draws forces over those of the reference, and errors over the number of training
+frames.
 """
 
 import argparse
@@ -18,6 +20,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from matplotlib.figure import Figure
 
 from ase_biasgrad import Dataset, Potential, build_backbone, import_files, load_checkpoint
@@ -32,12 +37,19 @@ from ase_biasgrad.training import (
 )
 
 VALIDATION = 20
-SIZES = {
-    "schnet": {"interactions": 3, "radial_functions": 25},
-    "graph_convolution": {"interactions": 3, "radial_functions": 25},
-    "atomgraph": {"features": 80},
+CONVOLUTION = {"name": "graph_convolution", "interactions": 3, "radial_functions": 25}
+MODELS = {
+    "schnet": {"name": "schnet", "interactions": 3, "radial_functions": 25},
+    "graph_convolution": CONVOLUTION,
+    "voronoi": {**CONVOLUTION, "weights": "voronoi"},
+    "atomgraph": {"name": "atomgraph", "features": 80},
 }
 LABELS = ("energies", "forces")
+TITLES = {
+    **{model: model for model in MODELS},
+    "graph_convolution": "distances",
+    "voronoi": "Voronoi",
+}
 COLOURS = {"energies": "#c2452d", "forces": "#3b6ea5"}
 
 
@@ -59,6 +71,10 @@ def main() -> None:
     options = parsed()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.test is None:
+            options.train, options.test = folder / "train.extxyz", folder / "test.extxyz"
+            for seed, file in enumerate((options.train, options.test)):
+                ase.io.write(file, [copper(seed, k) for k in range(60 if seed else 100)])
         for part in ("train", "test"):
             import_files([getattr(options, part)], folder / f"{part}.h5", progress=False)
         order = np.random.default_rng(0).permutation(len(Dataset(folder / "train.h5")))
@@ -77,10 +93,13 @@ def main() -> None:
             row(done[-1])
         no_forces = done[0].reference
         print(f"| none | – | {mae(no_forces):.1f} | {np.sqrt(np.mean(no_forces**2)):.1f} | – | – |")
-    full = [e for e in done if e.model == options.curve and e.frames == len(order) - VALIDATION]
-    by_kind(full, kinds)
+    full = [e for e in done if e.frames == len(order) - VALIDATION]
+    by_kind([e for e in full if e.model == options.curve], kinds)
     if options.pictures:
-        draw_forces(full, options.pictures / "graph_forces.png")
+        draw_forces(
+            [e for e in full if e.model in (options.curve, "voronoi")],
+            options.pictures / "graph_forces.png",
+        )
         draw_curve(
             [e for e in done if e.model == options.curve], options.pictures / "graph_curve.png"
         )
@@ -88,8 +107,8 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("train", type=Path, nargs="?")
+    parser.add_argument("test", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--frames", type=int, help="training and validation frames; all by default")
     parser.add_argument("--features", type=int, default=32)
@@ -102,10 +121,27 @@ def parsed() -> argparse.Namespace:
         "--rivals",
         nargs="*",
         default=["schnet:forces", "atomgraph:energies", "atomgraph:forces"],
-        metavar="BACKBONE:LABELS",
+        metavar="MODEL:LABELS",
+        help=f"of {', '.join(MODELS)}",
     )
     parser.add_argument("--pictures", type=Path, help="folder to draw into")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.train and not options.test:
+        parser.error("a file of test frames is missing: name both files, or none")
+    return options
+
+
+def copper(seed: int, frame: int) -> Atoms:
+    """Rattled and strained copper with energy and forces of EMT."""
+    random = np.random.default_rng([seed, frame])
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.set_cell(
+        atoms.cell.array @ (np.eye(3) + random.normal(0, 0.02, (3, 3))), scale_atoms=True
+    )
+    atoms.positions += random.normal(0, 0.12, atoms.positions.shape)
+    atoms.calc = EMT()
+    atoms.get_forces()
+    return atoms
 
 
 def plan(options: argparse.Namespace, frames: int) -> list[tuple[str, str, int]]:
@@ -133,12 +169,13 @@ def measured(
     return Errors(model, labels, len(frames), seconds, reference, forces, energies, owner)
 
 
-def arguments(options: argparse.Namespace, backbone: str) -> dict:
-    return {"features": options.features, "cutoff": options.cutoff, **SIZES[backbone]}
+def arguments(options: argparse.Namespace, model: str) -> dict:
+    """Name and arguments of the backbone of a model."""
+    return {"features": options.features, "cutoff": options.cutoff, **MODELS[model]}
 
 
 def on_forces(
-    options: argparse.Namespace, backbone: str, folder: Path, frames: np.ndarray
+    options: argparse.Namespace, model: str, folder: Path, frames: np.ndarray
 ) -> Potential:
     """The two-stage recipe."""
     parts = {part: folder / f"{part}.txt" for part in ("train", "validation")}
@@ -146,7 +183,7 @@ def on_forces(
     config = config_from(
         {
             "data": {"path": folder / "train.h5", **parts, "test": 0},
-            "backbone": {"name": backbone, **arguments(options, backbone)},
+            "backbone": arguments(options, model),
             "force_stage": {
                 "epochs": epochs(options, frames),
                 "batch_size": options.batch_size,
@@ -157,18 +194,19 @@ def on_forces(
             "trainer": {"progress_bar": False},
         }
     )
-    run = folder / f"{backbone}-forces-{len(frames)}"
+    run = folder / f"{model}-forces-{len(frames)}"
     return load_checkpoint(train(config, run).checkpoint).potential
 
 
 def on_energies(
-    options: argparse.Namespace, backbone: str, folder: Path, frames: np.ndarray
+    options: argparse.Namespace, model: str, folder: Path, frames: np.ndarray
 ) -> Potential:
     """The bias first, then the backbone on the energies that are left."""
     dataset = Dataset(folder / "train.h5")
     torch.manual_seed(0)
     elements = np.flatnonzero(dataset.compositions().sum(axis=0)).tolist()
-    potential = Potential(build_backbone(backbone, arguments(options, backbone)), elements=elements)
+    backbone = arguments(options, model)
+    potential = Potential(build_backbone(backbone.pop("name"), backbone), elements=elements)
     how = (epochs(options, frames), options.batch_size, options.learning_rate)
     on = DeviceFrames(dataset, frames, potential.cutoff)
     fit_energies(potential, on, TrainingOptions(*how, ema_decay=0.995))
@@ -204,9 +242,12 @@ def by_kind(models: list[Errors], kinds: np.ndarray) -> None:
 
 
 def draw_forces(models: list[Errors], picture: Path) -> None:
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(models), sharex=True, sharey=True)
-    for axis, e in zip(axes, models, strict=True):
+    """A row of panels for each model, energies left and forces right."""
+    names = list(dict.fromkeys(e.model for e in models))
+    figure = Figure(figsize=(8.4, 4.1 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(LABELS), sharex=True, sharey=True, squeeze=False)
+    for e in models:
+        axis = axes[names.index(e.model), LABELS.index(e.labels)]
         reference = e.reference / 1000
         predicted = reference + e.forces / 1000
         edge = 1.05 * np.abs(reference).max()
@@ -215,13 +256,13 @@ def draw_forces(models: list[Errors], picture: Path) -> None:
             reference.ravel(), predicted.ravel(), ".", ms=2, alpha=0.6, color=COLOURS[e.labels]
         )
         axis.set(
-            title=f"trained on {e.labels}: {mae(e.forces):.0f} meV/Å",
-            xlabel="reference force, eV/Å",
+            title=f"{TITLES[e.model]}, trained on {e.labels}: {mae(e.forces):.0f} meV/Å",
             xlim=(-edge, edge),
             ylim=(-edge, edge),
             aspect="equal",
         )
-    axes[0].set_ylabel("predicted force, eV/Å")
+    figure.supxlabel("reference force, eV/Å")
+    figure.supylabel("predicted force, eV/Å")
     save(figure, picture)
 
 
