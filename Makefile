@@ -11,8 +11,9 @@ KEY := $(shell (echo "$(CURDIR)"; cat setup.cfg pyproject.toml) | cksum | cut -d
 demo: $(VENV)/.installed-xtb-$(KEY)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python examples/demo.py --output demo-output
 
+# a file of tests is run by one process; each takes about 1.5 GB
 test: $(VENV)/.installed-test-$(KEY) lint types
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.installed-test-$(KEY)
 	$(BIN)/ruff check .
