@@ -16,7 +16,9 @@ from ase_biasgrad.cli import app
 from ase_biasgrad.training import config_from, train
 
 # these go on with what is in their output, and refuse what is not theirs
-GOING_ON = {"train", "learn", "md", "benchmark md17", "benchmark nbody", "benchmark qm9"}
+GOING_ON = {
+    "train", "learn", "md", "benchmark md17", "benchmark nbody", "benchmark peers", "benchmark qm9",
+}  # fmt: skip
 
 
 def commands(group, name: str = ""):

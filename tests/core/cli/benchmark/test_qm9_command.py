@@ -32,8 +32,6 @@ def test_from_an_extract_to_the_table(tmp_path):
     said = biasgrad(tmp_path, "predict", network, "a.extxyz", "-o", "p.extxyz")
     assert "11 frames with predicted_mu" in said
     assert np.ptp([atoms.info["predicted_mu"] for atoms in read(tmp_path / "p.extxyz", ":")]) > 0
-    caches = {path: path.stat().st_mtime_ns for path in (tmp_path / "qm9").glob("*.h5")}
-    assert len(caches) == 3
     again = biasgrad(tmp_path, "benchmark", "qm9", "q.h5", "--property", "mu", *training)
     assert row in again
     assert "is there already" in again
@@ -41,7 +39,6 @@ def test_from_an_extract_to_the_table(tmp_path):
                       "--cutoff", 2.0)  # fmt: skip
     assert "| cutoff None |" in seeded
     assert "| cutoff 2.0 |" in seeded
-    assert all(path.stat().st_mtime_ns == written for path, written in caches.items())
     said = biasgrad(tmp_path, "benchmark", "qm9", "q.h5", "--property", "gap", *training, code=1)
     assert "has no label 'gap'" in said
     last = biasgrad(tmp_path, "benchmark", "qm9", "q.h5")
