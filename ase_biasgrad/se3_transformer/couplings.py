@@ -41,7 +41,7 @@ class KernelShape:
 
     @property
     def highest_order(self) -> int:
-        """Highest |m| that is coupled."""
+        """Highest order, without its sign, that is coupled."""
         return min(self.degree_in, max(self.degrees_out))
 
     @property

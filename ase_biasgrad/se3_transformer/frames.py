@@ -19,7 +19,7 @@ from ase_biasgrad.se3_transformer.couplings import clebsch_gordan
 
 
 def edge_frames(vectors: Tensor) -> Tensor:
-    """Rotations R `(e, 3, 3)` with R x/|x| = (0, 1, 0) for vectors x `(e, 3)`, not zero."""
+    """Rotations R `(e, 3, 3)` that turn vectors x `(e, 3)`, not zero, into (0, 1, 0)."""
     pole = vectors / vectors.norm(dim=1, keepdim=True)
     # the axis that is most nearly at right angles
     other = torch.zeros_like(pole).scatter_(1, pole.detach().abs().argmin(dim=1, keepdim=True), 1.0)
@@ -119,7 +119,7 @@ class MessageShape:
 
     @property
     def highest_order(self) -> int:
-        """Highest |m| that is coupled."""
+        """Highest order, without its sign, that is coupled."""
         return min(max(self.degrees_in), max(self.degrees_out))
 
     @property
