@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     parser.add_argument("--frames", type=int, default=1000, help="training and validation frames")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10_000, help="MD steps of 0.5 fs")
     options = parser.parse_args()
