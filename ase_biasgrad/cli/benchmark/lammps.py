@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from ase_biasgrad.cli.options import check_writable
-from ase_biasgrad.files import whole_file
 
 TITLES = {"schnet": "SchNet 128×3", "tensornet": "TensorNet 64×2"}
 
@@ -56,17 +55,18 @@ def _draw(picture: Path, speedups: dict[str, dict[int, float]]) -> None:
     """Draw speed-ups over the number of processes, beside what would be ideal."""
     from matplotlib.figure import Figure
 
+    from ase_biasgrad.training.evaluation.report import save_picture
+
     figure = Figure(figsize=(4.5, 3.2), layout="constrained")
     axis = figure.subplots()
     counts = sorted({count for found in speedups.values() for count in found})
     axis.plot(counts, [count / counts[0] for count in counts], color="0.7", label="ideal")
     for title, found in speedups.items():
-        axis.plot(found.keys(), found.values(), "o-", label=title)
+        axis.plot(list(found), list(found.values()), "o-", label=title)
     axis.set(xscale="log", yscale="log", xlabel="processes", ylabel="speed-up")
     for ticks in (axis.set_xticks, axis.set_yticks):
         ticks(counts, [str(count) for count in counts], minor=False)
         ticks([], minor=True)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    with whole_file(picture) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_picture(picture, figure)
