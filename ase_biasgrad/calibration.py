@@ -68,6 +68,16 @@ class Calibration:
             "level": LEVEL,
         }
 
+    def calibrate(self, results: dict[str, Any], numbers: np.ndarray) -> None:
+        """Turn spreads in `results` into standard deviations of the error, and add intervals."""
+        if "forces_std" in results:
+            scaled = self.of_forces(numbers, results["forces_std"])
+            results["forces_std"], results["forces_interval"] = scaled
+        if self.energy is not None:
+            spread = results["energy_std"]
+            results["energy_std"] = self.energy.std * spread
+            results["energy_interval"] = self.energy.interval * spread
+
     def of_forces(self, numbers: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standard deviations and half widths of 90 % intervals of forces, both `(n, 3)` eV/Å."""
         std, interval = self._tables()[:, numbers]  # (n,) each

@@ -296,7 +296,7 @@ class BiasGradCalculator(PotentialCalculator):
                 members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
         results = _single(members) if len(self.biases) == 1 else _committee(members)
         if self.calibration is not None:
-            _calibrate(results, structure.numbers, self.calibration)
+            self.calibration.calibrate(results, structure.numbers)
         return {**results, "energy_reference_std": error}
 
     def _bias_per_atom(self, structure: Structure) -> tuple[np.ndarray, float]:
@@ -468,17 +468,6 @@ def _committee(members: dict[str, np.ndarray]) -> dict[str, Any]:
             results[f"{name}_std"] = np.std(members[name], axis=0, ddof=1)
     results["energy_std"] = float(results["energy_std"])
     return results
-
-
-def _calibrate(results: dict[str, Any], numbers: np.ndarray, calibration: Calibration) -> None:
-    """Turn spreads over members into standard deviations of the error, and add intervals."""
-    if "forces_std" in results:
-        scaled = calibration.of_forces(numbers, results["forces_std"])
-        results["forces_std"], results["forces_interval"] = scaled
-    if calibration.energy is not None:
-        spread = results["energy_std"]
-        results["energy_std"] = calibration.energy.std * spread
-        results["energy_interval"] = calibration.energy.interval * spread
 
 
 def _volume(cell: np.ndarray) -> float:

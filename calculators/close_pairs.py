@@ -9,16 +9,17 @@ from ase_biasgrad.numerics.kernel_cache import compiled
 
 @compiled(error_model="numpy")
 def measure_pairs(  # type: ignore[no-untyped-def]
-    positions, cell, first, second, shift, squares, lengths, kinds, low, high, counts, found
+    positions, cell, candidates, whole, none, kinds, low, high, counts, found
 ):
     """Count pairs that are too close, and atoms with too few or too many neighbours.
 
-    Positions `(n, 3)` and cell `(3, 3)` in Å; atoms `(p,)` of each pair and its shift `(p, 3)` by
-    cells. `found (2,)` gets the number of pairs with a squared distance below `squares (p,)` Å²,
-    and that of the `counts (n, k)` outside of `low` and `high (n, k)`. These are the coordination
-    numbers of `training_range.Coordination` by the `kinds (n,)` of neighbours, with bond `lengths
-    (p,)` in Å; with k = 0 there are none.
+    Positions `(n, 3)` and cell `(3, 3)` in Å; pairs are `extrapolation.Candidates`. `found (2,)`
+    gets the number of pairs that are closer than the closest in training, and that of the `counts
+    (n, k)` outside of `low` and `high (n, k)`. These are the coordination numbers of
+    `training_range.Coordination` by the `kinds (n,)` of neighbours, which count from `none` bond
+    lengths on, and wholly within `whole`; with k = 0 there are none.
     """
+    first, second, shift, squares, lengths = candidates
     counts[:] = 0.0
     closer = 0
     for p in range(len(first)):
@@ -30,9 +31,8 @@ def measure_pairs(  # type: ignore[no-untyped-def]
             square += d * d
         if square < squares[p]:
             closer += 1
-        # 1.7 and 1.2 are NONE and WHOLE of `training_range`
-        if counts.shape[1] and square < (1.7 * lengths[p]) ** 2:
-            t = min(1.0, (1.7 - math.sqrt(square) / lengths[p]) / 0.5)
+        if counts.shape[1] and square < (none * lengths[p]) ** 2:
+            t = min(1.0, (none - math.sqrt(square) / lengths[p]) / (none - whole))
             share = t * t * (3.0 - 2.0 * t)
             counts[i, kinds[j]] += share
             counts[j, kinds[i]] += share

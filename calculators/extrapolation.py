@@ -21,7 +21,7 @@ from ase_biasgrad.calculators.engines.verlet_list import VerletCache
 from ase_biasgrad.calculators.repulsion import repulsion, repulsion_ranges
 from ase_biasgrad.neighbours import Edges, neighbour_list
 from ase_biasgrad.numerics.native import NativeKernel
-from ase_biasgrad.training_range import NONE, TrainingRange, bond_lengths
+from ase_biasgrad.training_range import NONE, WHOLE, TrainingRange, bond_lengths
 
 MEASURE_PAIRS = NativeKernel("ase_biasgrad.calculators.close_pairs", "measure_pairs")
 ROUNDING = 1e-9  # relative, of distances that are those of training
@@ -72,8 +72,9 @@ class Measure:
         self._positions, self._cell = np.empty((len(kinds), 3)), np.empty((3, 3))
         self._found = np.zeros(2, np.int64)
         self._measure = MEASURE_PAIRS.bind(
-            self._positions, self._cell, *candidates, kinds, low, high, self.counts, self._found
-        )
+            self._positions, self._cell, candidates, WHOLE, NONE, kinds, low, high, self.counts,
+            self._found,
+        )  # fmt: skip
 
     def of(self, structure: Structure) -> tuple[int, int]:
         """Numbers of pairs that are too close, and of coordination numbers out of their range."""
@@ -155,10 +156,6 @@ class RangeCheck:
             return pairs, self.told(s.numbers, pairs)
         return None, self._unusual(s.numbers, measure) if unusual else None
 
-    def close_pairs(self, structure: Structure, place: int | None = 0) -> ClosePairs | None:
-        """The pairs of `outside` alone."""
-        return self.outside(structure, place)[0]
-
     def _pairs(self, candidates: Candidates, s: Structure) -> ClosePairs | None:
         first, second, shift, squares, _ = candidates
         vectors = s.positions[second] - s.positions[first] + shift @ s.cell
@@ -212,7 +209,7 @@ class RangeCheck:
         return (
             f"the structure is outside of the training range: atom {i} ({chemical_symbols[atom]}) "
             f"has {measure.counts[i, k]:.2f} {chemical_symbols[neighbour]} as neighbours (closer "
-            f"than 1.2 to 1.7 bond lengths), and {least:.2f} to {most:.2f} in training"
+            f"than {WHOLE:g} to {NONE:g} bond lengths), and {least:.2f} to {most:.2f} in training"
         )
 
     def too_large(self, numbers: np.ndarray, forces: np.ndarray) -> str | None:

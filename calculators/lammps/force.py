@@ -184,17 +184,18 @@ class LammpsForce:
         virial = [s[0, 0], s[1, 1], s[2, 2], s[0, 1], s[0, 2], s[1, 2]]
         lmp.fix_external_set_virial_global(self.fix, virial)
         if self.members > 1:
-            self._give_spreads(float(total.std(ddof=1)), found.forces.std(axis=0, ddof=1))
+            forces_std = found.forces.std(axis=0, ddof=1)
+            self._give_spreads({"energy_std": float(total.std(ddof=1)), "forces_std": forces_std})
 
-    def _give_spreads(self, energy: float, forces: np.ndarray) -> None:
-        """Tell spreads over the members, of the energy and of the forces on own atoms `(n, 3)`."""
+    def _give_spreads(self, results: dict[str, Any]) -> None:
+        """Tell spreads over the members, of the energy and of the forces on own atoms."""
         numbers, tags = self.own
-        if (calibration := self.calculator.calibration) is not None:
-            forces, _ = calibration.of_forces(numbers, forces)
-            energy *= 1.0 if calibration.energy is None else calibration.energy.std
+        if self.calculator.calibration is not None:
+            self.calculator.calibration.calibrate(results, numbers)
+        forces = results["forces_std"]  # (n, 3)
         largest = np.array([forces.max(initial=0.0)])
         self.comm.Allreduce(self.mpi.IN_PLACE, largest, op=self.mpi.MAX)
-        self.lmp.fix_external_set_vector(self.fix, 1, energy)
+        self.lmp.fix_external_set_vector(self.fix, 1, results["energy_std"])
         self.lmp.fix_external_set_vector(self.fix, 2, float(largest[0]))
         if self.stop_spread is not None:
             errors = expected_errors(forces)

@@ -228,7 +228,7 @@ def total(check: RangeCheck, structure) -> float:
     """Energy of the repulsion alone, from all pairs of a search."""
     from ase_biasgrad.calculators.repulsion import repulsion
 
-    pairs = check.close_pairs(structure, place=None)
+    pairs = check.outside(structure, place=None)[0]
     first, second = structure.numbers[pairs.first], structure.numbers[pairs.second]
     return repulsion(first, second, pairs.distances, check.ranges[first, second])[0].sum()
 
@@ -245,8 +245,8 @@ def test_close_pairs_under_a_skin_are_those_of_a_search(seed):
         if seed:
             atoms.set_cell(atoms.cell.array @ (np.eye(3) + random.normal(0, 0.01, (3, 3))), True)
         s = structure_of(atoms)
-        kept, searched = check.close_pairs(s), check.close_pairs(s, place=None)
-        third = check.close_pairs(s, place=3)
+        kept, searched = check.outside(s)[0], check.outside(s, place=None)[0]
+        third = check.outside(s, place=3)[0]
         assert (kept is None) == (searched is None) == (third is None)
         if kept is not None:
             assert np.allclose(np.sort(kept.distances), np.sort(searched.distances))
@@ -260,7 +260,7 @@ def test_the_pairs_of_training_are_inside():
     atoms = Atoms("OH", [[0, 0, 0], [0.3, 0.5, 0.77]])
     seen = TrainingRange({(1, 8): atoms.get_distance(0, 1)})
     check = RangeCheck(seen, 4.0, 1.0, [1, 8])
-    assert check.close_pairs(structure_of(atoms)) is None
+    assert check.outside(structure_of(atoms))[0] is None
 
 
 def neighbours(atoms: Atoms, cutoff: float) -> np.ndarray:
