@@ -59,10 +59,13 @@ class CheckpointError(ValueError):
     """
 
 
+@dataclass(frozen=True)
 class _Recorded:
-    """Provenance of what a file holds."""
+    """File with what it says of itself."""
 
     metadata: dict[str, Any]
+    path: Path
+    sha256: str
 
     @property
     def training(self) -> dict[str, Any]:
@@ -75,9 +78,6 @@ class StoredPotential(_Recorded):
     """A checkpoint as read, on NumPy arrays."""
 
     potential: PotentialArrays
-    metadata: dict[str, Any]
-    path: Path
-    sha256: str
 
     @property
     def training_range(self) -> TrainingRange | None:
@@ -98,9 +98,6 @@ class Checkpoint(_Recorded):
     """A potential as loaded: on the CPU, in evaluation mode, no parameter wanting gradients."""
 
     potential: Potential
-    metadata: dict[str, Any]
-    path: Path
-    sha256: str
 
 
 def save_checkpoint(
@@ -143,7 +140,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         potential = Potential.from_arrays(stored.potential)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(potential, stored.metadata, stored.path, stored.sha256)
+    return Checkpoint(stored.metadata, stored.path, stored.sha256, potential)
 
 
 def read_checkpoint(path: str | Path) -> StoredPotential:
@@ -173,7 +170,7 @@ def parsed_checkpoint(content: bytes, path: Path) -> StoredPotential:
         potential = _potential(metadata, load(content), digest)
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return StoredPotential(potential, metadata, path, digest)
+    return StoredPotential(metadata, path, digest, potential)
 
 
 def _metadata(header: dict[str, Any], data: bytes) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class _Checked(ABC):
         self.frames = 0
         # texts of a label and their places, None for a label of numbers
         self._texts: dict[str, dict[str, int] | None] = {}
+        self._shapes: dict[tuple[bytes, frozenset[str]], dict[str, tuple[int, ...]]] = {}
 
     def append(
         self,
@@ -197,6 +198,19 @@ class _Checked(ABC):
     def _store(self, numbers: np.ndarray, rows: dict[str, np.ndarray], m: int) -> None:
         """Keep `m` frames of the same atoms, which may lack labels."""
 
+    def _same_shapes(
+        self, numbers: np.ndarray, columns: Mapping[str, np.ndarray], frame: int
+    ) -> None:
+        """Require the shapes of frames of the same atoms with the same labels before `frame`."""
+        shapes = {name: values.shape[1:] for name, values in columns.items()}
+        known = self._shapes.setdefault((numbers.tobytes(), frozenset(shapes)), shapes)
+        for name, shape in shapes.items():
+            if shape != known[name]:
+                raise DataError(
+                    f"{self.path}: {name} of frame {frame}: has shape {shape}, frames of the same "
+                    f"atoms before it {known[name]}"
+                )
+
     def _same_texts(self, dataset: Dataset, group: Group) -> None:
         """Give the texts of a group the places that they have in its dataset."""
         for name in group.other_labels():
@@ -293,14 +307,9 @@ class DatasetWriter(_Checked):
         name = f"{len(self._names):06d}_{formula(np.bincount(numbers))}"
         self._names.setdefault(key, name)
         buffer = self._buffers.setdefault(key, _Buffer(numbers.copy()))
+        self._same_shapes(numbers, rows, int(rows["index"][0]))
         for name, values in rows.items():
-            before = buffer.rows.setdefault(name, [])
-            if before and before[0].shape[1:] != values.shape[1:]:
-                raise DataError(
-                    f"{self.path}: {name} of frame {rows['index'][0]}: has shape "
-                    f"{values.shape[1:]}, frames of the same atoms before it {before[0].shape[1:]}"
-                )
-            before.append(np.array(values))
+            buffer.rows.setdefault(name, []).append(np.array(values))
         size = sum(values.nbytes for values in rows.values())
         buffer.bytes += size
         buffer.frames += len(rows["index"])
@@ -328,11 +337,6 @@ class DatasetWriter(_Checked):
             _growing_group(frames.create_group(name), buffer.numbers, columns)
         for key, values in columns.items():
             stored = frames[name][key]
-            if stored.shape[1:] != values.shape[1:]:
-                raise DataError(
-                    f"{self.path}: {key}: has shape {values.shape[1:]}, frames of the same atoms "
-                    f"before have {stored.shape[1:]}"
-                )
             stored.resize(len(stored) + len(values), axis=0)
             stored[len(stored) - len(values) :] = values
 
@@ -399,7 +403,6 @@ class DatasetAppender(_Checked):
         self._provenance, self._order = provenance, tuple(order)
         self._file: io.FileIO | None = None
         self._begin = self._end = 0  # of the records in it
-        self._shapes: dict[tuple[bytes, frozenset[str]], dict[str, tuple[int, ...]]] = {}
 
     def __enter__(self) -> DatasetAppender:
         if self.path.exists():
@@ -427,7 +430,7 @@ class DatasetAppender(_Checked):
             for group in dataset.groups():
                 self._same_texts(dataset, group)
                 first = {k: np.asarray(group.read(k, np.array([0]))) for k in group.columns()}
-                self._same_shapes(group.numbers, first)
+                self._same_shapes(group.numbers, first, int(group.index[0]))
         self._begin = end_of_hdf5(self.path, HEADER_SIZE) or 0
         _, self._end = read_records(self.path, HEADER_SIZE)
         self._file = io.FileIO(self.path, "r+")
@@ -445,7 +448,7 @@ class DatasetAppender(_Checked):
         for part in np.split(np.arange(m), changes):
             gone = {name for name, lack in zip(names, missing[:, part[0]], strict=True) if lack}
             columns = {k: self._texts_of(k, v[part]) for k, v in rows.items() if k not in gone}
-            self._same_shapes(numbers, columns)
+            self._same_shapes(numbers, columns, self.frames + int(part[0]))
             self._write({"numbers": numbers, **columns})
 
     def _texts_of(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -453,16 +456,6 @@ class DatasetAppender(_Checked):
         if (places := self._texts.get(name)) is None:
             return values
         return np.array(list(places))[values.astype(np.int64)]
-
-    def _same_shapes(self, numbers: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        shapes = {name: values.shape[1:] for name, values in columns.items()}
-        known = self._shapes.setdefault((numbers.tobytes(), frozenset(shapes)), shapes)
-        for name, shape in shapes.items():
-            if shape != known[name]:
-                raise DataError(
-                    f"{self.path}: {name} of frame {self.frames}: has shape {shape}, frames of the "
-                    f"same atoms before it {known[name]}"
-                )
 
     def _write(self, columns: dict[str, np.ndarray]) -> None:
         """Write a record, or the file that begins with it."""
