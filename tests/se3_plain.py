@@ -46,7 +46,7 @@ def kernel_basis(vectors: Tensor, shape: KernelShape) -> Tensor:
 
 @dataclass(frozen=True)
 class Bases:
-    """What the kernels need of edges that send from `neighbour`, in place of frames."""
+    """Harmonics and couplings of edges that send from `neighbour`, in place of frames."""
 
     of: dict[KernelShape, Tensor]
     neighbour: Tensor

@@ -41,7 +41,7 @@ class CompiledFrames:
     def messages(
         self, features: Tensor, hidden: Tensor, kernels: list[Tensor], shape: MessageShape
     ) -> Tensor:
-        """As `Frames.messages`; gradients of it are not differentiable."""
+        """Messages of `Frames.messages`, whose gradients are not differentiable."""
         return _Messages.apply(features, hidden, torch.cat(kernels), self, shape)
 
 

@@ -70,7 +70,7 @@ def clebsch_gordan(one: int, two: int, degree: int) -> Tensor:
 
 @cache
 def frame_couplings(shape: KernelShape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What each path is in the frame of the edge: a square matrix `(numbers, paths)`."""
+    """Values of each path in the frame of the edge: a square matrix `(numbers, paths)`."""
     degree, rows = shape.degree_in, []
     for m, odd, degrees in shape.numbers:
         for k in degrees:

@@ -124,7 +124,7 @@ class MessageShape:
 
     @property
     def frames(self) -> tuple[FrameShape, FrameShape]:
-        """Of features and of messages, as far as their orders are coupled."""
+        """Frames of features and of messages, as far as their orders are coupled."""
         return (
             FrameShape(self.degrees_in, self.highest_order, doubled=self.odd_paths),
             FrameShape(self.degrees_out, self.highest_order, doubled=False),

@@ -89,7 +89,7 @@ class SE3Transformer(nn.Module):
         )
 
     def _frames(self, vectors: Tensor, neighbour: Tensor) -> Frames | CompiledFrames:
-        """Of the edges; compiled where no derivatives by positions are wanted."""
+        """Frames of the edges; compiled where no derivatives by positions are wanted."""
         if vectors.requires_grad or vectors.device.type != "cpu":
             return Frames.of(vectors, neighbour, self.shapes)
         degrees = (shape.degrees_in + shape.degrees_out for shape in self.shapes)

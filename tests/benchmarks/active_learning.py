@@ -126,7 +126,7 @@ class Study:
         return folder
 
     def learn_options(self, seed: int) -> Found:
-        """Those of the study; a limit so small that the whole budget is spent."""
+        """Options of `learn` in the study; its limit is so small that the whole budget is spent."""
         return {
             "calculator": self.options.calculator,
             "temperatures": TEMPERATURES,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ase_biasgrad.files import whole_file
 from ase_biasgrad.machine import hardware, versions
@@ -116,9 +117,8 @@ class TorchLearner(Learner[Network, Batch]):
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.options.largest_gradient)
         self.adam.step()
-        with torch.no_grad():
-            share = 1 - self.options.ema_decay if number else 1.0  # the first weights count for all
-            torch._foreach_lerp_(self.averaged, self.parameters, share)
+        decay = self.options.ema_decay if number else 0.0  # the first weights count for all
+        get_ema_multi_avg_fn(decay)(self.averaged, self.parameters, number)
         return loss.detach()
 
     def network(self, weights: dict[str, Tensor]) -> Network:

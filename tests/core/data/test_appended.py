@@ -53,7 +53,7 @@ def append(path, places, order=()) -> None:
 
 
 def append_without_end(path, places) -> None:
-    """As a process that is killed: nothing is folded in."""
+    """Append frames and fold nothing in, like a process that is killed."""
     with pytest.raises(KeyboardInterrupt), DatasetAppender(path, {"made": "by a test"}) as writer:
         for k in places:
             arguments, keywords = given(k)

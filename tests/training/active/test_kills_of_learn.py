@@ -31,7 +31,7 @@ LINE = [
 
 
 def line(folder) -> list[str]:
-    """What to type next."""
+    """Arguments of the next command."""
     begun = (folder / "out" / "learn.json").exists()
     return ["learn", "--resume", "out"] if begun else LINE
 

@@ -109,7 +109,9 @@ def compare(
         if found is not None:
             report(f"{store.path(data, options)}: is there already")
         try:
-            found = found or _measured(peer, task, store, options, environments, report, limits)
+            found = found or _measured(
+                peer, task, store, data, options, environments, report, limits
+            )
         except (NotInstalled, Failed) as error:
             yield Row(peer.TITLE, None, str(error))
         else:
@@ -145,12 +147,13 @@ def _measured(
     peer: ModuleType,
     task: Task,
     store: Store,
+    data: str,
     options: dict[str, Any],
     environments: Path,
     report: Callable[[str], None],
     limits: Limits,
 ) -> Result:
-    data, name = digest(task), options["peer"]
+    name = options["peer"]
     python, versions = environment(environments, name, peer.REQUIREMENTS, report)
     key = store.path(data, options, "").name.removeprefix("peers-")
     folder = store.folder.resolve() / "work" / f"{name}-{key}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from ase_biasgrad.training.benchmarks.peers.protocol import Job
@@ -46,7 +47,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Options:
-    """What does not depend on the size."""
+    """Options that do not depend on the size."""
 
     batch_size: int
     ema_decay: float = 0.0  # of averaged weights; 0: none
@@ -121,7 +122,7 @@ def _descend(job: Job, learner: Learner, options: Options) -> dict[str, Any]:
             _step(learner, places, height, options.largest_gradient)
             steps, epochs = steps + 1, epochs + len(places) / len(job.train)
             decay = min(options.ema_decay, (1 + steps) / (10 + steps))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            get_ema_multi_avg_fn(decay)(average, [p.detach() for p in parameters], steps)
             if job.left() <= validation + AT_THE_END:
                 break
         began = job.left()

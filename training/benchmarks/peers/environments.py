@@ -63,7 +63,7 @@ def plain_variables(environment: Mapping[str, str] = os.environ) -> dict[str, st
 
 
 def _digest(requirements: Sequence[str]) -> str:
-    """Of the requirements and of what an environment cannot be moved between."""
+    """Digest of the requirements and of what an environment cannot be moved between."""
     identity = json.dumps([list(requirements), sys.version_info[:2], sys.platform])
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 

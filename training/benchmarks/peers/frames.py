@@ -30,31 +30,28 @@ def parts(
     every = _frames(data)
     split, _ = split_dataset(len(every), sizes, seed)
     own = [_part(every, split[part]) for part in ("train", "validation")]
-    if tests is None:
-        tested = _part(every, split["test"])
-    else:
-        tested = _frames(tests)
+    tested, places = every, split["test"]
+    if tests is not None:
+        tested, places = _frames(tests), np.arange(test)
         if not np.array_equal(tested.numbers, every.numbers):
             raise DataError(f"{tests}: its atoms are not those of {data}, in the same order")
         if len(tested) < test:
             raise DataError(f"{tests}: has {len(tested)} frames, and {test} are to be tested on")
-        tested = _part(tested, np.arange(test))
     seen = frame_digests(Dataset(data), np.concatenate([split["train"], split["validation"]]))
-    places = split["test"] if tests is None else np.arange(test)
     copies = np.isin(frame_digests(Dataset(tests or data), places), seen)
     if copies.any():
         raise DataError(
             f"{tests or data}: frame {places[copies][0]}, to test on, has the structure of a frame "
             "to train on; leave copies out of the data"
         )
-    return own[0], own[1], tested
+    return own[0], own[1], _part(tested, places)
 
 
 def _frames(path: Path) -> Frames:
     with Dataset(path) as dataset:
         groups = dataset.groups()
         if len(groups) != 1:
-            found = sorted({formula(np.bincount(g.numbers, minlength=119)) for g in groups})
+            found = sorted({formula(np.bincount(g.numbers)) for g in groups})
             raise DataError(
                 f"{path}: holds {len(groups)} kinds of frames ({', '.join(found[:5])}); peers are "
                 "compared on one molecule, its atoms in one order and every frame with all labels"

@@ -60,7 +60,7 @@ class Ladder:
         return MARGIN * float(last["seconds"]) * self.cost(size) / self.cost(last["size"])
 
     def told(self) -> dict[str, Any]:
-        """What was done, for `train.json`."""
+        """Error and cost of the fits, for `train.json`."""
         if not math.isfinite(self.least):
             raise RuntimeError("no fit has a finite error on validation frames")
         return {"validation_force_mae": self.least, "tried": self.tried}

@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Task:
-    """What every peer gets: frames, minutes and a seed. Test labels stay with the benchmark."""
+    """Frames, minutes and a seed, the same for every peer; test labels stay with the benchmark."""
 
     train: Frames
     validation: Frames

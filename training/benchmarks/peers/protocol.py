@@ -1,4 +1,4 @@
-"""What a driver is told and has to answer: files in a folder, and a process for each question.
+"""Questions to a driver and their answers: files in a folder, and a process for each question.
 
     python -P protocol.py train|predict|start|md DRIVER FOLDER
 
