@@ -11,6 +11,7 @@ from mutations import mutants, outcomes
 from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.data.digests import damages
 from ase_biasgrad.data.sets.nbody import open_dataset, write_dataset
+from ase_biasgrad.data.writer import DatasetAppender
 
 
 def content(path) -> tuple[str, list[tuple]]:
@@ -23,25 +24,42 @@ def content(path) -> tuple[str, list[tuple]]:
         ]
 
 
+def append_without_end(path, frames) -> None:
+    """Append frames that stay behind the HDF5 part, like a process that is killed."""
+    with pytest.raises(KeyboardInterrupt), DatasetAppender(path) as writer:
+        for frame in frames:
+            names = ("energy", "forces", "stress", "cell", "pbc")
+            labels = {name: getattr(frame, name) for name in names}
+            writer.append(frame.numbers, frame.positions, **labels)
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("count", [600, pytest.param(100_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("frames", [30, 150])  # in columns of one piece, and in chunks
-def test_mutated_datasets_are_refused_or_right(tmp_path, frames, count):
+# in columns of one piece, in chunks, and of a process that was killed while it added eight
+@pytest.mark.parametrize(("frames", "added"), [(30, 0), (150, 0), (30, 8)])
+def test_mutated_datasets_are_refused_or_right(tmp_path, frames, added, count):
     path = write_clusters(tmp_path / "x.h5", frames, periodic=True)
+    behind = path.stat().st_size
+    append_without_end(path, list(Dataset(path))[:added])
     digest, right = content(path)
 
     def judge(mutated) -> str:
-        found, frames = content(mutated)
-        if frames == right:
+        found, values = content(mutated)
+        if values == right:
             return "right"
+        if len(values) >= frames and values == right[: len(values)]:
+            return "cut"  # in a frame, which is then one in progress
         assert found != digest
         assert damages(mutated)  # which `biasgrad data info --check` shows
         return "digests"
 
     mutated, whole = tmp_path / "mutated.h5", path.read_bytes()
-    said = outcomes(mutants(whole, count // 2, seed=frames), mutated, judge)
-    said += outcomes(mutants(whole, count // 2, frames, range(6000)), mutated, judge)
-    assert said["refused"] > 0.8 * count
+    often = range(behind, len(whole)) if added else range(6000)
+    said = outcomes(mutants(whole, count // 2, seed=frames + added), mutated, judge)
+    said += outcomes(mutants(whole, count // 2, frames + added, often), mutated, judge)
+    assert said["refused"] > (0.7 if added else 0.8) * count
     assert said["digests"] < 0.01 * count
+    assert (said["cut"] > 0) == bool(added)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
