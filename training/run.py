@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -401,7 +402,7 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         strategy=options.strategy,
         max_epochs=stage.epochs if stage.max_minutes is None else MANY,
         callbacks=callbacks,
-        plugins=[WholeStateFiles()],
+        plugins=[WholeStateFiles(), *_environment(config)],
         logger=False,  # `_loggers` gives them
         gradient_clip_val=stage.gradient_clip or None,
         check_val_every_n_epoch=stage.validate_every,
@@ -412,6 +413,19 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
         num_sanity_val_steps=0,
         log_every_n_steps=1_000_000,
     )
+
+
+def _environment(config: TrainConfig) -> list[LightningEnvironment]:
+    """Of a training in one process, which is then not looked for among the ranks of a cluster.
+
+    That search loads MPI, which fails where mpi4py is there and no library, and it refuses a job
+    of several tasks.
+    """
+    options, devices = config.trainer, config.trainer.devices
+    if devices == "auto":
+        devices = torch.cuda.device_count() if _accelerator(config) != "cpu" else 1
+    alone = devices == 1 and options.num_nodes == 1 and "WORLD_SIZE" not in os.environ
+    return [LightningEnvironment()] if alone else []
 
 
 def _seconds(max_time: str | None) -> float | None:

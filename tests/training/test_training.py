@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import copper, ethanol, small_potential
 from helpers import options, write_clusters, write_without
+from lightning_fabric.plugins.environments import mpi
 
 from ase_biasgrad.bias import N_ELEMENTS
 from ase_biasgrad.checkpoint import load_checkpoint
@@ -365,6 +366,22 @@ def test_data_that_cannot_be_used_is_refused(tmp_path):
         train(config_from(config), tmp_path / "run2")
     assert not (tmp_path / "run2").exists()
     assert N_ELEMENTS == 119
+
+
+def test_one_process_asks_no_cluster(tmp_path, monkeypatch):
+    (tmp_path / "mpi4py").mkdir()  # without a library of MPI
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    (tmp_path / "mpi4py" / "MPI.py").write_text('raise RuntimeError("cannot load MPI library")')
+    for name in [name for name in sys.modules if name.split(".")[0] == "mpi4py"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(mpi, "_MPI4PY_AVAILABLE", True)
+    # a job of two tasks, one of which is this one
+    for name, value in (("NTASKS", "2"), ("JOB_NAME", "run"), ("PROCID", "0"), ("NODEID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    config = options(write_clusters(tmp_path / "x.h5"), epochs=1)
+    train(config_from(config), tmp_path / "run")
+    assert (tmp_path / "run" / "potential.safetensors").exists()
 
 
 @pytest.mark.parametrize(("sizes", "every"), [((4,), 1), ((2, 5, 3), 3)])

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.backbones.schnetpack import SchNetPackBackbone
@@ -264,6 +265,7 @@ def _timed(
         max_epochs=-1,
         max_steps=setting.warmup + setting.steps,
         callbacks=[*callbacks, clock],
+        plugins=[LightningEnvironment()],
         gradient_clip_val=clip,
         limit_val_batches=0,
         logger=False,
