@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Seen(StrEnum):
     """Treatments of frames that were seen in training or in a fit of the bias."""
 
-    refuse = "refuse"
-    skip = "skip"
     keep = "keep"
+    skip = "skip"
+    refuse = "refuse"
 
 
 def evaluate(
@@ -44,10 +44,10 @@ def evaluate(
     seen: Annotated[
         Seen,
         typer.Option(
-            help="frames that were seen in training or in a fit of the bias: refuse to go on, skip "
-            "them, or keep them (their errors are flattered)"
+            help="frames that were seen in training or in a fit of the bias: keep them, and say "
+            "that their errors are flattered; skip them; or refuse to go on"
         ),
-    ] = Seen.refuse,
+    ] = Seen.keep,
     reference: Annotated[
         str | None, typer.Option(help="reference that the energies are of, by name")
     ] = None,
@@ -81,7 +81,7 @@ def evaluate(
         chosen, known = _unseen(loaded, dataset, chosen_frames(dataset, frames), seen)
     elif run is not None and frames is None:
         dataset, chosen, by = _test_part(run)
-        chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)  # copies, if any
+        chosen, known = _unseen(loaded, dataset, chosen, Seen.keep)
     else:
         raise typer.BadParameter("name a dataset, or a run folder alone for its test part")
     if json is not None:
@@ -133,21 +133,26 @@ def _unseen(
         return chosen, None
     trained_on = np.isin(frame_digests(dataset, chosen), recorded_digests(record))
     number, sample = int(trained_on.sum()), not lists_all(record)
-    if not number or seen is Seen.keep:
-        return chosen, None if sample else number
-    found = f"{dataset.path}: {'at least ' if sample else ''}{number} of these {len(chosen)} frames"
+    if not number:
+        return chosen, None if sample else 0
     first = ", ".join(map(str, chosen[trained_on][:5])) + (", …" if number > 5 else "")
+    found = (
+        f"{dataset.path}: {'at least ' if sample else ''}{number} of these {len(chosen)} frames "
+        f"({first}) have structures that were seen in training or in a fit of the bias"
+    )
+    if seen is Seen.skip:
+        if sample or number == len(chosen):
+            why = "the checkpoint lists a sample alone" if sample else "no other frame is left"
+            raise ValueError(f"{found}, and cannot be left out: {why}")
+        typer.echo(f"left out {number} frames that were seen in training or in a fit of the bias")
+        return chosen[~trained_on], 0
+    found += (
+        ", and their errors are flattered. `biasgrad evaluate RUN` takes the test part of a run"
+    )
     if seen is Seen.refuse:
-        raise ValueError(
-            f"{found} ({first}) have structures that were seen in training or in a fit of the "
-            "bias, and their errors are flattered. `biasgrad evaluate RUN` takes the test part of "
-            "a run; --seen skip leaves these frames out; --seen keep goes on with them"
-        )
-    if sample or number == len(chosen):
-        why = "the checkpoint lists a sample of them alone" if sample else "no other frame is left"
-        raise ValueError(f"{found} ({first}) were seen in training and cannot be left out: {why}")
-    typer.echo(f"left out {number} frames that were seen in training or in a fit of the bias")
-    return chosen[~trained_on], 0
+        raise ValueError(f"{found}; --seen skip leaves these frames out; --seen keep goes on")
+    typer.echo(f"warning: {found}; --seen skip leaves these frames out", err=True)
+    return chosen, None if sample else number
 
 
 def convert(

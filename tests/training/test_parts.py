@@ -81,13 +81,14 @@ def test_evaluate_takes_the_test_part_of_a_run(run):
     assert "name a dataset" in biasgrad(folder, "evaluate", "run", "--frames", ":3", code=2)
 
 
-def test_evaluate_refuses_skips_or_keeps_frames_of_the_training(run):
+def test_evaluate_keeps_skips_or_refuses_frames_of_the_training(run):
     folder, _ = run
     evaluate = ("evaluate", "run/potential.safetensors", "long.h5")
-    said = biasgrad(folder, *evaluate, code=1)
-    assert re.search(r"long\.h5: 50 of these 80 frames \(\d+, \d+, \d+, \d+, \d+, …\)", said)
+    named = r"long\.h5: 50 of these 80 frames \(\d+, \d+, \d+, \d+, \d+, …\)"
+    assert re.search(f"^biasgrad: {named}", biasgrad(folder, *evaluate, "--seen", "refuse", code=1))
     assert "30 frames; " in biasgrad(folder, *evaluate, "--seen", "skip")
-    said = biasgrad(folder, *evaluate, "--seen", "keep", "--json", "keep.json")
+    said = biasgrad(folder, *evaluate, "--json", "keep.json")
+    assert re.search(f"^warning: {named}", said)
     assert "seen in training: 50 of these frames" in said
     assert json.loads((folder / "keep.json").read_text())["seen"] == 50
     assert "20 frames; " in biasgrad(folder, *evaluate, "--frames", "60:")
@@ -101,7 +102,7 @@ def test_frames_of_a_bias_fit_count_as_seen(run):
     folder, _ = run
     fit = ("fit-bias", "run/potential.safetensors", "long.h5", "-o", "fitted.safetensors")
     biasgrad(folder, *fit, "--frames", "70:")
-    said = biasgrad(folder, "evaluate", "fitted.safetensors", "long.h5", code=1)
+    said = biasgrad(folder, "evaluate", "fitted.safetensors", "long.h5")
     assert "60 of these 80 frames" in said
     assert "10 frames; " in biasgrad(
         folder, "evaluate", "fitted.safetensors", "long.h5", "--frames", "60:70"

@@ -70,7 +70,7 @@ def test_train_evaluate_fit_bias_and_info(folder, data):
     checkpoint = "run/potential.safetensors"
     said = biasgrad(
         folder, "evaluate", checkpoint, "cu.h5", "--json", "e.json", "--report", "rep",
-        "--frames", ":10", "--seen", "keep",
+        "--frames", ":10",
     )  # fmt: skip
     assert "10 frames" in said
     assert json.loads((folder / "e.json").read_text())["frames"] == 10
