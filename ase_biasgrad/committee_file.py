@@ -1,7 +1,8 @@
 """Committees: several checkpoints and the calibration of their spreads in one file.
 
 A safetensors file whose tensors are the members' checkpoints, byte by byte. Its metadata hold JSON
-under the key `ase_biasgrad`, and a digest as in checkpoints.
+under the key `ase_biasgrad`, and a digest as in checkpoints. In place of several members there may
+be one with readouts.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import numpy as np
 
 from ase_biasgrad.calibration import Calibration
 from ase_biasgrad.checkpoint import CheckpointError, StoredPotential, parsed_checkpoint
+from ase_biasgrad.readouts import READOUTS, Readouts
 from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, write_tensors
 
-FORMAT, VERSION = "ase-biasgrad committee", 1
+# 2: one member with readouts
+FORMAT, VERSION, WITHOUT_READOUTS = "ase-biasgrad committee", 2, 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class StoredCommittee:
     metadata: dict[str, Any]
     path: Path
     sha256: str
+    readouts: Readouts | None = None  # of a single member
 
 
 def save_committee(
@@ -37,27 +41,35 @@ def save_committee(
     members: Sequence[str | Path],
     calibration: Calibration | None = None,
     note: dict[str, Any] | None = None,
+    readouts: Readouts | None = None,
 ) -> None:
     """Write the checkpoints `members` into one file, whole or not at all.
 
     `note` is recorded unchanged (JSON values). Raises `CheckpointError` or `FileNotFoundError` if a
-    member is no checkpoint, and `ValueError` if there are less than two.
+    member is no checkpoint, and `ValueError` if there are less than two, or `readouts` are not
+    those of a single one.
     """
     from safetensors.numpy import save
 
-    if len(members) < 2:
-        raise ValueError("a committee has two members or more")
+    if (len(members) < 2) is (readouts is None):
+        raise ValueError("a committee has two members or more, or one with readouts")
     contents = [_content(Path(member)) for member in members]
-    for member, content in zip(members, contents, strict=True):
+    stored = [
         parsed_checkpoint(content, Path(member))
+        for member, content in zip(members, contents, strict=True)
+    ]
+    if readouts is not None:
+        readouts.check(stored[0].potential.network)
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": WITHOUT_READOUTS if readouts is None else VERSION,
         "members": [Path(member).name for member in members],
         "calibration": None if calibration is None else calibration.record(),
         "note": note or {},
     }
     tensors = {f"member.{k}": np.frombuffer(c, np.uint8) for k, c in enumerate(contents)}
+    if readouts is not None:
+        tensors |= readouts.tensors()
     write_tensors(path, save, tensors, metadata)
 
 
@@ -81,17 +93,27 @@ def read_committee(path: str | Path) -> StoredCommittee:
             return StoredCommittee((single,), None, single.metadata, path, digest)
         check_digest(header, data, 2)
         tensors = load(content)
+        apart = {key: tensors.pop(key) for key in [*tensors] if key.startswith(READOUTS)}
         if sorted(tensors) != sorted(f"member.{k}" for k in range(len(tensors))):
             raise ValueError(f"holds {sorted(tensors)[:5]}, which are no members")
         kept = [tensors[f"member.{k}"] for k in range(len(tensors))]
         members = tuple(parsed_checkpoint(array.tobytes(), path) for array in kept)
         record = metadata.get("calibration")
         calibration = None if record is None else Calibration.from_record(record)
+        readouts = Readouts.from_tensors(apart) if apart else None
+        _check_readouts(readouts, members)
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return StoredCommittee(members, calibration, metadata, path, digest)
+    return StoredCommittee(members, calibration, metadata, path, digest, readouts)
+
+
+def _check_readouts(readouts: Readouts | None, members: Sequence[StoredPotential]) -> None:
+    if (len(members) < 2) is (readouts is None):
+        raise ValueError("holds neither several members nor one with readouts")
+    if readouts is not None:
+        readouts.check(members[0].potential.network)
 
 
 def _metadata(header: dict[str, Any]) -> dict[str, Any] | None:
@@ -103,10 +125,10 @@ def _metadata(header: dict[str, Any]) -> dict[str, Any] | None:
     metadata = parsed_json(text)
     if metadata.get("format") != FORMAT:
         return None
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") not in (WITHOUT_READOUTS, VERSION):
         raise ValueError(
-            f"version: {metadata.get('version')} of a committee, and this package reads {VERSION}; "
-            "update ase-biasgrad"
+            f"version: {metadata.get('version')} of a committee, and this package reads up to "
+            f"{VERSION}; update ase-biasgrad"
         )
     return metadata
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_biasgrad.backbones import BACKBONES, build_backbone
-from ase_biasgrad.backbones.base import Backbone
+from ase_biasgrad.backbones.base import Backbone, ReadoutBackbone
 from ase_biasgrad.bias import Bias
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
 from ase_biasgrad.potential_arrays import NetworkArrays, PotentialArrays, checked_name, symmetric
@@ -234,6 +234,23 @@ def derivatives(
         own.sum(), leaves, create_graph=create_graph, materialize_grads=True
     )
     return own, -gradient, *of_strain
+
+
+def readout_derivatives(
+    backbone: ReadoutBackbone, graph: AtomGraph, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies by atom `(k, n)` and forces `(k, n, 3)`, float64, with each of k other last layers.
+
+    weights: `(k, width)` of these layers, k of at least 2.
+    """
+    positions = graph.positions.detach().requires_grad_()
+    readouts = backbone.with_last_layer(weights)
+    energies = readouts(graph.with_geometry(positions, graph.cell)).to(torch.float64).T
+    forces = [
+        -torch.autograd.grad(own.sum(), positions, retain_graph=True, materialize_grads=True)[0]
+        for own in energies
+    ]
+    return energies.detach(), torch.stack(forces)
 
 
 def second_derivatives(backbone: Backbone, graph: AtomGraph, strain: bool = False) -> Tensor:

@@ -34,6 +34,7 @@ from ase_biasgrad.lazy import required
 from ase_biasgrad.machine import may_have_cuda
 from ase_biasgrad.neighbours import complete_cell, is_isolated
 from ase_biasgrad.potential_arrays import PotentialArrays
+from ase_biasgrad.readouts import Readouts
 from ase_biasgrad.training_range import TrainingRange, joined
 from ase_biasgrad.units import N_ELEMENTS
 
@@ -66,6 +67,10 @@ class BiasGradCalculator(PotentialCalculator):
     `energy_std` and `forces_std` are calibrated standard deviations of the error, and
     `energy_interval` and `forces_interval (n, 3)` the half widths of intervals that hold 90 % of
     the errors.
+
+    A potential with readouts (`biasgrad committee` of a single run) has the same of energy and
+    forces, at the cost of several steps. They are computed where they are asked for, by
+    `calc.get_property("forces_std", atoms)` or `"energy_std"`.
 
     Parameters
     ----------
@@ -145,9 +150,10 @@ class BiasGradCalculator(PotentialCalculator):
         self.device = _device(device)
         self.dtype, self.skin, self.strict = dtype, float(skin), strict
         self.calibration: Calibration | None = None  # of a committee that is one file
+        self._readouts: Readouts | None = None  # of a single potential
         potentials = [p for source in checkpoint for p in self._loaded(source)]
         if len(checkpoint) > 1:  # another committee than the one that was calibrated
-            self.calibration = None
+            self.calibration, self._readouts = None, None
         self._networks = [p.network for p in potentials]
         try:
             self._engine = select_engine(self._networks, self.device, dtype, engine, self.skin)
@@ -156,6 +162,8 @@ class BiasGradCalculator(PotentialCalculator):
             raise CalculatorSetupError(str(error)) from error
         self.reference = reference or potentials[0].reference
         _check_one_zero(self.biases)
+        if self.has_spreads:
+            self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
         self._cutoff = max(network.cutoff for network in self._networks)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False
@@ -172,7 +180,7 @@ class BiasGradCalculator(PotentialCalculator):
             stored = read_committee(source)
             self.sources.append({"checkpoint": stored.path.name, "sha256": stored.sha256})
             self._seen += [member.training_range for member in stored.members]
-            self.calibration = stored.calibration
+            self.calibration, self._readouts = stored.calibration, stored.readouts
             return [member.potential for member in stored.members]
         from ase_biasgrad.potential import Potential
 
@@ -188,6 +196,11 @@ class BiasGradCalculator(PotentialCalculator):
     def baseline(self) -> str | None:
         """Baseline that is added to the networks, described for messages; None if there is none."""
         return None if self._baseline is None else self._baseline.told
+
+    @property
+    def has_spreads(self) -> bool:
+        """True if `energy_std` and `forces_std` can be asked for."""
+        return len(self.biases) > 1 or self._readouts is not None
 
     @property
     def engine(self) -> str:
@@ -237,11 +250,15 @@ class BiasGradCalculator(PotentialCalculator):
         structure = _structure(atoms)
         if len(structure.numbers) == 0:
             return self._results(structure, _nothing(len(self.biases)))
-        derivatives = bool({"forces", "stress"} & set(properties))
+        asked = bool({"energy_std", "forces_std"} & set(properties))
+        spreads = asked and self._readouts is not None
+        derivatives = spreads or bool({"forces", "stress"} & set(properties))
         pairs, self.outside = self._close_pairs(structure)
         evaluation = self._engine.evaluate(structure, derivatives)
         self.outside = self.outside or self._too_large(structure, evaluation)
         results = self._results(structure, self._repelled(structure, pairs, evaluation))
+        if spreads:
+            results |= self._spreads(structure)
         return results if self._baseline is None else self._baseline.added(results, atoms)
 
     def check(self, atoms: Atoms) -> None:
@@ -295,9 +312,20 @@ class BiasGradCalculator(PotentialCalculator):
                 stress = evaluation.strain_gradient / volume
                 members["stress"] = full_3x3_to_voigt_6_stress(stress)  # (members, 6)
         results = _single(members) if len(self.biases) == 1 else _committee(members)
-        if self.calibration is not None:
+        if self.calibration is not None and len(self.biases) > 1:
             self.calibration.calibrate(results, structure.numbers)
         return {**results, "energy_reference_std": error}
+
+    def _spreads(self, structure: Structure) -> dict[str, Any]:
+        """Spreads of the readouts, calibrated."""
+        assert self._readouts is not None
+        changes = self._engine.readouts(structure, self._readouts.weights)
+        assert changes.forces is not None
+        numbers = structure.numbers
+        found = self._readouts.spreads(numbers, changes.energies, changes.forces)
+        if self.calibration is not None:
+            self.calibration.calibrate(found, numbers)
+        return found
 
     def _bias_per_atom(self, structure: Structure) -> tuple[np.ndarray, float]:
         """Biases split over the atoms, `(members, n)`, and their standard error.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from ase.data import chemical_symbols
 
@@ -13,11 +11,11 @@ def expected_errors(forces_std: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(forces_std).sum(axis=1))
 
 
-def too_uncertain(numbers: np.ndarray, results: dict[str, Any], limit: float) -> str | None:
+def too_uncertain(numbers: np.ndarray, forces_std: np.ndarray, limit: float) -> str | None:
     """Say which atom's force is expected to be off by more than `limit` eV/Å most, or None."""
-    if "forces_std" not in results or not len(numbers):
+    if not len(numbers):
         return None
-    errors = expected_errors(results["forces_std"])
+    errors = expected_errors(forces_std)
     k = int(np.argmax(errors))
     return None if errors[k] <= limit else off_by(k, numbers[k], errors[k], limit)
 

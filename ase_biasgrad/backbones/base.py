@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.units import N_ELEMENTS
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Backbone(nn.Module, ABC):
@@ -71,8 +74,27 @@ class ReadoutBackbone(Backbone):
         nn.init.zeros_(self._shift)
         return shift
 
+    def with_last_layer(self, weights: Tensor) -> ReadoutBackbone:
+        """The same network with other last layers, which gives energies `(n, k)` of each.
+
+        weights: `(k, width)`, k of at least 2; there is no bias. All other layers are shared.
+        """
+        last = self.readout[-1]
+        assert isinstance(last, nn.Linear)
+        layer = nn.Linear(*weights.T.shape, bias=False).to(last.weight)
+        layer.weight = nn.Parameter(weights.to(last.weight), requires_grad=False)
+        readout = _with_modules(self.readout, {str(len(self.readout) - 1): layer})
+        return _with_modules(self, {"readout": readout})
+
     @property
     def _shift(self) -> nn.Parameter:
         bias = self.readout[-1].bias
         assert isinstance(bias, nn.Parameter)
         return bias
+
+
+def _with_modules(module: M, others: dict[str, nn.Module]) -> M:
+    """A copy that shares everything but some of its modules."""
+    found = copy.copy(module)
+    found._modules = {**module._modules, **others}
+    return found

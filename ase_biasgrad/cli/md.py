@@ -55,7 +55,11 @@ def md(
     ] = False,
     stop_spread: Annotated[
         float | None,
-        typer.Option(min=0.0, help="end where the forces of a committee spread more, eV/Å"),
+        typer.Option(
+            min=0.0,
+            help="end where a committee expects a larger error of a force, eV/Å (of a potential "
+            "with readouts looked at every --interval steps)",
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -90,8 +94,11 @@ def md(
     random = np.random.default_rng(seed)
     atoms = starting_structure(structure)
     atoms.calc = BiasGradCalculator(list(checkpoint), device=device, dtype=dtype)
-    if stop_spread is not None and len(atoms.calc.biases) < 2:
-        raise typer.BadParameter("--stop-spread needs a committee: spreads are those of members")
+    if stop_spread is not None and not atoms.calc.has_spreads:
+        raise typer.BadParameter("--stop-spread needs a committee file (`biasgrad committee`)")
+    several = len(atoms.calc.biases) > 1  # whose spreads come with each evaluation
+    if stop_spread is not None and engine is Engine.lammps and not several:
+        raise typer.BadParameter("--stop-spread with --engine lammps needs several potentials")
     if restart:
         # other random numbers than those of the frames that are there already
         random = np.random.default_rng([seed, _go_on(atoms, output)])
@@ -125,7 +132,8 @@ def md(
     ahead = 0 if reason else steps
     with typer.progressbar(_quietly(dynamics, ahead), ahead, "md", file=sys.stderr) as done:
         for _ in done:
-            if reason := _why_stop(atoms, stop_outside, stop_spread):
+            look = several or dynamics.nsteps % interval == 0
+            if reason := _why_stop(atoms, stop_outside, stop_spread if look else None):
                 break
     if reason:
         if dynamics.nsteps % interval:
@@ -144,7 +152,9 @@ def _why_stop(atoms: Atoms, outside: bool, spread: float | None) -> str | None:
 
     if outside and atoms.calc.outside:
         return str(atoms.calc.outside)
-    return None if spread is None else too_uncertain(atoms.numbers, atoms.calc.results, spread)
+    if spread is None:
+        return None
+    return too_uncertain(atoms.numbers, atoms.calc.get_property("forces_std", atoms), spread)
 
 
 def _go_on(atoms: Atoms, trajectory: Path) -> int:

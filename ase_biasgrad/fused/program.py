@@ -176,7 +176,16 @@ class Program:
             self._encoded(), np.array(ranges, np.int64), forward, first_order,
             np.concatenate(self._weights),
             np.repeat(self._learnt, [len(w) for w in self._weights]), kept, local,
+            *self._last_layer(),
         )  # fmt: skip
+
+    def _last_layer(self) -> tuple[int, int]:
+        """Places of the weights and of the bias that give energies."""
+        (operands,) = (given for kind, given in self._steps if kind is Operation.ENERGIES)
+        _, weights, bias = operands
+        assert isinstance(weights, int)
+        assert isinstance(bias, int)
+        return weights, bias
 
     def _append_tangents(self, first: int, last: int, rules: Mapping[Operation, Rule]) -> None:
         for operation, operands in self._steps[first:last]:

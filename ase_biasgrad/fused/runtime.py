@@ -24,6 +24,8 @@ class Compiled:
     learnt: np.ndarray  # (w,) bool, those made of parameters
     kept: int  # numbers for each atom
     local: int  # numbers for each atom of a chunk
+    last_weights: int  # place of the weights that give energies, a row
+    last_bias: int
 
     def as_type(self, dtype: np.dtype) -> Compiled:
         return Compiled(**{**vars(self), "weights": self.weights.astype(dtype)})

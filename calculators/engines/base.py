@@ -55,6 +55,14 @@ class Engine(Protocol):
         """Evaluate several structures, with derivatives, at once; each has at least one atom."""
         ...
 
+    def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
+        """Energies and forces with other last layers, `weights (k, width)` without a bias.
+
+        Of the first potential, whose backbone is a `ReadoutBackbone`; the first axis of the result
+        runs over the k readouts.
+        """
+        ...
+
     def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
         """Second derivatives in all coordinates, float64, of a committee the mean.
 

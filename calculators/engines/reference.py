@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.backbones import Backbone
+from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.calculators.engines.base import Evaluation, split
 from ase_biasgrad.graph import AtomGraph, collate, graph_from_arrays
 from ase_biasgrad.neighbours import Structure, VerletList
-from ase_biasgrad.potential import derivatives, second_derivatives
+from ase_biasgrad.potential import derivatives, readout_derivatives, second_derivatives
 
 
 class ReferenceEngine:
@@ -40,14 +41,20 @@ class ReferenceEngine:
         other.list = VerletList(self.cutoff, self.list.skin)
         return other
 
+    @torch.inference_mode(False)
+    def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
+        """Energies and forces of the first backbone with other last layers (see `Engine`)."""
+        backbone = self.backbones[0]
+        assert isinstance(backbone, ReadoutBackbone)
+        graph = self._graph(structure)
+        with torch.enable_grad():
+            values = readout_derivatives(backbone, graph, torch.from_numpy(weights))
+        return Evaluation(*(value.cpu().numpy() for value in values))
+
     @torch.inference_mode(False)  # autograd does not work in it
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
-        s = structure
-        edges = self.list.edges(s)
-        graph = graph_from_arrays(
-            s.numbers, s.positions, self.cutoff, s.cell, s.pbc, edges=edges
-        ).to(self.device)
+        graph = self._graph(structure)
         if not derivatives:
             with torch.no_grad():
                 return Evaluation(_stacked([backbone(graph) for backbone in self.backbones]))
@@ -64,6 +71,11 @@ class ReferenceEngine:
             ]
         ).to(self.device)
         return split(*self._differentiated(graph), [len(s.numbers) for s in structures])
+
+    def _graph(self, s: Structure) -> AtomGraph:
+        edges = self.list.edges(s)
+        graph = graph_from_arrays(s.numbers, s.positions, self.cutoff, s.cell, s.pbc, edges=edges)
+        return graph.to(self.device)
 
     def _differentiated(self, graph: AtomGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Energies `(members, n)`, forces `(members, n, 3)`, ∂E/∂ε `(members, b, 3, 3)`."""

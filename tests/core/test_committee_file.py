@@ -87,7 +87,7 @@ def test_what_is_no_committee_is_refused(members, tmp_path):
         with pytest.raises(CheckpointError):
             read_committee(path)
     path.write_bytes(
-        content.replace(b'committee\\", \\"version\\": 1', b'committee\\", \\"version\\": 2')
+        content.replace(b'committee\\", \\"version\\": 1', b'committee\\", \\"version\\": 3')
     )
     with pytest.raises(CheckpointError, match="version"):
         read_committee(path)

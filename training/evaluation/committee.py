@@ -1,4 +1,4 @@
-"""A committee of trained potentials: its spreads compared with its errors, and scaled to them."""
+"""Committees of trained potentials, and readouts of one: spreads scaled to errors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.committee_file import save_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.potential import Potential
+from ase_biasgrad.readouts import Readouts
+from ase_biasgrad.training.baseline import made_baseline, run_labels
 from ase_biasgrad.training.config import ConfigError
-from ase_biasgrad.training.evaluation.predict import predict
+from ase_biasgrad.training.evaluation.predict import Predictions, predict
+from ase_biasgrad.training.evaluation.readouts import drawn_readouts, readout_spreads
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run_folder import RunFolder
+from ase_biasgrad.training.stages.levels import at_one_level, levels_by_label
+
+READOUTS = 8  # more rank errors slightly better, and each costs the backward pass of a step
 
 
 @dataclass(frozen=True)
 class CommitteeErrors:
-    """Errors of the mean of a committee beside its spreads, on labelled frames.
+    """Errors of a committee's mean, or of one potential, beside spreads, on labelled frames.
 
     Only what has labels is in it. Units eV and Å.
     """
@@ -66,11 +72,29 @@ def committee_errors(potentials: Sequence[Potential], frames: DeviceFrames) -> C
 
     Raises `ValueError` if the frames have no forces.
     """
-    if frames.forces is None:
-        raise ValueError("spreads are compared with errors of forces, and the frames have none")
     predictions = [predict(potential, frames) for potential in potentials]
     forces = np.stack([p.forces for p in predictions])  # (members, a, 3)
     energies = np.stack([p.energy for p in predictions])  # (members, m)
+    return _beside(
+        frames, Predictions(energies.mean(axis=0), forces.mean(axis=0), None),
+        energies.std(axis=0, ddof=1), forces.std(axis=0, ddof=1),
+    )  # fmt: skip
+
+
+def readout_errors(
+    potential: Potential, readouts: Readouts, frames: DeviceFrames
+) -> CommitteeErrors:
+    """Errors of a potential and spreads of its readouts; raises as `committee_errors`."""
+    spreads = readout_spreads(potential, readouts, frames)
+    return _beside(frames, predict(potential, frames), *spreads)
+
+
+def _beside(
+    frames: DeviceFrames, predicted: Predictions, energy_spread: np.ndarray,
+    forces_spread: np.ndarray,
+) -> CommitteeErrors:  # fmt: skip
+    if frames.forces is None:
+        raise ValueError("spreads are compared with errors of forces, and the frames have none")
     reference = frames.forces.cpu().numpy()
     known = np.isfinite(reference).all(axis=1)
     owner = np.repeat(np.arange(len(frames)), frames.atom_counts)
@@ -81,10 +105,10 @@ def committee_errors(potentials: Sequence[Potential], frames: DeviceFrames) -> C
     return CommitteeErrors(
         frames.numbers.cpu().numpy()[known],
         owner[known],
-        (forces.mean(axis=0) - reference)[known],
-        forces.std(axis=0, ddof=1)[known],
-        (energies.mean(axis=0) - labels)[has],
-        energies.std(axis=0, ddof=1)[has],
+        (predicted.forces - reference)[known],
+        forces_spread[known],
+        (predicted.energy - labels)[has],
+        energy_spread[has],
         np.flatnonzero(has),
         len(frames),
     )
@@ -158,34 +182,59 @@ class CommitteeReport:
 
 
 def make_committee(
-    runs: Sequence[str | Path], output: str | Path, note: dict[str, Any] | None = None
+    runs: Sequence[str | Path],
+    output: str | Path,
+    note: dict[str, Any] | None = None,
+    readouts: int = READOUTS,
 ) -> CommitteeReport:
     """Join the potentials of finished runs to a committee in one file, calibrated.
 
-    Its spreads are scaled to errors on the frames that all runs have in their validation parts, and
-    that none was trained on.
+    Of a single run it is its potential with as many `readouts`, drawn from its training frames.
+    Spreads are scaled to errors on the frames that all runs have in their validation parts, and
+    that none was trained on; of energies at the potential's own level of theory, and less the
+    baseline, if the runs have one.
 
     Raises
     ------
     ConfigError
         If a run is not finished, they are of other data, or have no such frames in common.
+    ValueError
+        If the network of a single run can have no readouts.
     """
     folders = [RunFolder.read(Path(run)) for run in runs]
-    if len(folders) < 2:
-        raise ConfigError("a committee is of two runs or more")
     for folder in folders:
         if not folder.checkpoint.is_file():
             raise ConfigError(f"{folder.path}: is not finished; go on with it first (--resume)")
-    dataset = folders[0].dataset
     common = _common_validation(folders)
     potentials = [load_checkpoint(folder.checkpoint).potential for folder in folders]
-    cutoff = max(potential.cutoff for potential in potentials)
-    errors = committee_errors(potentials, DeviceFrames(dataset, common, cutoff))
+    validation = _frames(folders[0], common, potentials)
+    drawn = None
+    if len(folders) == 1:
+        training = DeviceFrames(folders[0].dataset, folders[0].split["train"], potentials[0].cutoff)
+        drawn = drawn_readouts(potentials[0], training, readouts)
+        errors = readout_errors(potentials[0], drawn, validation)
+    else:
+        errors = committee_errors(potentials, validation)
     calibration, covered = calibration_of(errors), cross_coverage(errors)
     members = [folder.checkpoint for folder in folders]
     note = {**(note or {}), "coverage_left_out": vars(covered)}
-    save_committee(output, members, calibration, note)
+    save_committee(output, members, calibration, note, drawn)
     return CommitteeReport(Path(output), errors, calibration, covered)
+
+
+def _frames(run: RunFolder, chosen: np.ndarray, potentials: Sequence[Potential]) -> DeviceFrames:
+    """Frames of the validation part whose labels are what the potentials were trained on."""
+    first, config = potentials[0], run.config
+    frames = DeviceFrames(run.dataset, chosen, max(p.cutoff for p in potentials))
+    if config.baseline is not None:
+        labels = run_labels(*made_baseline(config.baseline), run)["validation"]
+        validation = run.split["validation"]
+        counts = run.dataset.compositions()[validation].sum(axis=1)
+        frames = frames.less(labels.of(np.searchsorted(validation, chosen), counts))
+    if (by := config.bias_stage.by) is not None:
+        levels = levels_by_label(run.dataset, by)[chosen]
+        frames = at_one_level(first.biases(), first.reference, frames, levels)
+    return frames
 
 
 def _common_validation(folders: Sequence[RunFolder]) -> np.ndarray:

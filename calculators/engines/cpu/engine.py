@@ -113,6 +113,17 @@ class CpuEngine:
             return Evaluation(energies)
         return Evaluation(energies, put_back(forces, found.order), strain[:, 0])
 
+    def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
+        """Energies and forces of the first network with other last layers (see `Engine`)."""
+        found = self.list.find(structure)
+        if found is None:
+            self._rooms = []
+            found = self.list.search(structure)
+        room = self._rooms_of([found.structure], found.edges, None)[0]
+        rows = self.of[0].arguments["scale"] * weights
+        energies, forces = room.readouts(found.structure, rows)
+        return Evaluation(put_back(energies, found.order), put_back(forces, found.order))
+
     def _together(self, structures: list[Structure], blocks: int | None) -> list[Evaluation]:
         if len(structures) == 1:
             return [self._alone(structures[0], True, blocks)]
@@ -151,6 +162,19 @@ class CpuEngine:
         blocks: int | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """Energies `(members, n)`, forces, and ∂E/∂ε `(members, structures, 3, 3)`."""
+        rooms = self._rooms_of(structures, candidates, blocks)
+        for room in rooms:
+            room.evaluate(structures, derivatives)
+        return (
+            np.stack([room.energies for room in rooms]),
+            np.stack([room.forces for room in rooms]),
+            np.stack([room.strain for room in rooms]),
+        )
+
+    def _rooms_of(
+        self, structures: Sequence[Structure], candidates: Candidates, blocks: int | None
+    ) -> list[Room]:
+        """Memory of each network for these structures, that of the last ones where it fits."""
         if blocks is None:
             blocks = blocks_for(sum(len(s.numbers) for s in structures))
         kept = self._rooms
@@ -159,13 +183,7 @@ class CpuEngine:
                 Room(each, structures, candidates, blocks, self._workspace)
                 for each in self.networks
             ]
-        for room in self._rooms:
-            room.evaluate(structures, derivatives)
-        return (
-            np.stack([room.energies for room in self._rooms]),
-            np.stack([room.forces for room in self._rooms]),
-            np.stack([room.strain for room in self._rooms]),
-        )
+        return self._rooms
 
 
 def _network(network: NetworkArrays, dtype: np.dtype) -> CompiledNetwork:

@@ -23,6 +23,7 @@ COMPILED = "ase_biasgrad.fused"
 EDGES_WITHIN = NativeKernel(f"{COMPILED}.geometry", "edges_within")
 EXECUTE = NativeKernel(f"{COMPILED}.execute", "execute")
 ADD_FORCES = NativeKernel(f"{COMPILED}.geometry", "add_forces")
+Stages = list[list[BoundCall]]
 
 
 class Workspace:
@@ -68,39 +69,76 @@ class Room:
             )
             for block in range(blocks)
         ]  # fmt: skip
-        memory = workspace.numbers(numbers_needed(program, n, blocks), dtype)
-
-        def stages(first: int, last: int) -> list[list[BoundCall]]:
-            """Calls of all blocks, which wait for each other after each segment."""
-            ends = [first, last] if blocks == 1 else range(first, last + 1)
-            return [
-                [
-                    EXECUTE.bind(
-                        block, blocks, program.instructions, program.segments[a:b],
-                        atoms_at_once(n), program.kept, program.local, memory, program.weights,
-                        edges,
-                    )
-                    for block in range(blocks)
-                ]
-                for a, b in pairwise(ends)
-            ]  # fmt: skip
-
-        self._forward = stages(0, program.forward)
-        self._backward = stages(program.forward, program.first_order)
+        self._program, self._edges = program, edges
+        self._memory = workspace.numbers(numbers_needed(program, n, blocks), dtype)
+        self._forward = self._stages(0, program.forward, program.weights)
+        self._backward = self._stages(program.forward, program.first_order, program.weights)
         self._add_forces = ADD_FORCES.bind(
             vectors, edges, owner, knots.spacing, self.forces, self.strain
         )
+        self._of_readouts: tuple[np.ndarray, Stages, Stages] | None = None
 
     def evaluate(self, structures: Sequence[Structure], derivatives: bool) -> None:
         """Fill energies; with `derivatives` forces and the strain gradient, too."""
+        self._take(structures)
+        _run(self._forward)
+        if derivatives:
+            self._differentiate(self._backward)
+
+    def readouts(self, structure: Structure, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energies `(k, n)` and forces `(k, n, 3)` with each of `rows (k, width)` as last layer.
+
+        All share the forward pass up to the last messages.
+        """
+        program = self._program
+        if self._of_readouts is None:
+            weights, last = program.weights.copy(), program.forward - 1
+            weights[program.last_bias] = 0
+            ahead = self._stages(0, last, weights)
+            self._of_readouts = weights, ahead, self._stages(last, program.first_order, weights)
+        weights, ahead, again = self._of_readouts
+        energies = np.empty((len(rows), *self.energies.shape))
+        forces = np.empty((len(rows), *self.forces.shape))
+        self._take([structure])
+        _run(ahead)
+        kept = self._memory[: program.kept * len(self.energies)]
+        before = kept.copy()  # the passes that follow overwrite what they need no more
+        for k, row in enumerate(rows):
+            kept[:] = before
+            self._edges.adjoints[:] = 0
+            weights[program.last_weights : program.last_weights + len(row)] = row
+            self._differentiate(again)
+            energies[k], forces[k] = self.energies, self.forces
+        return energies, forces
+
+    def _take(self, structures: Sequence[Structure]) -> None:
         np.concatenate([s.positions for s in structures], out=self._positions)
         np.stack([s.cell for s in structures], out=self._cells)
         together(self._find_edges)
-        for stage in self._forward:
-            together(stage)
-        if derivatives:
-            for stage in self._backward:
-                together(stage)
-            self.forces[:] = 0
-            self.strain[:] = 0
-            self._add_forces()
+
+    def _differentiate(self, stages: Stages) -> None:
+        _run(stages)
+        self.forces[:] = 0
+        self.strain[:] = 0
+        self._add_forces()
+
+    def _stages(self, first: int, last: int, weights: np.ndarray) -> Stages:
+        """Calls of all blocks, which wait for each other after each segment."""
+        ends = [first, last] if self.blocks == 1 else range(first, last + 1)
+        program = self._program
+        return [
+            [
+                EXECUTE.bind(
+                    block, self.blocks, program.instructions, program.segments[a:b],
+                    atoms_at_once(len(self.energies)), program.kept, program.local, self._memory,
+                    weights, self._edges,
+                )
+                for block in range(self.blocks)
+            ]
+            for a, b in pairwise(ends)
+        ]  # fmt: skip
+
+
+def _run(stages: Stages) -> None:
+    for stage in stages:
+        together(stage)

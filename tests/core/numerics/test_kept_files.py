@@ -84,6 +84,8 @@ def test_networks_come_back_bit_for_bit(monkeypatch, tmp_path):
         learnt=np.ones(48, bool),
         kept=32,
         local=16,
+        last_weights=16,
+        last_bias=32,
     )
     network = CompiledNetwork(program, Knots(4.7, 183))
     keep_network("digest", np.dtype("float32"), network)

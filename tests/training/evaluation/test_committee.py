@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import biasgrad, options, write_clusters
+from scipy.stats import spearmanr
 
 from ase_biasgrad import BiasGradCalculator
 from ase_biasgrad.committee_file import read_committee
@@ -62,9 +63,33 @@ def test_the_command_writes_one_file_and_a_report(runs, tmp_path):
     assert info["calibration"]["frames"] == 30
 
 
+@pytest.mark.filterwarnings("ignore::ase_biasgrad.calculators.ExtrapolationWarning")
+def test_a_single_run_gets_readouts(runs, tmp_path):
+    said = biasgrad(tmp_path, "committee", runs[0], "-o", "c.safetensors", "--readouts", "16")
+    assert "from 30 frames" in said
+    stored = read_committee(tmp_path / "c.safetensors")
+    assert stored.readouts.weights.shape == (16, 8)
+    assert stored.readouts.elements == (1, 8)
+    calc = BiasGradCalculator(tmp_path / "c.safetensors", device="cpu", dtype="float64")
+    split = json.loads((runs[0] / "split.json").read_text())
+    dataset = Dataset(runs[0].parent / "x.h5")
+    errors, half_widths, energies = [], [], []
+    for frame in split["validation"]:
+        atoms = dataset[frame].atoms()
+        calc.get_property("forces_std", atoms)
+        errors.append(np.abs(calc.results["forces"] - atoms.get_forces()))
+        half_widths.append(calc.results["forces_interval"])
+        off = abs(calc.results["energy"] - atoms.get_potential_energy())
+        energies.append(off <= calc.results["energy_interval"])
+    inside = np.concatenate(errors) <= np.concatenate(half_widths)
+    assert 0.85 < inside.mean() < 0.95
+    assert 0.85 < np.mean(energies) <= 1
+    # spreads tell large errors from small ones
+    size, width = np.concatenate(errors).mean(axis=1), np.concatenate(half_widths)[:, 0]
+    assert spearmanr(size, width).statistic > 0.2
+
+
 def test_runs_without_common_validation_frames_are_refused(runs, tmp_path):
-    with pytest.raises(ConfigError, match="two runs"):
-        make_committee(runs[:1], tmp_path / "c.safetensors")
     other = tmp_path / "run"
     config = yaml.safe_load((runs[0] / "config.yaml").read_text())
     write_clusters(tmp_path / "y.h5", 80)
