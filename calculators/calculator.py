@@ -163,7 +163,8 @@ class BiasGradCalculator(PotentialCalculator):
         self.reference = reference or potentials[0].reference
         _check_one_zero(self.biases)
         if self.has_spreads:
-            self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
+            properties = [*self.implemented_properties, "energy_std", "forces_std"]
+            self.implemented_properties = properties  # type: ignore[misc]
         self._cutoff = max(network.cutoff for network in self._networks)
         self.elements = set.intersection(*(set(p.elements) for p in potentials))
         self._warned = False

@@ -15,6 +15,7 @@ from ase_biasgrad import save_checkpoint
 from ase_biasgrad.calibration import Calibration, Scale
 from ase_biasgrad.cli import app
 from ase_biasgrad.committee_file import save_committee
+from ase_biasgrad.readouts import Readouts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -60,6 +61,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     members = [tmp_path / f"{name}.safetensors" for name in "ab"]
     scales = Calibration({0: Scale(1.0, 2.0)}, Scale(1.0, 2.0), 10)
     save_committee(tmp_path / "committee.safetensors", members, scales)
+    width = 8  # of the last layer
+    readouts = Readouts(np.eye(2, width), (1, 6, 8), np.zeros((2, 3)))
+    save_committee(tmp_path / "uncertain.safetensors", members[:1], scales, {}, readouts)
     write_clusters(tmp_path / "data.h5")
     shutil.copytree(REPOSITORY / "examples" / "potentials", tmp_path / "examples" / "potentials")
     monkeypatch.chdir(tmp_path)

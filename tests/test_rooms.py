@@ -37,7 +37,7 @@ BIAS = {
     "composition_fit",
     "levels_of_theory",
 }
-POTENTIAL = {"potential", "potential_arrays", "checkpoint", "committee_file", "convert"}
+POTENTIAL = {"potential", "potential_arrays", "checkpoint", "committee_file", "convert", "readouts"}
 CORE = {*BASE, *BIAS, *POTENTIAL, "graph", "metrics"}
 SYSTEMS = {"differentiable_graph", "se3_transformer", "dense"}
 NETWORKS = {"backbones", "fused", "numerics"}
@@ -75,7 +75,8 @@ MAY_IMPORT = {
         *("architectures", "backbones", "bias_arrays", "files", "lazy", "potential"),
         *("potential_arrays", "tensor_file", "training_range"),
     },
-    "committee_file": {"calibration", "checkpoint", "files", "tensor_file"},
+    "readouts": {"potential_arrays", "units"},
+    "committee_file": {"calibration", "checkpoint", "files", "readouts", "tensor_file"},
     "convert": {"backbones", "potential", "units"},
     "data": {
         "named_calculators",

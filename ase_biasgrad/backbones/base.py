@@ -81,7 +81,7 @@ class ReadoutBackbone(Backbone):
         """
         last = self.readout[-1]
         assert isinstance(last, nn.Linear)
-        layer = nn.Linear(*weights.T.shape, bias=False).to(last.weight)
+        layer = nn.Linear(last.in_features, len(weights), bias=False, device="meta")
         layer.weight = nn.Parameter(weights.to(last.weight), requires_grad=False)
         readout = _with_modules(self.readout, {str(len(self.readout) - 1): layer})
         return _with_modules(self, {"readout": readout})

@@ -25,7 +25,7 @@ def committee(
     ] = None,
     readouts: Annotated[
         int, typer.Option(min=2, help="of a single run: last layers that its spread is taken over")
-    ] = 8,
+    ] = 4,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a committee whose spreads are scaled to errors on validation frames."""

@@ -39,6 +39,21 @@ def get_text(file: h5py.File, name: str) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
+def values_of(item: h5py.Dataset) -> Any:
+    """All values of a dataset in a file of others; errors are those of `check_kind`."""
+    check_kind(str(item.name), item.dtype)
+    return item[()]
+
+
+def check_kind(name: str, dtype: np.dtype) -> None:
+    """Refuse values of variable length that are no text: HDF5 reads beyond damaged ones.
+
+    Raises `ValueError` that names them.
+    """
+    if dtype.hasobject and h5py.check_string_dtype(dtype) is None:
+        raise ValueError(f"{name}: of variable length, and no text")
+
+
 def check_heaps(path: Path) -> None:
     """Refuse a file of others whose texts would make HDF5 go on for ever.
 

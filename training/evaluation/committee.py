@@ -24,7 +24,7 @@ from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.run_folder import RunFolder
 from ase_biasgrad.training.stages.levels import at_one_level, levels_by_label
 
-READOUTS = 8  # more rank errors slightly better, and each costs the backward pass of a step
+READOUTS = 4  # each costs the backward pass of a step
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 
 from ase_biasgrad.data.dataset import LABELS, DataError, atomic_numbers
-from ase_biasgrad.data.hdf5 import check_heaps
+from ase_biasgrad.data.hdf5 import check_heaps, check_kind, values_of
 from ase_biasgrad.data.importers.blocks import Block, Source
 from ase_biasgrad.data.importers.labels import charge_state, chosen_keys
 from ase_biasgrad.data.importers.options import ImportOptions, units_of
@@ -117,7 +117,7 @@ def _ani_blocks(path: Path, file: h5py.File, options: ImportOptions) -> Iterator
 
 def _spice_blocks(path: Path, file: h5py.File, options: ImportOptions) -> Iterator[Block]:
     for group in file.values():
-        smiles = group["smiles"][()] if "smiles" in group else b""
+        smiles = values_of(group["smiles"]) if "smiles" in group else b""
         text = np.ravel(smiles)[0] if np.size(smiles) else b""
         text = text.decode() if isinstance(text, bytes) else str(text)
         yield _molecules(path, group, "conformations", SPICE_LABELS, options, (_charge(text), ""))
@@ -132,12 +132,12 @@ def _molecules(
     state: tuple[int, str] = (0, ""),
 ) -> Block:
     name = group.name.strip("/")
-    numbers = atomic_numbers(group["atomic_numbers"][()], str(path), f"of {name}")
+    numbers = atomic_numbers(values_of(group["atomic_numbers"]), str(path), f"of {name}")
     present = [key for key, _ in _items(group) if key not in ("atomic_numbers", positions)]
     keys = _keys(present, own, options)
-    labels = {label: (key, group[key][()]) for label, key in keys.items()}
+    labels = {label: (key, values_of(group[key])) for label, key in keys.items()}
     left = [key for key in present if key not in keys.values()]
-    return Block(name, numbers, (positions, group[positions][()]), labels, left, state=state)
+    return Block(name, numbers, (positions, values_of(group[positions])), labels, left, state=state)
 
 
 def _keys(
@@ -164,7 +164,10 @@ def _spice_units(file: h5py.File) -> dict[str, str]:
     first = next(iter(file.values()))
     said = {"energy": "hartree", "positions": "bohr", "forces": "hartree/bohr"}
     for name, key in (("positions", "conformations"), *SPICE_LABELS.items()):
-        unit = first[key].attrs.get("units", said[name]) if key in first else said[name]
+        unit = said[name]
+        if key in first and "units" in (attributes := first[key].attrs):
+            check_kind("units", attributes.get_id("units").dtype)
+            unit = attributes["units"]
         said[name] = unit.decode() if isinstance(unit, bytes) else str(unit)
     return said
 
@@ -213,7 +216,7 @@ def _configuration(path: Path, group: h5py.Group, options: ImportOptions) -> Blo
 
 def _value(item: h5py.Dataset) -> Any:
     """A value, with MACE's text for a missing one as None."""
-    value = item[()]
+    value = values_of(item)
     value = value.decode() if isinstance(value, bytes) else value
     return None if isinstance(value, str) and value == "None" else value
 

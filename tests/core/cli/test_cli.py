@@ -21,8 +21,10 @@ from helpers import biasgrad
 
 from ase_biasgrad.calculators import BiasGradCalculator, ExtrapolationWarning
 from ase_biasgrad.checkpoint import load_checkpoint, save_checkpoint
+from ase_biasgrad.committee_file import save_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.graph import graph_from_atoms
+from ase_biasgrad.readouts import Readouts
 from ase_biasgrad.training_range import TrainingRange
 
 
@@ -187,6 +189,14 @@ def test_md_stops_where_a_committee_is_not_sure(folder, data):
     steps = int(re.search(r"ended after (\d+) of 20 steps: the force on atom \d \(Cu\)", said)[1])
     assert steps < 20
     assert "20 steps of" in biasgrad(folder, *both, 1e6, "-o", "t.traj")
+    # a potential with readouts is looked at with each frame that is written
+    readouts = Readouts(np.eye(2, 8), (29,), np.zeros((2, 1)))
+    save_committee(folder / "r.safetensors", [folder / "c0.safetensors"], None, {}, readouts)
+    one = (*line[:3], "r.safetensors", *line[4:], 1e-6, "--interval", 5, "--temperature", 1000)
+    said = biasgrad(folder, *one, "-o", "u.traj")
+    assert int(re.search(r"ended after (\d+) of 20 steps: the force on", said)[1]) % 5 == 0
+    said = biasgrad(folder, *one, "-o", "v.traj", "--engine", "lammps", code=2)
+    assert "needs several potentials" in said
 
 
 def test_md_and_its_restart(folder, data):

@@ -1,5 +1,6 @@
 """Importers of HDF5 files in the layouts of ANI-1x, SPICE and MACE."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,3 +362,23 @@ def test_texts_that_would_make_hdf5_go_on_for_ever_are_refused(tmp_path, length)
 
     cases = [("free", bytes(content))]
     assert outcomes(cases, tmp_path / "x.hdf5", judge) == {"refused": 1}
+
+
+def test_texts_whose_kind_is_damaged_are_refused(tmp_path):
+    write_mace(tmp_path / "x.hdf5", [copper_configuration()])
+    content, kind = (tmp_path / "x.hdf5").read_bytes(), b"\x19\x01\x01\x00\x10\x00\x00\x00"
+    places = [found.start() + 1 for found in re.finditer(re.escape(kind), content)]
+    assert len(places) > 2
+    cases = [
+        (f"{place}: {other}", content[:place] + bytes([other]) + content[place + 1 :])
+        for place in places
+        for other in range(16)
+        if other != 1
+    ]
+
+    def judge(path: Path) -> str:
+        (tmp_path / "y.h5").unlink(missing_ok=True)
+        import_files([path], tmp_path / "y.h5", ImportOptions(accept=True), progress=False)
+        return "a dataset"  # of a file that is still sound
+
+    assert outcomes(cases, tmp_path / "x.hdf5", judge)["refused"] > 0.5 * len(cases)
