@@ -21,7 +21,14 @@ from ase_biasgrad.training import DeviceFrames, evaluate
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "potentials"
 POTENTIAL = FOLDER / "ethanol_rmd17.safetensors"
-FIGURES = {"ethanol": (0.473, 3.325, 0.951), "aspirin": (2.440, 8.810, 0.302)}  # meV, meV/Å, EFwT
+FIGURES = {  # meV, meV/Å, EFwT
+    "aspirin": (2.440, 8.810, 0.302),
+    "benzene": (0.030, 0.364, 1.000),
+    "ethanol": (0.473, 3.325, 0.951),
+    "malonaldehyde": (0.695, 4.859, 0.891),
+    "naphthalene": (0.317, 1.981, 0.984),
+    "salicylic": (0.821, 4.909, 0.825),
+}
 
 
 @pytest.mark.parametrize("molecule", FIGURES)
