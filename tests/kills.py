@@ -11,12 +11,18 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ase_biasgrad.cli import main
+
+# tqdm's own lock is shared with forked processes: one killed while it holds it would block all
+tqdm.set_lock(threading.RLock())
 
 SECONDS = 300  # a command takes some
 SAID = "said.txt"  # in the folder of the command
