@@ -203,8 +203,10 @@ def info(checkpoint: CheckpointFile) -> None:
     found = read_committee(checkpoint)
     members = [_content(member) for member in found.members]
     content = members[0]
-    if len(members) > 1:
-        content = {"sha256": found.sha256, **found.metadata, "members": members}
+    if len(members) > 1 or found.readouts is not None:
+        readouts = 0 if found.readouts is None else len(found.readouts.weights)
+        content = {"sha256": found.sha256, **found.metadata, "readouts": readouts}
+        content["members"] = members
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 

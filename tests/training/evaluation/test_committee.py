@@ -70,6 +70,8 @@ def test_a_single_run_gets_readouts(runs, tmp_path):
     stored = read_committee(tmp_path / "c.safetensors")
     assert stored.readouts.weights.shape == (16, 8)
     assert stored.readouts.elements == (1, 8)
+    info = json.loads(biasgrad(tmp_path, "info", "c.safetensors"))
+    assert (info["readouts"], len(info["members"])) == (16, 1)
     calc = BiasGradCalculator(tmp_path / "c.safetensors", device="cpu", dtype="float64")
     split = json.loads((runs[0] / "split.json").read_text())
     dataset = Dataset(runs[0].parent / "x.h5")
