@@ -23,6 +23,7 @@ from ase_biasgrad.data.dataset import DataError, Dataset
 from ase_biasgrad.graph import graph_from_atoms
 from ase_biasgrad.training import baseline as baselines
 from ase_biasgrad.training.config import ConfigError, config_from
+from ase_biasgrad.training.evaluation.committee import make_committee
 from ase_biasgrad.training.run import resume, train
 
 # by autograd: no kernels to compile
@@ -336,3 +337,21 @@ def test_gfn2_is_a_baseline_by_its_name(tmp_path):
     atoms.calc = BiasGradCalculator(result.checkpoint, device="cpu")
     energy = atoms.get_potential_energy()
     assert energy == pytest.approx(Dataset(tmp_path / "x.h5")[0].energy, abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::ase_biasgrad.calculators.ExtrapolationWarning")
+def test_spreads_are_scaled_to_errors_of_network_and_baseline_together(run, tmp_path):
+    report = make_committee([run.folder / "run"], tmp_path / "c.safetensors")
+    calc = BiasGradCalculator(
+        tmp_path / "c.safetensors", device="cpu", dtype="float64", repulsion=False
+    )
+    split = json.loads((run.folder / "run" / "split.json").read_text())
+    errors, energies = [], []
+    for frame in split["validation"]:
+        atoms = run.dataset[frame].atoms()
+        reference, energy = atoms.get_forces(), atoms.get_potential_energy()
+        calc.get_property("forces_std", atoms)
+        errors.append(calc.results["forces"] - reference)
+        energies.append(calc.results["energy"] - energy)
+    np.testing.assert_allclose(report.errors.forces, np.concatenate(errors), atol=1e-4)
+    np.testing.assert_allclose(report.errors.energy, energies, atol=1e-4)

@@ -9,10 +9,11 @@ from ase.build import molecule
 from helpers import biasgrad, options
 
 from ase_biasgrad.calculators import BiasGradCalculator
-from ase_biasgrad.checkpoint import load_checkpoint
+from ase_biasgrad.checkpoint import load_checkpoint, read_checkpoint
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.training.config import ConfigError, config_from
+from ase_biasgrad.training.evaluation.committee import make_committee
 from ase_biasgrad.training.run import train
 
 PER_ELEMENT = {"H": 0.7, "C": 1.9, "O": -3.1}  # eV, r2scan less pbe
@@ -151,3 +152,26 @@ def test_options_that_contradict_levels_are_refused(tmp_path):
         config(tmp_path / "x.h5", joint={})
     with pytest.raises(ConfigError, match=r"bias_stage: by: source: efwt fits one bias for all"):
         config(tmp_path / "x.h5", method="efwt")
+
+
+EXACT = {"device": "cpu", "dtype": "float64"}
+
+
+@pytest.mark.filterwarnings("ignore::ase_biasgrad.calculators.ExtrapolationWarning")
+def test_spreads_of_energies_are_scaled_to_errors_at_their_own_levels(tmp_path):
+    path = write_levels(tmp_path / "x.h5")
+    result = train(config(path), tmp_path / "run")
+    report = make_committee([tmp_path / "run"], tmp_path / "c.safetensors")
+    validation = json.loads((tmp_path / "run" / "split.json").read_text())["validation"]
+    stored, dataset = read_checkpoint(result.checkpoint).potential, Dataset(path)
+    calcs = {
+        name: BiasGradCalculator(result.checkpoint, reference=name, repulsion=False, **EXACT)
+        for name in stored.biases
+    }
+    errors = []
+    for frame in validation:
+        atoms, level = dataset[frame].atoms(), str(dataset[frame].labels["source"])
+        energy = atoms.get_potential_energy()
+        errors.append(calcs[level].get_potential_energy(atoms) - energy)
+    np.testing.assert_allclose(report.errors.energy, errors, atol=1e-3)
+    assert np.abs(errors).max() < 1  # the levels are eVs apart
