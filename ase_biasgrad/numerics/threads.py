@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # below this many atoms, handing out work costs more than it saves
 THREADS_FROM = 48
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
+_fixed: int | None = None  # threads to use, whatever torch may
 
 
 def blocks_for(atoms: int) -> int:
@@ -30,10 +32,23 @@ def threads_allowed() -> int:
 
     Elsewhere the first number of `OMP_NUM_THREADS`, or else as many as this process may use cores.
     """
+    if _fixed is not None:
+        return _fixed
     if "torch" in sys.modules:
         return int(sys.modules["torch"].get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return max(1, int(asked)) if asked.isdecimal() else _cores()
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Use `count` threads, however many torch is given meanwhile."""
+    global _fixed
+    before, _fixed = _fixed, count
+    try:
+        yield
+    finally:
+        _fixed = before
 
 
 def _cores() -> int:

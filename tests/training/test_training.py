@@ -21,6 +21,7 @@ from ase_biasgrad.checkpoint import load_checkpoint
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.writer import DatasetWriter
 from ase_biasgrad.graph import collate, graph_from_atoms
+from ase_biasgrad.numerics.threads import threads_allowed
 from ase_biasgrad.training import run
 from ase_biasgrad.training.config import ConfigError, config_from, describe_options, load_config
 from ase_biasgrad.training.evaluation.evaluate import evaluate, table
@@ -432,6 +433,25 @@ def test_the_precision_of_products_is_that_asked_for_during_the_training_alone(
     train(config_from(config), tmp_path / "run")
     assert seen == {"high"}
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("name", "changes"), [("schnet", [1, 3]), ("graph_convolution", [])])
+def test_compiled_programs_have_the_threads_that_torch_had(tmp_path, monkeypatch, name, changes):
+    seen, given = set(), []
+    step = ForceStage.training_step
+
+    def training_step(self, batch, batch_idx):
+        seen.add(threads_allowed())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ForceStage, "training_step", training_step)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    config = options(write_clusters(tmp_path / "x.h5"), epochs=1)
+    config["backbone"]["name"] = name
+    train(config_from(config), tmp_path / "run")
+    assert given == changes  # torch has one thread in the training, and then what it had
+    assert seen == {3}
 
 
 @pytest.mark.cuda
