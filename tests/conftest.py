@@ -18,10 +18,15 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from hypothesis import settings
 
 from ase_biasgrad.backbones import build_backbone
 from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.potential import Potential
+
+# the same examples in every run; `--hypothesis-profile=default` looks for new ones
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
