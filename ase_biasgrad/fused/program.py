@@ -180,12 +180,14 @@ class Program:
         )  # fmt: skip
 
     def _last_layer(self) -> tuple[int, int]:
-        """Places of the weights and of the bias that give energies."""
-        (operands,) = (given for kind, given in self._steps if kind is Operation.ENERGIES)
-        _, weights, bias = operands
-        assert isinstance(weights, int)
-        assert isinstance(bias, int)
-        return weights, bias
+        """Places of the weights and of the bias that give energies, −1 where nothing does."""
+        for operation, operands in self._steps:
+            if operation is Operation.ENERGIES:
+                _, weights, bias = operands
+                assert isinstance(weights, int)
+                assert isinstance(bias, int)
+                return weights, bias
+        return -1, -1
 
     def _append_tangents(self, first: int, last: int, rules: Mapping[Operation, Rule]) -> None:
         for operation, operands in self._steps[first:last]:

@@ -24,7 +24,7 @@ class Compiled:
     learnt: np.ndarray  # (w,) bool, those made of parameters
     kept: int  # numbers for each atom
     local: int  # numbers for each atom of a chunk
-    last_weights: int  # place of the weights that give energies, a row
+    last_weights: int  # place of the weights that give energies, a row; −1 if nothing does
     last_bias: int
 
     def as_type(self, dtype: np.dtype) -> Compiled:
