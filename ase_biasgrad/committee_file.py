@@ -51,15 +51,12 @@ def save_committee(
     """
     from safetensors.numpy import save
 
-    if (len(members) < 2) is (readouts is None):
-        raise ValueError("a committee has two members or more, or one with readouts")
     contents = [_content(Path(member)) for member in members]
     stored = [
         parsed_checkpoint(content, Path(member))
         for member, content in zip(members, contents, strict=True)
     ]
-    if readouts is not None:
-        readouts.check(stored[0].potential.network)
+    _check_members(stored, readouts)
     metadata = {
         "format": FORMAT,
         "version": WITHOUT_READOUTS if readouts is None else VERSION,
@@ -101,7 +98,7 @@ def read_committee(path: str | Path) -> StoredCommittee:
         record = metadata.get("calibration")
         calibration = None if record is None else Calibration.from_record(record)
         readouts = Readouts.from_tensors(apart) if apart else None
-        _check_readouts(readouts, members)
+        _check_members(members, readouts)
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -109,11 +106,16 @@ def read_committee(path: str | Path) -> StoredCommittee:
     return StoredCommittee(members, calibration, metadata, path, digest, readouts)
 
 
-def _check_readouts(readouts: Readouts | None, members: Sequence[StoredPotential]) -> None:
-    if (len(members) < 2) is (readouts is None):
-        raise ValueError("holds neither several members nor one with readouts")
+def _check_members(members: Sequence[StoredPotential], readouts: Readouts | None) -> None:
+    if len(members) < 2 if readouts is None else len(members) != 1:
+        raise ValueError("a committee has two members or more, or one with readouts")
     if readouts is not None:
-        readouts.check(members[0].potential.network)
+        potential = members[0].potential
+        readouts.check(potential.network)
+        if unknown := set(potential.elements) - set(readouts.elements):
+            raise ValueError(
+                f"readouts.elements: lack {sorted(unknown)}, which the potential knows"
+            )
 
 
 def _metadata(header: dict[str, Any]) -> dict[str, Any] | None:

@@ -62,7 +62,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     scales = Calibration({0: Scale(1.0, 2.0)}, Scale(1.0, 2.0), 10)
     save_committee(tmp_path / "committee.safetensors", members, scales)
     width = 8  # of the last layer
-    readouts = Readouts(np.eye(2, width), (1, 6, 8), np.zeros((2, 3)))
+    readouts = Readouts(np.eye(2, width), (1, 6, 8, 29), np.zeros((2, 4)))
     save_committee(tmp_path / "uncertain.safetensors", members[:1], scales, {}, readouts)
     write_clusters(tmp_path / "data.h5")
     shutil.copytree(REPOSITORY / "examples" / "potentials", tmp_path / "examples" / "potentials")

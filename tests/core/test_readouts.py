@@ -168,6 +168,7 @@ def test_readouts_are_read_as_they_were_written(stored):
         ({"weights": np.zeros((4, 8), np.float32)}, r"readouts\.weights: float32"),
         ({"means": np.zeros((3, 4))}, r"4 with weights and 3 with means"),
         ({"elements": np.array([8, 6, 1, 29])}, r"readouts\.elements"),
+        ({"elements": np.array([1, 6, 8, 9])}, r"readouts\.elements: lack \[29\]"),
         ({"elements": None}, r"readouts\.elements: missing"),
         ({"more": np.zeros(1)}, r"readouts\.more: missing, or no tensor"),
     ],
@@ -186,6 +187,15 @@ def test_readouts_that_do_not_fit_are_refused(stored, change, message):
     write_tensors(path, save, tensors, metadata)
     with pytest.raises(CheckpointError, match=rf"c\.safetensors: .*{message}"):
         read_committee(path)
+
+
+def test_several_members_have_no_readouts(stored, tmp_path):
+    _, _, readouts = stored
+    member = tmp_path / "p.safetensors"
+    for members, own in (([], readouts), ([member, member], readouts), ([member], None)):
+        with pytest.raises(ValueError, match="two members or more, or one with readouts"):
+            save_committee(tmp_path / "d.safetensors", members, SCALES, {}, own)
+    assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_networks_without_a_last_layer_have_none(tmp_path):

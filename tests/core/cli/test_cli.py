@@ -190,7 +190,7 @@ def test_md_stops_where_a_committee_is_not_sure(folder, data):
     assert steps < 20
     assert "20 steps of" in biasgrad(folder, *both, 1e6, "-o", "t.traj")
     # a potential with readouts is looked at with each frame that is written
-    readouts = Readouts(np.eye(2, 8), (29,), np.zeros((2, 1)))
+    readouts = Readouts(np.eye(2, 8), (1, 6, 8, 29), np.zeros((2, 4)))
     save_committee(folder / "r.safetensors", [folder / "c0.safetensors"], None, {}, readouts)
     one = (*line[:3], "r.safetensors", *line[4:], 1e-6, "--interval", 5, "--temperature", 1000)
     said = biasgrad(folder, *one, "-o", "u.traj")
