@@ -12,8 +12,12 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.collections import g2
 from conftest import copper, ethanol, run_script, small_potential
+from helpers import write_clusters
 
+from ase_biasgrad.calibration import Calibration, Scale
 from ase_biasgrad.checkpoint import save_checkpoint
+from ase_biasgrad.committee_file import save_committee
+from ase_biasgrad.readouts import Readouts
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KCAL = units.kcal / units.mol
@@ -39,6 +43,7 @@ ARGUMENTS = {
     "lammps_npt.py": ("small.safetensors", "copper.extxyz", "--steps", "250"),
     "many_relaxations.py": ("small.safetensors", "--count", "4", "--rounds", "1", "--fmax", "1"),
     "nve_drift.py": ("small.safetensors", "--picoseconds", "0.02"),
+    "readout_spreads.py": ("readouts.safetensors", "test.h5", "--frames", "5", "--rounds", "1"),
     "se3_fused.py": ("--batch", "2", "--repeats", "1"),
     "two_stages_against_joint.py": (
         "train.npz", "test.npz", *LEARNS, "--interactions", "1", "--seeds", "0",
@@ -55,6 +60,7 @@ SAYS = {
     "lammps_npt.py": r"LAMMPS +[\d.]+ ± [\d.]+",
     "many_relaxations.py": r"wall: one by one \d+\.\d+ s, together \d+\.\d+ s, \d+\.\d\d×",
     "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
+    "readout_spreads.py": r"with spreads \d+\.\d+ ms: \d+\.\d\d times",
     "se3_fused.py": r"\| fused \| \d+\.\d ms \(\d+\.\d×\) \|",
     "two_stages_against_joint.py": r"l1, mean / joint, l2, 0\.05 : 0\.95 \| \d+\.\d+ \(",
 }
@@ -92,6 +98,11 @@ def folder(tmp_path_factory) -> Path:
     (folder / "page.md").write_text("<!-- verdicts -->\n<!-- end of verdicts -->\n")
     ase.io.write(folder / "copper.extxyz", copper() * 2)
     save_checkpoint(folder / "small.safetensors", small_potential("painn"))
+    readouts = Readouts(np.eye(2, 8), (1, 6, 8, 29), np.zeros((2, 4)))
+    scales = Calibration({0: Scale(1.0, 2.0)}, Scale(1.0, 2.0), 10)
+    member = [folder / "small.safetensors"]
+    save_committee(folder / "readouts.safetensors", member, scales, {}, readouts)
+    write_clusters(folder / "test.h5", 5)
     return folder
 
 
