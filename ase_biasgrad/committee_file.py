@@ -17,7 +17,7 @@ import numpy as np
 
 from ase_biasgrad.calibration import Calibration
 from ase_biasgrad.checkpoint import CheckpointError, StoredPotential, parsed_checkpoint
-from ase_biasgrad.readouts import READOUTS, Readouts
+from ase_biasgrad.readouts import TENSORS, Readouts
 from ase_biasgrad.tensor_file import check_digest, parsed_json, split_file, write_tensors
 
 # 2: one member with readouts
@@ -90,7 +90,7 @@ def read_committee(path: str | Path) -> StoredCommittee:
             return StoredCommittee((single,), None, single.metadata, path, digest)
         check_digest(header, data, 2)
         tensors = load(content)
-        apart = {key: tensors.pop(key) for key in [*tensors] if key.startswith(READOUTS)}
+        apart = {key: tensors.pop(key) for key in [*tensors] if key.startswith(TENSORS)}
         if sorted(tensors) != sorted(f"member.{k}" for k in range(len(tensors))):
             raise ValueError(f"holds {sorted(tensors)[:5]}, which are no members")
         kept = [tensors[f"member.{k}"] for k in range(len(tensors))]

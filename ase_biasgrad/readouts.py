@@ -28,7 +28,7 @@ import numpy as np
 from ase_biasgrad.potential_arrays import NetworkArrays
 from ase_biasgrad.units import N_ELEMENTS
 
-READOUTS = "readouts."  # begins the names of tensors
+TENSORS = "readouts."  # begins the names of tensors
 LAST = re.compile(r"readout\.(\d+)\.weight")
 LARGEST = 1e12
 
@@ -54,9 +54,9 @@ class Readouts:
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> Readouts:
         """Read what `tensors` gives; raises `ValueError` if something is missing or too much."""
-        found = {key.removeprefix(READOUTS): array for key, array in tensors.items()}
+        found = {key.removeprefix(TENSORS): array for key, array in tensors.items()}
         if odd := sorted({"weights", "elements", "means"} ^ set(found)):
-            raise ValueError(f"{READOUTS}{odd[0]}: missing, or no tensor of readouts")
+            raise ValueError(f"{TENSORS}{odd[0]}: missing, or no tensor of readouts")
         elements = tuple(np.ravel(found["elements"]).tolist())
         return cls(found["weights"], elements, found["means"])
 
@@ -64,7 +64,7 @@ class Readouts:
         """Arrays by their names in a file."""
         elements = np.array(self.elements, np.int64)
         found = {"weights": self.weights, "elements": elements, "means": self.means}
-        return {f"{READOUTS}{name}": array for name, array in found.items()}
+        return {f"{TENSORS}{name}": array for name, array in found.items()}
 
     def check(self, network: NetworkArrays) -> None:
         """Raise `ValueError` if these cannot be readouts of `network`."""

@@ -437,7 +437,7 @@ def _trainer(config: TrainConfig, folder: Path) -> pl.Trainer:
 
 
 def _environment(config: TrainConfig) -> list[LightningEnvironment]:
-    """Of a training in one process, which is then not looked for among the ranks of a cluster.
+    """Environment of a training in one process, which is no rank of a cluster to be looked for.
 
     That search loads MPI, which fails where mpi4py is there and no library, and it refuses a job
     of several tasks.

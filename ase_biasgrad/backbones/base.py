@@ -66,6 +66,13 @@ class ReadoutBackbone(Backbone):
 
     readout: nn.Sequential | nn.ModuleList
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that gives energies, from `in_features` numbers of each atom."""
+        last = self.readout[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
     def energy_shifts(self) -> list[nn.Parameter]:
         return [self._shift]
 
@@ -79,8 +86,7 @@ class ReadoutBackbone(Backbone):
 
         weights: `(k, width)`, k of at least 2; there is no bias. All other layers are shared.
         """
-        last = self.readout[-1]
-        assert isinstance(last, nn.Linear)
+        last = self.last_layer
         layer = nn.Linear(last.in_features, len(weights), bias=False, device="meta")
         layer.weight = nn.Parameter(weights.to(last.weight), requires_grad=False)
         readout = _with_modules(self.readout, {str(len(self.readout) - 1): layer})
@@ -88,9 +94,7 @@ class ReadoutBackbone(Backbone):
 
     @property
     def _shift(self) -> nn.Parameter:
-        bias = self.readout[-1].bias
-        assert isinstance(bias, nn.Parameter)
-        return bias
+        return self.last_layer.bias
 
 
 def _with_modules(module: M, others: dict[str, nn.Module]) -> M:

@@ -12,9 +12,12 @@ import time
 import numpy as np
 from scipy.stats import spearmanr
 
-from ase_biasgrad import BiasGradCalculator
+from ase_biasgrad import BiasGradCalculator, Potential
+from ase_biasgrad.committee_file import read_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.machine import hardware, versions
+from ase_biasgrad.training import DeviceFrames
+from ase_biasgrad.training.evaluation.committee import coverage, readout_errors
 
 
 def milliseconds(calc, atoms, name: str, steps: int = 200) -> float:
@@ -33,21 +36,18 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    calc, dataset = BiasGradCalculator(options.file, device="cpu"), Dataset(options.dataset)
-    errors, half_widths, energies = [], [], []
-    for k in range(min(options.frames, len(dataset))):
-        atoms = dataset[k].atoms()
-        calc.get_property("forces_std", atoms)
-        errors.append(np.abs(calc.results["forces"] - atoms.get_forces()))
-        half_widths.append(calc.results["forces_interval"])
-        off = abs(calc.results["energy"] - atoms.get_potential_energy())
-        energies.append(off <= calc.results["energy_interval"])
-    error, half_width = np.concatenate(errors), np.concatenate(half_widths)
-    print(f"{versions()}\n{hardware('cpu', 1)}\n{len(errors)} frames of {options.dataset}")
-    print(f"inside of 90 % intervals: forces {(error <= half_width).mean():.1%}, ", end="")
-    print(f"energies {np.mean(energies):.1%}")
-    ranks = spearmanr(error.mean(axis=1), half_width[:, 0]).statistic
+    stored, dataset = read_committee(options.file), Dataset(options.dataset)
+    potential = Potential.from_arrays(stored.members[0].potential)
+    chosen = range(min(options.frames, len(dataset)))
+    frames = DeviceFrames(dataset, chosen, potential.cutoff)
+    errors = readout_errors(potential, stored.readouts, frames)
+    inside = coverage(stored.calibration, errors)
+    print(f"{versions()}\n{hardware('cpu', 1)}\n{len(chosen)} frames of {options.dataset}")
+    print(f"inside of 90 % intervals: forces {inside.forces:.1%}, energies {inside.energy:.1%}")
+    _, half_widths = stored.calibration.of_forces(errors.numbers, errors.forces_spread)
+    ranks = spearmanr(np.abs(errors.forces).mean(axis=1), half_widths[:, 0]).statistic
     print(f"rank correlation of errors and spreads over atoms: {ranks:.2f}")
+    calc, atoms = BiasGradCalculator(options.file, device="cpu"), dataset[0].atoms()
     rounds = [
         [milliseconds(calc, atoms, name) for name in ("forces", "forces_std")]
         for _ in range(options.rounds)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.calculator import PropertyNotImplementedError
-from conftest import BACKBONES, SMALL, copper, ethanol, small_potential
+from conftest import EXTENSIVE, copper, ethanol, small_potential, structure_of
 from safetensors.numpy import load_file
 
 from ase_biasgrad import BiasGradCalculator
-from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.select import select_engine
 from ase_biasgrad.calibration import Calibration, Scale, atom_spread
 from ase_biasgrad.checkpoint import CheckpointError, save_checkpoint
@@ -20,14 +19,7 @@ from ase_biasgrad.potential import Potential, readout_derivatives
 from ase_biasgrad.readouts import Readouts, last_layer
 from ase_biasgrad.tensor_file import write_tensors
 
-WITH_LAST_LAYER = [name for name in BACKBONES if SMALL[name].extensive]
 SCALES = Calibration({0: Scale(2.0, 4.0)}, Scale(3.0, 6.0), 20)
-
-
-def structure_of(atoms) -> Structure:
-    return Structure(
-        atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array.copy(), atoms.pbc.copy()
-    )
 
 
 def with_last_layer(potential: Potential, row: np.ndarray) -> Potential:
@@ -49,7 +41,7 @@ def drawn(potential: Potential, count: int = 3) -> Readouts:
 
 
 @pytest.mark.parametrize("atoms", [ethanol(), copper((2, 2, 2))], ids=["molecule", "crystal"])
-@pytest.mark.parametrize("name", WITH_LAST_LAYER)
+@pytest.mark.parametrize("name", EXTENSIVE)
 def test_engines_evaluate_other_last_layers(name, atoms):
     potential = small_potential(name)
     potential.backbone.double()

@@ -202,6 +202,8 @@ def make_committee(
         If the network of a single run can have no readouts.
     """
     folders = [RunFolder.read(Path(run)) for run in runs]
+    if not folders:
+        raise ConfigError("a committee is of one run or more")
     for folder in folders:
         if not folder.checkpoint.is_file():
             raise ConfigError(f"{folder.path}: is not finished; go on with it first (--resume)")

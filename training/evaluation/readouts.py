@@ -7,7 +7,7 @@ import torch
 
 from ase_biasgrad.backbones.base import ReadoutBackbone
 from ase_biasgrad.potential import Potential, readout_derivatives
-from ase_biasgrad.readouts import Readouts, last_layer
+from ase_biasgrad.readouts import Readouts
 from ase_biasgrad.training.evaluation.predict import batches_of_atoms
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
@@ -27,7 +27,7 @@ def drawn_readouts(
         raise ValueError(f"{count} readouts: a spread takes two or more")
     random = np.random.default_rng(seed)
     backbone = _with_readout(potential)
-    width = last_layer(potential.arrays().network)[1]
+    width = backbone.last_layer.in_features
     normal, features, numbers = np.zeros((width, width)), [], []
     for places in _some(training, random):
         graph = training.batch(places).graph
@@ -70,10 +70,10 @@ def _some(training: DeviceFrames, random: np.random.Generator) -> list[np.ndarra
     """Batches of random frames: one of each element first, then others up to `ATOMS`."""
     order, counts = random.permutation(len(training)), training.atom_counts
     compositions = training.compositions()[order]  # (m, elements)
-    first = np.argmax(compositions[:, compositions.any(axis=0)] > 0, axis=0)
-    order = np.concatenate([order[np.unique(first)], np.delete(order, np.unique(first))])
+    first = np.unique(np.argmax(compositions[:, compositions.any(axis=0)] > 0, axis=0))
+    order = np.concatenate([order[first], np.delete(order, first)])
     within = np.cumsum(counts[order]) <= ATOMS
-    within[: len(np.unique(first))] = True
+    within[: len(first)] = True
     chosen = np.sort(order[within])
     return [chosen[places] for places in batches_of_atoms(counts[chosen], AT_ONCE)]
 

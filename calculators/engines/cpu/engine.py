@@ -10,7 +10,11 @@ import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
 from ase_biasgrad.calculators.engines.base import Evaluation, split
-from ase_biasgrad.calculators.engines.cpu.arrangement import SortedEdges, put_back
+from ase_biasgrad.calculators.engines.cpu.arrangement import (
+    SortedEdges,
+    SortedStructure,
+    put_back,
+)
 from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room, Workspace
 from ase_biasgrad.fused.kept_networks import keep_network, read_network
@@ -101,10 +105,7 @@ class CpuEngine:
         return engines
 
     def _alone(self, structure: Structure, derivatives: bool, blocks: int | None) -> Evaluation:
-        found = self.list.find(structure)
-        if found is None:
-            self._rooms = []  # a search takes as much
-            found = self.list.search(structure)
+        found = self._arranged(structure)
         energies, forces, strain = self._evaluate(
             [found.structure], found.edges, derivatives, blocks
         )
@@ -113,12 +114,17 @@ class CpuEngine:
             return Evaluation(energies)
         return Evaluation(energies, put_back(forces, found.order), strain[:, 0])
 
-    def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
-        """Energies and forces of the first network with other last layers (see `Engine`)."""
+    def _arranged(self, structure: Structure) -> SortedStructure:
+        """The structure as the engine sorts it, and its edges, searched anew where that must be."""
         found = self.list.find(structure)
         if found is None:
-            self._rooms = []
+            self._rooms = []  # a search takes as much
             found = self.list.search(structure)
+        return found
+
+    def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
+        """Energies and forces of the first network with other last layers (see `Engine`)."""
+        found = self._arranged(structure)
         room = self._rooms_of([found.structure], found.edges, None)[0]
         rows = self.of[0].arguments["scale"] * weights
         energies, forces = room.readouts(found.structure, rows)

@@ -92,6 +92,8 @@ def test_a_single_run_gets_readouts(runs, tmp_path):
 
 
 def test_runs_without_common_validation_frames_are_refused(runs, tmp_path):
+    with pytest.raises(ConfigError, match="one run or more"):
+        make_committee([], tmp_path / "c.safetensors")
     other = tmp_path / "run"
     config = yaml.safe_load((runs[0] / "config.yaml").read_text())
     write_clusters(tmp_path / "y.h5", 80)
