@@ -9,16 +9,11 @@ from __future__ import annotations
 import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_strain
 
-from ase_biasgrad.fused.batches import (
-    Evaluated,
-    SplineConstants,
-    Structures,
-    evaluate,
-    room_for,
-)
+from ase_biasgrad.fused.batches import evaluate
 from ase_biasgrad.fused.execute_tangents import execute_tangents
 from ase_biasgrad.fused.geometry import add_force_tangents, move_edges
 from ase_biasgrad.fused.runtime import CompiledNetwork
+from ase_biasgrad.fused.structures import Evaluated, SplineConstants, Structures, room_for
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 

@@ -20,22 +20,20 @@ from torch.autograd.function import once_differentiable
 
 from ase_biasgrad.backbones.base import Backbone
 from ase_biasgrad.backbones.radial import shifted_softplus
-from ase_biasgrad.fused.batches import (
-    Evaluated,
-    Room,
-    SplineConstants,
-    Structures,
-    add_gradients,
-    add_taken,
-    evaluate,
-    room_for,
-    structures_of,
-    take,
-)
+from ase_biasgrad.fused.batches import add_gradients, add_taken, evaluate, take
 from ase_biasgrad.fused.networks import NETWORKS, all_weights
 from ase_biasgrad.fused.program import Program
 from ase_biasgrad.fused.radial import Functions
 from ase_biasgrad.fused.runtime import Compiled
+from ase_biasgrad.fused.structures import (
+    Evaluated,
+    Room,
+    SplineConstants,
+    Structures,
+    room_for,
+    shares,
+    structures_of,
+)
 from ase_biasgrad.fused.tangents import TRAINING
 from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
@@ -110,8 +108,8 @@ class TrainingNetwork:
             p.instructions, p.segments[: p.first_order], p.kept, p.local, weights, self.splines,
             structures, self.room, out,
         )  # fmt: skip
-        blocks = min(threads_allowed(), b)
-        together([partial(evaluate, block, blocks, *shared) for block in range(blocks)])
+        blocks = shares(structures, min(threads_allowed(), b))
+        together([partial(evaluate, *block, *shared) for block in blocks])
         return out
 
     def gradients(self, structures: Structures, weights: np.ndarray, of: Evaluated) -> np.ndarray:
@@ -124,14 +122,18 @@ class TrainingNetwork:
         p = self.arrangement.program
         self.room.tangents.cotangents[: len(of.energies)] = of.energies
         strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
-        blocks = min(threads_allowed(), len(structures.chunk))
-        gradients = np.zeros((blocks, len(weights) + 1), weights.dtype)  # the last stays 0
+        blocks = shares(structures, min(threads_allowed(), len(structures.chunk)))
+        gradients = np.zeros((len(blocks), len(weights) + 1), weights.dtype)  # the last stays 0
         shared = (
             p.instructions, p.segments[p.first_order :], p.kept, p.local, weights, self.splines,
-            structures, self.room, -of.forces, strain, gradients,
+            structures, self.room, -of.forces, strain,
         )  # fmt: skip
-        together([partial(add_gradients, block, blocks, *shared) for block in range(blocks)])
-        return gradients[0] if blocks == 1 else gradients.sum(axis=0)
+        calls = [
+            partial(add_gradients, *block, *shared, own)
+            for block, own in zip(blocks, gradients, strict=True)
+        ]
+        together(calls)
+        return gradients[0] if len(blocks) == 1 else gradients.sum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFin
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ase_biasgrad.numerics.kept_files import keep, read_kept
 
 ENTRY = "call_with_frame"
 FIRST = 1  # place of the first argument; before it that of the result
+QUICK = 5000  # numbers in all arrays; with fewer, to let other threads run costs more than the work
 RESULT = 8  # numbers that a result has room for, none of which is read
 NEWEST = 0, 68  # of Numba's versions that are known to pass arrays in this form
 RAISED = "the compiled {} stopped with status {}"
@@ -53,11 +55,15 @@ class NativeKernel:
 
 
 class BoundCall:
-    """A kernel and its arguments; calling it lets other threads run."""
+    """A kernel and its arguments; calling it lets other threads run, unless it is over at once."""
 
     def __init__(self, kernel: NativeKernel, arguments: tuple[Any, ...]) -> None:
         self.kernel, self.arguments = kernel, arguments
-        self._entry = _entry_or_none(kernel, arguments)
+        place = _entry_or_none(kernel, arguments)
+        self._entry: Callable[..., int] | None = None
+        if place is not None:
+            form = ctypes.PYFUNCTYPE if _size(arguments) < QUICK else ctypes.CFUNCTYPE
+            self._entry = form(ctypes.c_int32, ctypes.c_int64)(place)
         if self._entry is None:
             self._by_numba = getattr(import_module(kernel.module), kernel.name)
             return
@@ -103,12 +109,18 @@ def _numbers(arguments: tuple[Any, ...]) -> Iterator[int]:
             yield int(value)
 
 
+def _size(arguments: tuple[Any, ...]) -> int:
+    """Numbers in all arrays among arguments."""
+    arrays = (each for each in arguments if isinstance(each, (np.ndarray, tuple)))
+    return sum(_size(each) if isinstance(each, tuple) else each.size for each in arrays)
+
+
 def _address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _entry_or_none(kernel: NativeKernel, arguments: tuple[Any, ...]) -> Callable[..., int] | None:
-    """The function of a frame; None where Numba itself has to make the calls."""
+def _entry_or_none(kernel: NativeKernel, arguments: tuple[Any, ...]) -> int | None:
+    """Address of the function of a frame; None where Numba itself has to make the calls."""
     if _numba_version() > NEWEST:
         _say_that_numba_calls(f"Numba {version('numba')} is newer than {NEWEST[0]}.{NEWEST[1]}")
         return None
@@ -131,16 +143,18 @@ def _say_that_numba_calls(reason: str) -> None:
     )
 
 
-_ENTRIES: dict[tuple[str, str, str], Callable[..., int]] = {}
+_ENTRIES: dict[tuple[str, str, str], int] = {}
 _LINKED: list[Any] = []  # code goes when this goes
+_LINKING = RLock()  # a library is linked once, whichever thread asks first
 
 
-def _entry(module: str, name: str, arguments: tuple[Any, ...]) -> Callable[..., int]:
-    """The function of a frame for arguments of these kinds."""
+def _entry(module: str, name: str, arguments: tuple[Any, ...]) -> int:
+    """Address of the function of a frame for arguments of these kinds."""
     kinds = ",".join(map(_kind, arguments))
-    if (module, name, kinds) not in _ENTRIES:
-        _ENTRIES[module, name, kinds] = _linked(_code(module, name, kinds, arguments))
-    return _ENTRIES[module, name, kinds]
+    with _LINKING:
+        if (module, name, kinds) not in _ENTRIES:
+            _ENTRIES[module, name, kinds] = _linked(_code(module, name, kinds, arguments))
+        return _ENTRIES[module, name, kinds]
 
 
 def _code(module: str, name: str, kinds: str, arguments: tuple[Any, ...]) -> bytes:
@@ -186,7 +200,7 @@ def _linker() -> Any:
     return llvm.create_lljit_compiler(machine)
 
 
-def _linked(content: bytes) -> Callable[..., int]:
+def _linked(content: bytes) -> int:
     import llvmlite.binding as llvm
 
     size = int.from_bytes(content[:8], "little")
@@ -198,7 +212,7 @@ def _linked(content: bytes) -> Callable[..., int]:
     name = hashlib.sha256(content).hexdigest()
     found = library.export_symbol(ENTRY).link(_linker(), name)
     _LINKED.append(found)
-    return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64)(found[ENTRY])
+    return int(found[ENTRY])
 
 
 @cache

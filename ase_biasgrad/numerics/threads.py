@@ -57,12 +57,15 @@ def _cores() -> int:
 
 
 def together(calls: Sequence[Callable[[], None]]) -> None:
-    """Call all at the same time, each on a thread of its own, and wait."""
+    """Call all at the same time, each on a thread of its own, and wait for all, errors or not."""
     first, *others = calls
     waiting = [_threads(len(others)).submit(call) for call in others]
-    first()
-    for other in waiting:
-        other.result()
+    try:
+        first()
+    finally:
+        errors = [other.exception() for other in waiting]
+    for error in filter(None, errors):
+        raise error
 
 
 def _threads(count: int) -> ThreadPoolExecutor:

@@ -6,7 +6,6 @@ half as long again without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,18 +22,8 @@ BIN = 2.5  # Å
 BITS = 20  # of each coordinate, in bins
 
 
-def by_centre(lists: Sequence[Edges], sizes: Sequence[int]) -> Candidates:
-    """Edges of structures with `sizes` atoms as those of one."""
-    firsts, n = np.cumsum([0, *sizes[:-1]]), sum(sizes)
-    i, j = (
-        np.concatenate([getattr(edges, name) + k for edges, k in zip(lists, firsts, strict=True)])
-        for name in ("centre", "neighbour")
-    )
-    return arranged(i, j, np.concatenate([edges.shift for edges in lists]), n)
-
-
 def arranged(i: np.ndarray, j: np.ndarray, shift: np.ndarray, n: int) -> Candidates:
-    """Edges `(e,)` from i, of the first `n` atoms, to j, with shift `(e, 3)`."""
+    """Edges `(e,)` by centre: from i, of the first `n` atoms, to j, with shift `(e, 3)`."""
     shift = np.ascontiguousarray(shift, np.int32)
     found = empty_candidates(n + 1, n, len(i))
     ARRANGE(i.astype(np.int64), j.astype(np.int64), shift, atoms_at_once(n), found)
@@ -60,7 +49,7 @@ def z_order(structure: Structure) -> np.ndarray:
 
 
 def _candidates(edges: Edges, structure: Structure) -> Candidates:
-    return by_centre([edges], [len(structure.numbers)])
+    return arranged(edges.centre, edges.neighbour, edges.shift, len(structure.numbers))
 
 
 class SortedStructure(NamedTuple):

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ase_biasgrad.architectures import ARCHITECTURES
-from ase_biasgrad.calculators.engines.base import Evaluation, split
+from ase_biasgrad.calculators.engines.base import Evaluation
 from ase_biasgrad.calculators.engines.cpu.arrangement import (
+    ARRANGED_FROM,
     SortedEdges,
     SortedStructure,
     put_back,
 )
-from ase_biasgrad.calculators.engines.cpu.groups import GroupEdges, groups_of
 from ase_biasgrad.calculators.engines.cpu.room import Room, Workspace
+from ase_biasgrad.calculators.engines.cpu.small_structures import SmallStructures
 from ase_biasgrad.fused.kept_networks import keep_network, read_network
-from ase_biasgrad.fused.runtime import Candidates, CompiledNetwork
+from ase_biasgrad.fused.runtime import CompiledNetwork
+from ase_biasgrad.fused.structures import structures_of
 from ase_biasgrad.neighbours import Structure, neighbour_list
-from ase_biasgrad.numerics.threads import blocks_for, threads_allowed, together
+from ase_biasgrad.numerics.threads import blocks_for, threads_allowed
 from ase_biasgrad.potential_arrays import NetworkArrays, symmetric
 
 
@@ -43,10 +44,10 @@ class CpuEngine:
         self.cutoff = max(network.cutoff for network in networks)
         self.networks = [_network(network, self.dtype) for network in networks]
         self.list = SortedEdges(self.cutoff, skin)
-        self._edges = GroupEdges(self.cutoff, skin)
+        self._small = SmallStructures(self.networks, self.cutoff, skin)
         self._rooms: list[Room] = []  # of each network
         self._workspace = Workspace()
-        self._lanes: list[list[CpuEngine]] = []  # of threads: for each of its groups of structures
+        self._others: list[CpuEngine] = []  # of large structures, by their places
         self._moving: list[CompiledNetwork] = []  # made when first asked for
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,58 +62,45 @@ class CpuEngine:
     def reset(self) -> None:
         """Forget the neighbour list and the memory of the last structure."""
         self.list.reset()
-        self._edges = GroupEdges(self.cutoff, self.list.skin)
-        self._rooms, self._lanes = [], []
+        self._small = SmallStructures(self.networks, self.cutoff, self.list.skin)
+        self._rooms, self._others = [], []
 
     def fresh(self) -> CpuEngine:
         """Another engine without neighbour list that shares the weights."""
         other = object.__new__(CpuEngine)
         other.__dict__ |= self.__dict__
-        other.list, other._edges = self.list.fresh(), GroupEdges(self.cutoff, self.list.skin)
-        other._rooms, other._workspace, other._lanes = [], Workspace(), []
+        other.list = self.list.fresh()
+        other._small = SmallStructures(self.networks, self.cutoff, self.list.skin)
+        other._rooms, other._workspace, other._others = [], Workspace(), []
         return other
 
     def evaluate(self, structure: Structure, derivatives: bool) -> Evaluation:
         """Per-atom energies; with `derivatives` also forces and the strain gradient."""
-        return self._alone(structure, derivatives, None)
-
-    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Evaluate several structures, with derivatives, in groups that the threads share out."""
-        groups = groups_of([len(s.numbers) for s in structures])
-        threads = threads_allowed()
-        # fewer groups than threads: all threads share each of them
-        count, blocks = (threads, 1) if len(groups) >= threads else (1, None)
-        if len(self._lanes) != count:
-            self._lanes = [[] for _ in range(count)]
-        found: list[Evaluation | None] = [None] * len(structures)
-
-        def run(lane: int) -> None:
-            mine = groups[lane::count]
-            for group, engine in zip(mine, self._of_lane(lane, len(mine)), strict=False):
-                evaluations = engine._together([structures[k] for k in group], blocks)
-                for k, evaluation in zip(group, evaluations, strict=True):
-                    found[k] = evaluation
-
-        together([partial(run, lane) for lane in range(count)])
-        return cast("list[Evaluation]", found)
-
-    def _of_lane(self, lane: int, groups: int) -> list[CpuEngine]:
-        """Engines for the groups that one thread evaluates, in one workspace."""
-        engines = self._lanes[lane]
-        while len(engines) < groups:
-            engines.append(self.fresh())
-            engines[-1]._workspace = engines[0]._workspace
-        return engines
-
-    def _alone(self, structure: Structure, derivatives: bool, blocks: int | None) -> Evaluation:
         found = self._arranged(structure)
-        energies, forces, strain = self._evaluate(
-            [found.structure], found.edges, derivatives, blocks
-        )
-        energies = put_back(energies, found.order)
+        rooms = self._rooms_of(found)
+        for room in rooms:
+            room.evaluate(found.structure, derivatives)
+        energies = put_back(np.stack([room.energies for room in rooms]), found.order)
         if not derivatives:
             return Evaluation(energies)
-        return Evaluation(energies, put_back(forces, found.order), strain[:, 0])
+        forces = put_back(np.stack([room.forces for room in rooms]), found.order)
+        return Evaluation(energies, forces, np.stack([room.strain[0] for room in rooms]))
+
+    def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
+        """Evaluate several structures, with derivatives: small ones by a thread each, if they are
+        enough, and others by all threads, one after another."""
+        small = [k for k, s in enumerate(structures) if len(s.numbers) < ARRANGED_FROM]
+        if len(small) < threads_allowed():
+            small = []
+        large = sorted(set(range(len(structures))) - set(small))
+        of_small = self._small.evaluate([structures[k] for k in small]) if small else []
+        found = dict(zip(small, of_small, strict=True))
+        while len(self._others) < len(large):
+            self._others.append(self.fresh())
+            self._others[-1]._workspace = self._workspace
+        for k, engine in zip(large, self._others, strict=False):
+            found[k] = engine.evaluate(structures[k], True)
+        return [found[k] for k in range(len(structures))]
 
     def _arranged(self, structure: Structure) -> SortedStructure:
         """The structure as the engine sorts it, and its edges, searched anew where that must be."""
@@ -125,20 +113,13 @@ class CpuEngine:
     def readouts(self, structure: Structure, weights: np.ndarray) -> Evaluation:
         """Energies and forces of the first network with other last layers (see `Engine`)."""
         found = self._arranged(structure)
-        room = self._rooms_of([found.structure], found.edges, None)[0]
+        room = self._rooms_of(found)[0]
         rows = self.of[0].arguments["scale"] * weights
         energies, forces = room.readouts(found.structure, rows)
         return Evaluation(put_back(energies, found.order), put_back(forces, found.order))
 
-    def _together(self, structures: list[Structure], blocks: int | None) -> list[Evaluation]:
-        if len(structures) == 1:
-            return [self._alone(structures[0], True, blocks)]
-        values = self._evaluate(structures, self._edges.find(structures), True, blocks)
-        return split(*values, [len(s.numbers) for s in structures])
-
     def second_derivatives(self, structure: Structure, strain: bool) -> np.ndarray:
         """Second derivatives in all coordinates by tangents in float64 (see `Engine`)."""
-        from ase_biasgrad.fused.batches import structures_of
         from ase_biasgrad.fused.hessians import second_derivatives
 
         s = structure
@@ -163,30 +144,12 @@ class CpuEngine:
             ]
         return self._moving
 
-    def _evaluate(
-        self, structures: Sequence[Structure], candidates: Candidates, derivatives: bool,
-        blocks: int | None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """Energies `(members, n)`, forces, and ∂E/∂ε `(members, structures, 3, 3)`."""
-        rooms = self._rooms_of(structures, candidates, blocks)
-        for room in rooms:
-            room.evaluate(structures, derivatives)
-        return (
-            np.stack([room.energies for room in rooms]),
-            np.stack([room.forces for room in rooms]),
-            np.stack([room.strain for room in rooms]),
-        )
-
-    def _rooms_of(
-        self, structures: Sequence[Structure], candidates: Candidates, blocks: int | None
-    ) -> list[Room]:
-        """Memory of each network for these structures, that of the last ones where it fits."""
-        if blocks is None:
-            blocks = blocks_for(sum(len(s.numbers) for s in structures))
-        kept = self._rooms
-        if not kept or kept[0].candidates is not candidates or kept[0].blocks != blocks:
+    def _rooms_of(self, found: SortedStructure) -> list[Room]:
+        """Memory of each network for this structure, that of the last one where it fits."""
+        kept, blocks = self._rooms, blocks_for(len(found.structure.numbers))
+        if not kept or kept[0].candidates is not found.edges or kept[0].blocks != blocks:
             self._rooms = [
-                Room(each, structures, candidates, blocks, self._workspace)
+                Room(each, found.structure, found.edges, blocks, self._workspace)
                 for each in self.networks
             ]
         return self._rooms

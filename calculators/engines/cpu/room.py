@@ -1,8 +1,7 @@
-"""Memory of one network on one list of candidate edges, and the calls that evaluate it there."""
+"""Memory of one network for one structure and its edges, and the calls that evaluate it there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -45,20 +44,19 @@ class Room:
     Attributes
     ----------
     energies, forces, strain
-        Of the last evaluation: `(n,)` eV, `(n, 3)` eV/Å, and ∂E/∂ε `(structures, 3, 3)` eV.
+        Of the last evaluation: `(n,)` eV, `(n, 3)` eV/Å, and ∂E/∂ε `(1, 3, 3)` eV.
     """
 
     def __init__(
-        self, network: CompiledNetwork, structures: Sequence[Structure], candidates: Candidates,
-        blocks: int, workspace: Workspace,
+        self, network: CompiledNetwork, structure: Structure, candidates: Candidates, blocks: int,
+        workspace: Workspace,
     ) -> None:  # fmt: skip
         self.candidates, self.blocks = candidates, blocks
-        numbers = np.concatenate([s.numbers for s in structures])
-        owner = np.repeat(np.arange(len(structures)), [len(s.numbers) for s in structures])
-        n, dtype = len(numbers), network.program.weights.dtype
-        self._positions, self._cells = np.empty((n, 3)), np.empty((len(structures), 3, 3))
+        numbers, n = structure.numbers, len(structure.numbers)
+        owner, dtype = np.zeros(n, np.int64), network.program.weights.dtype
+        self._positions, self._cells = np.empty((n, 3)), np.empty((1, 3, 3))
         self.energies, self.forces = np.empty(n), np.empty((n, 3))
-        self.strain = np.empty((len(structures), 3, 3))
+        self.strain = np.empty((1, 3, 3))
         vectors = np.empty((len(candidates.neighbour), 4))  # r_j − r_i and its length
         edges = empty_edges(numbers, candidates, self.energies, dtype)
         knots, program = network.knots, network.program
@@ -78,9 +76,9 @@ class Room:
         )
         self._of_readouts: tuple[np.ndarray, Stages, Stages] | None = None
 
-    def evaluate(self, structures: Sequence[Structure], derivatives: bool) -> None:
+    def evaluate(self, structure: Structure, derivatives: bool) -> None:
         """Fill energies; with `derivatives` forces and the strain gradient, too."""
-        self._take(structures)
+        self._take(structure)
         _run(self._forward)
         if derivatives:
             self._differentiate(self._backward)
@@ -99,7 +97,7 @@ class Room:
         weights, ahead, again = self._of_readouts
         energies = np.empty((len(rows), *self.energies.shape))
         forces = np.empty((len(rows), *self.forces.shape))
-        self._take([structure])
+        self._take(structure)
         _run(ahead)
         kept = self._memory[: program.kept * len(self.energies)]
         before = kept.copy()  # the passes that follow overwrite what they need no more
@@ -111,9 +109,8 @@ class Room:
             energies[k], forces[k] = self.energies, self.forces
         return energies, forces
 
-    def _take(self, structures: Sequence[Structure]) -> None:
-        np.concatenate([s.positions for s in structures], out=self._positions)
-        np.stack([s.cell for s in structures], out=self._cells)
+    def _take(self, structure: Structure) -> None:
+        self._positions[:], self._cells[0] = structure.positions, structure.cell
         together(self._find_edges)
 
     def _differentiate(self, stages: Stages) -> None:

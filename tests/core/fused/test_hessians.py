@@ -7,15 +7,10 @@ from ase import Atoms
 from ase.build import bulk
 from conftest import copper, ethanol, small_potential
 
-from ase_biasgrad.fused.batches import (
-    Evaluated,
-    SplineConstants,
-    evaluate,
-    room_for,
-    structures_of,
-)
+from ase_biasgrad.fused.batches import evaluate
 from ase_biasgrad.fused.hessians import second_derivatives
 from ase_biasgrad.fused.networks import NETWORKS, compiled_network
+from ase_biasgrad.fused.structures import Evaluated, SplineConstants, room_for, structures_of
 from ase_biasgrad.fused.tangents import HESSIAN
 from ase_biasgrad.graph import graph_from_atoms
 from ase_biasgrad.potential import second_derivatives as by_autograd

@@ -3,6 +3,8 @@
 import pickle
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -132,6 +134,22 @@ def test_arrays_are_passed_by_reference_and_errors_are_raised(native):
         native("divide")(0, x)
     with pytest.raises(ValueError, match="not C-contiguous"):
         native("kernel").bind(2, 1.0, np.ones((4, 4))[:, ::2], pair)
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_threads_link_code_once_and_share_it(native, size):
+    """Also while the interpreter's lock is kept, which it is for a few numbers."""
+    matrix = np.ones((2, 2))
+    pairs = [Pair(np.full(size, float(k)), np.zeros(size)) for k in range(8)]
+
+    def run(pair: Pair) -> None:
+        native("kernel")(size, 0.5, matrix, pair)
+
+    with ThreadPoolExecutor(8) as threads, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(threads.map(run, pairs))
+    for k, pair in enumerate(pairs):
+        np.testing.assert_allclose(pair.y, np.exp(k) + 1, rtol=1e-15)
 
 
 @pytest.mark.parametrize("reason", ["newer", "cannot be linked"])

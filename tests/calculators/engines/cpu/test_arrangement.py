@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ase.build import bulk
-from conftest import small_potential, structure_of
+from conftest import small_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +11,7 @@ from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu.arrangement import (
     ARRANGED_FROM,
     SortedEdges,
-    by_centre,
+    arranged,
     put_back,
     z_order,
 )
@@ -84,9 +84,9 @@ def with_mirrors(candidates: Candidates) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)])
 def test_edges_are_those_of_the_structure(pbc):
     structure = fluid(ARRANGED_FROM + 40, 3, pbc)
-    arranged, edges, order = SortedEdges(3.0, 0.5).search(structure)
-    np.testing.assert_array_equal(arranged.positions, structure.positions[order])
-    np.testing.assert_array_equal(arranged.numbers, structure.numbers[order])
+    in_order, edges, order = SortedEdges(3.0, 0.5).search(structure)
+    np.testing.assert_array_equal(in_order.positions, structure.positions[order])
+    np.testing.assert_array_equal(in_order.numbers, structure.numbers[order])
     found = {(order[i], order[j], *s) for i, j, *s in with_mirrors(edges)}
     exact = neighbour_list(structure.positions, structure.cell, structure.pbc, 3.5)
     assert found == as_set(exact.centre, exact.neighbour, exact.shift)
@@ -94,28 +94,11 @@ def test_edges_are_those_of_the_structure(pbc):
     assert (edges.middles > edges.inners).sum() > 20
 
 
-def test_edges_of_several_structures_as_those_of_one():
-    structures = [
-        structure_of(bulk("Cu")),
-        fluid(30, 1, (True, True, False)),
-        fluid(1, 0),
-        fluid(9, 2),
-    ]
-    lists = [neighbour_list(s.positions, s.cell, s.pbc, 4.0) for s in structures]
-    edges = by_centre(lists, [len(s.numbers) for s in structures])
-    assert len(edges.middles) == 41
-    found, expected = with_mirrors(edges), set()
-    for edges, first in zip(lists, (0, 1, 31, 32), strict=True):
-        expected |= as_set(edges.centre + first, edges.neighbour + first, edges.shift)
-    assert found == expected
-    assert sum(i == j for i, j, *_ in found) > 10  # atoms that see their own images
-
-
 def test_atoms_without_edges():
     far = Structure(np.array([1, 8]), np.array([[0.0, 0, 0], [0, 0, 9]]), np.zeros((3, 3)),
                     np.zeros(3, bool))  # fmt: skip
     none = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 3), np.int64))
-    edges = by_centre([none], [2])
+    edges = arranged(none.centre, none.neighbour, none.shift, 2)
     assert edges.starts.tolist() == [0, 0, 0]
     assert edges.inners.tolist() == edges.middles.tolist() == [0, 0]
     assert len(SortedEdges(3.0, 0.5).search(far).structure.numbers) == 2
