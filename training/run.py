@@ -32,7 +32,6 @@ from ase_biasgrad.bias import Bias
 from ase_biasgrad.checkpoint import save_checkpoint
 from ase_biasgrad.levels_of_theory import LevelComparison
 from ase_biasgrad.machine import PACKAGES
-from ase_biasgrad.numerics.threads import fixed_threads
 from ase_biasgrad.potential import Potential, freeze_energy_shifts
 from ase_biasgrad.training.baseline import made_baseline, run_labels
 from ase_biasgrad.training.config import ConfigError, TrainConfig
@@ -187,7 +186,7 @@ def _run(run: RunFolder, prepared: _Prepared) -> TrainingResult:
     with (
         warnings.catch_warnings(),
         _matmul_precision(run.config.trainer.matmul_precision),
-        _threads_for_programs() if stage.network is not None else contextlib.nullcontext(),
+        stage.threads(),
     ):
         for advice in (
             "does not have many workers",  # frames are resident, there is nothing to fetch
@@ -217,22 +216,6 @@ def _matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextlib.contextmanager
-def _threads_for_programs() -> Iterator[None]:
-    """Torch on one thread, and compiled programs on all that it had.
-
-    What torch computes beside a program is small, and its threads wait for each other in a loop:
-    on a machine with other work a training would take many times as long.
-    """
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with fixed_threads(count):
-            yield
-    finally:
-        torch.set_num_threads(count)
 
 
 def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> TrainingResult:

@@ -146,7 +146,8 @@ def train_ours(setting: Setting, frames: int, by_autograd: bool = False) -> Spee
         stage.network = None
     loader = batch_loader(resident, EpochBatches(frames, setting.batch_size, 0))
     average = WeightAverage(options.ema_decay)
-    return _timed(setting, stage, [average], options.gradient_clip, train_dataloaders=loader)
+    with stage.threads():
+        return _timed(setting, stage, [average], options.gradient_clip, train_dataloaders=loader)
 
 
 def train_theirs(setting: Setting, frames: int, database: Path) -> Speed:

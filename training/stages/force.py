@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from ase_biasgrad.fused.networks import NETWORKS
 from ase_biasgrad.fused.training import TrainingNetwork
 from ase_biasgrad.graph import AtomGraph, sum_per_structure
+from ase_biasgrad.numerics.threads import fixed_threads
 from ase_biasgrad.potential import Potential, voigt_stress
 from ase_biasgrad.training.config import ForceStageOptions
 from ase_biasgrad.training.elastic import springs_of
@@ -61,6 +64,23 @@ class ForceStage(pl.LightningModule):
     @property
     def properties(self) -> tuple[str, ...]:
         return ("forces",) if self.stress_unit is None else ("forces", "stress")
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Torch on one thread, and the program on all that it had; nothing without a program.
+
+        What torch computes beside a program is small, and its threads wait for each other in a
+        loop: on a machine with other work a training would take many times as long.
+        """
+        count = torch.get_num_threads()
+        if self.network is not None:
+            torch.set_num_threads(1)
+        try:
+            with fixed_threads(count):
+                yield
+        finally:
+            if self.network is not None:
+                torch.set_num_threads(count)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
         """Frames are resident on the device already."""
