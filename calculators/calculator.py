@@ -400,9 +400,10 @@ class BiasGradCalculator(PotentialCalculator):
     ) -> list[dict[str, Any]]:
         """Results of many structures, in batches of about `atoms_per_batch` atoms.
 
-        Returns for each structure what `results` would hold after a full calculation. The
-        state of the calculator does not change. Errors are those of `calculate`, and name the
-        structure.
+        Returns for each structure what `results` would hold after a calculation of energy, forces
+        and stress; a committee's spreads are among them, those of readouts are not (ask
+        `get_property("forces_std", atoms)`). The state of the calculator does not change. Errors
+        are those of `calculate`, and name the structure.
         """
         for k, atoms in enumerate(structures):
             try:

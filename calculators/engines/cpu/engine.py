@@ -87,11 +87,12 @@ class CpuEngine:
         return Evaluation(energies, forces, np.stack([room.strain[0] for room in rooms]))
 
     def evaluate_many(self, structures: Sequence[Structure]) -> list[Evaluation]:
-        """Evaluate several structures, with derivatives: small ones by a thread each, if they are
-        enough, and others by all threads, one after another."""
-        small = [k for k, s in enumerate(structures) if len(s.numbers) < ARRANGED_FROM]
-        if len(small) < threads_allowed():
-            small = []
+        """Evaluate several structures, with derivatives: small ones by a thread each, and others by
+        all threads, one after another."""
+        sizes = [len(s.numbers) for s in structures]
+        small = [k for k, size in enumerate(sizes) if size < ARRANGED_FROM]
+        if len(small) < threads_allowed():  # too few for each thread to have one
+            small = [k for k in small if blocks_for(sizes[k]) == 1]
         large = sorted(set(range(len(structures))) - set(small))
         of_small = self._small.evaluate([structures[k] for k in small]) if small else []
         found = dict(zip(small, of_small, strict=True))
