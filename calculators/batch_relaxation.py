@@ -175,11 +175,19 @@ def _relax(
 
 
 def _kept(running: list[_Search], lbfgs: ManyLBFGS, mask: list[bool]) -> list[_Search]:
-    """Searches of `mask`, whose histories alone are kept."""
-    if all(mask):
+    """Searches of `mask`, whose histories alone are kept.
+
+    The last ones take the places of those that leave, and all others keep theirs: the calculator
+    has a neighbour list for each place.
+    """
+    places = [k for k, keep in enumerate(mask) if keep]
+    if len(places) == len(mask):
         return running
-    lbfgs.keep(np.flatnonzero(mask).tolist())
-    return [search for search, keep in zip(running, mask, strict=True) if keep]
+    for k in range(len(places)):
+        if not mask[k]:
+            places.insert(k, places.pop())
+    lbfgs.keep(places)
+    return [running[k] for k in places]
 
 
 def _gradient(searches: list[_Search]) -> np.ndarray:

@@ -15,9 +15,12 @@ from ase.filters import FrechetCellFilter
 from ase.io import Trajectory, read
 from ase.optimize import LBFGS
 from conftest import copper, ethanol, mixed, small_potential
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ase_biasgrad.calculators import BiasGradCalculator, ChargedParticles, relax_many
 from ase_biasgrad.calculators import batch_relaxation as module
+from ase_biasgrad.numerics.lbfgs import ManyLBFGS
 
 ETHANOL = Path(__file__).parents[2] / "examples" / "potentials" / "ethanol_rmd17.safetensors"
 LOOSE = {"fmax": 1e-3, "steps": 6}  # random weights: the path counts, not where it ends
@@ -86,6 +89,18 @@ def test_paths_of_cells_are_those_of_ase():
         ]
 
     same_paths(targets(), targets(), calculator("painn"), 1e-6, **LOOSE)
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_those_that_go_on_keep_their_places(mask):
+    """The last ones fill the gaps, and take their histories along."""
+    lbfgs, count = ManyLBFGS([3] * len(mask), 70.0, 5), sum(mask)
+    x = np.repeat(np.arange(len(mask), dtype=float), 3)
+    lbfgs.step(x, x)
+    kept = module._kept(list(range(len(mask))), lbfgs, mask)
+    assert sorted(kept) == np.flatnonzero(mask).tolist()
+    assert all(kept[k] == k for k in range(count) if mask[k])
+    np.testing.assert_array_equal(lbfgs._last[0], np.repeat(np.array(kept, float), 3))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
