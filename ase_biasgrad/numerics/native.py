@@ -61,12 +61,11 @@ class BoundCall:
         self.kernel, self.arguments = kernel, arguments
         place = _entry_or_none(kernel, arguments)
         self._entry: Callable[..., int] | None = None
-        if place is not None:
-            form = ctypes.PYFUNCTYPE if _size(arguments) < QUICK else ctypes.CFUNCTYPE
-            self._entry = form(ctypes.c_int32, ctypes.c_int64)(place)
-        if self._entry is None:
+        if place is None:
             self._by_numba = getattr(import_module(kernel.module), kernel.name)
             return
+        form = ctypes.PYFUNCTYPE if _size(arguments) < QUICK else ctypes.CFUNCTYPE
+        self._entry = form(ctypes.c_int32, ctypes.c_int64)(place)
         self._result = np.zeros(RESULT, np.int64)
         numbers = [_address(self._result), *_numbers(arguments)]
         self.frame = np.array(numbers, np.int64)

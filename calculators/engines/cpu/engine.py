@@ -16,10 +16,9 @@ from ase_biasgrad.calculators.engines.cpu.arrangement import (
     put_back,
 )
 from ase_biasgrad.calculators.engines.cpu.room import Room, Workspace
-from ase_biasgrad.calculators.engines.cpu.small_structures import SmallStructures
+from ase_biasgrad.calculators.engines.cpu.small_structures import SmallStructures, joined
 from ase_biasgrad.fused.kept_networks import keep_network, read_network
 from ase_biasgrad.fused.runtime import CompiledNetwork
-from ase_biasgrad.fused.structures import structures_of
 from ase_biasgrad.neighbours import Structure, neighbour_list
 from ase_biasgrad.numerics.threads import blocks_for, threads_allowed
 from ase_biasgrad.potential_arrays import NetworkArrays, symmetric
@@ -125,11 +124,7 @@ class CpuEngine:
 
         s = structure
         edges = neighbour_list(s.positions, s.cell, s.pbc, self.cutoff)
-        pairs = np.stack([edges.centre, edges.neighbour]).astype(np.int64)
-        one = structures_of(
-            np.array([len(s.numbers)]), pairs, edges.shift.astype(np.int32),
-            np.array([0, pairs.shape[1]]), s.numbers, s.positions, s.cell[None],
-        )  # fmt: skip
+        one = joined([s], [edges])
         members = [second_derivatives(network, one, strain) for network in self._with_tangents()]
         return symmetric(np.mean(members, axis=0), self.name)
 
