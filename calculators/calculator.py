@@ -416,25 +416,44 @@ class BiasGradCalculator(PotentialCalculator):
         with self._lock:
             for which in np.unique(sizes):
                 batch = [s for s, b in zip(checked, sizes, strict=True) if b == which]
-                for s, evaluation in zip(batch, self._evaluate_batch(batch), strict=True):
-                    results.append(self._results(s, evaluation))
-                    if self._baseline is not None and len(s.numbers):
-                        atoms = structures[len(results) - 1]
-                        results[-1] = self._baseline.added(results[-1], atoms)
-                    check_finite(results[-1], len(s.numbers), self.advice)
+                results += self._results_of_batch(batch)
+            if self._baseline is not None:
+                for k, atoms in enumerate(structures):
+                    if len(atoms):
+                        results[k] = self._baseline.added(results[k], atoms)
+                        check_finite(results[k], len(atoms), self.advice)
         return results
 
-    def _evaluate_batch(self, batch: list[Structure]) -> list[Evaluation]:
+    def _results_of_batch(self, batch: list[Structure]) -> list[dict[str, Any]]:
+        """Results without a baseline. What is seldom wrong is looked at for all at once first."""
         full = [s for s in batch if len(s.numbers)]
         close = [self._close_pairs(s, place)[0] for place, s in enumerate(full, start=1)]
         found = self._engine.evaluate_many(full) if full else []
-        for s, evaluation in zip(full, found, strict=True):
-            self._too_large(s, evaluation)
-        evaluations = iter(
-            self._repelled(s, pairs, evaluation)
+        finite = self._checked_at_once(full, found) if full else True
+        of_full = iter(
+            (self._repelled(s, pairs, evaluation), finite and pairs is None)
             for s, pairs, evaluation in zip(full, close, found, strict=True)
         )
-        return [next(evaluations) if len(s.numbers) else _nothing(len(self.biases)) for s in batch]
+        results, nothing = [], _nothing(len(self.biases))
+        for s in batch:
+            evaluation, checked = next(of_full) if len(s.numbers) else (nothing, True)
+            results.append(self._results(s, evaluation))
+            if not checked:
+                check_finite(results[-1], len(s.numbers), self.advice)
+        return results
+
+    def _checked_at_once(self, batch: list[Structure], found: list[Evaluation]) -> bool:
+        """Tell of forces larger than those in training; True if all numbers are finite."""
+        energies, forces, strain = (
+            np.concatenate([getattr(each, name) for each in found], axis=1)
+            for name in ("energies", "forces", "strain_gradient")
+        )
+        if self._range is not None:
+            numbers = np.concatenate([s.numbers for s in batch])
+            if self._range.too_large(numbers, forces.mean(axis=0)):
+                for s, evaluation in zip(batch, found, strict=True):
+                    self._too_large(s, evaluation)
+        return math.isfinite(energies.sum() + forces.sum() + strain.sum())
 
 
 def unknown_zero(zeros: set[EnergyZero], numbers: np.ndarray) -> str:

@@ -5,6 +5,7 @@ No Numba is loaded; the kernels are in `batches`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -103,10 +104,13 @@ def structures_of(
     return out
 
 
-def shares(structures: Structures, blocks: int) -> list[tuple[int, int]]:
-    """First structure of each of so many blocks of about as many atoms, and the end of it."""
-    ends = len(structures.numbers) * np.arange(blocks + 1) // blocks
-    firsts = np.searchsorted(structures.first_atom[:-1], ends).tolist()
+def shares(first_atom: np.ndarray, blocks: int) -> list[tuple[int, int]]:
+    """First structure of each of so many blocks of about as many atoms, and the end of it.
+
+    `first_atom (b + 1,)` is that of `Structures`, whole or its first numbers.
+    """
+    ends = first_atom[-1] * np.arange(blocks + 1) // blocks
+    firsts = np.searchsorted(first_atom[:-1], ends).tolist()
     return list(pairwise(firsts))
 
 
@@ -122,13 +126,22 @@ def shared_room_for(
 ) -> Room:
     """Memory in which each block of structures evaluates one after another, as `room_for`.
 
-    It stays in the cache, and holds what the last of each has left.
+    It stays in the cache, and holds what the last of each has left. `share_out` gives it to them.
     """
     largest = int(_needed(structures, program).max())
-    first = np.empty(len(structures.chunk), np.int64)
-    for block, (a, b) in enumerate(shares(structures, blocks)):
-        first[a:b] = largest * block
+    first = np.zeros(len(structures.chunk), np.int64)
     return _room(structures, dtype, first, largest * blocks, last)
+
+
+def share_out(
+    structures: Structures, count: int, rooms: Sequence[Room], blocks: int
+) -> list[tuple[int, int]]:
+    """Blocks of the first `count` structures, as in `shares`, each with its part of the memory."""
+    found = shares(structures.first_atom[: count + 1], blocks)
+    for room in rooms:
+        for k, (a, b) in enumerate(found):
+            room.first[a:b] = len(room.memory) // blocks * k
+    return found
 
 
 def _needed(structures: Structures, program: Compiled) -> np.ndarray:

@@ -108,7 +108,7 @@ class TrainingNetwork:
             p.instructions, p.segments[: p.first_order], p.kept, p.local, weights, self.splines,
             structures, self.room, out,
         )  # fmt: skip
-        blocks = shares(structures, min(threads_allowed(), b))
+        blocks = shares(structures.first_atom, min(threads_allowed(), b))
         together([partial(evaluate, *block, *shared) for block in blocks])
         return out
 
@@ -122,7 +122,7 @@ class TrainingNetwork:
         p = self.arrangement.program
         self.room.tangents.cotangents[: len(of.energies)] = of.energies
         strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
-        blocks = shares(structures, min(threads_allowed(), len(structures.chunk)))
+        blocks = shares(structures.first_atom, min(threads_allowed(), len(structures.chunk)))
         gradients = np.zeros((len(blocks), len(weights) + 1), weights.dtype)  # the last stays 0
         shared = (
             p.instructions, p.segments[p.first_order :], p.kept, p.local, weights, self.splines,

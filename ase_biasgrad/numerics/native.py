@@ -77,6 +77,12 @@ class BoundCall:
         elif (status := self._entry(self._place)) not in (0, -2):  # -2: None
             raise RuntimeError(RAISED.format(self.kernel.name, status))
 
+    def replace_first(self, *numbers: int) -> None:
+        """Put other whole numbers in the place of the first arguments, which are such, too."""
+        self.arguments = (*numbers, *self.arguments[len(numbers) :])
+        if self._entry is not None:
+            self.frame[FIRST : FIRST + len(numbers)] = numbers
+
     def __reduce__(self) -> tuple[Any, ...]:  # of pickles and copies
         return BoundCall, (self.kernel, self.arguments)
 
@@ -92,20 +98,22 @@ def _kind(value: Any) -> str:
     return "f8" if isinstance(value, (float, np.floating)) else "i8"
 
 
-def _numbers(arguments: tuple[Any, ...]) -> Iterator[int]:
+def _numbers(arguments: tuple[Any, ...]) -> list[int]:
     """Arguments in the order and form in which Numba passes them: an array as its owner (twice),
     numbers, bytes of each, address, shape, and strides."""
+    numbers: list[int] = []
     for value in arguments:
         if isinstance(value, np.ndarray):
-            yield from (0, 0, value.size, value.itemsize, _address(value))
-            yield from value.shape
-            yield from value.strides
+            numbers += (0, 0, value.size, value.itemsize, _address(value))
+            numbers += value.shape
+            numbers += value.strides
         elif isinstance(value, tuple):
-            yield from _numbers(value)
+            numbers += _numbers(value)
         elif isinstance(value, (float, np.floating)):
-            yield int(np.float64(value).view(np.int64))
+            numbers.append(int(np.float64(value).view(np.int64)))
         else:
-            yield int(value)
+            numbers.append(int(value))
+    return numbers
 
 
 def _size(arguments: tuple[Any, ...]) -> int:

@@ -123,6 +123,14 @@ def test_arrays_are_passed_by_reference_and_errors_are_raised(native):
     pair.x[:], matrix[1, 1] = np.log(3.0), 5.0
     call()
     np.testing.assert_allclose(pair.y, [10.0, 14.0, 10.0], rtol=1e-15)
+    whole = pair.y.copy()
+    pair.y[:] = 0
+    call.replace_first(2)
+    call()
+    np.testing.assert_array_equal(pair.y, [*whole[:2], 0])
+    call.replace_first(3)
+    call()
+    np.testing.assert_array_equal(pair.y, whole)
     again = pickle.loads(pickle.dumps(call))
     again.arguments[3].y[:] = 0
     again()

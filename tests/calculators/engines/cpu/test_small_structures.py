@@ -14,11 +14,13 @@ from ase_biasgrad.fused.runtime import Candidates
 from ase_biasgrad.fused.structures import (
     Structures,
     room_for,
+    share_out,
     shared_room_for,
     shares,
     structures_of,
 )
 from ase_biasgrad.neighbours import neighbour_list
+from ase_biasgrad.numerics.threads import fixed_threads
 from ase_biasgrad.potential import arrays_of
 
 
@@ -68,7 +70,7 @@ def test_edges_are_those_of_each_structure():
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 8))
 def test_shares_are_all_structures_once_and_about_as_large(sizes, blocks):
-    found = shares(of_sizes(sizes), blocks)
+    found = shares(of_sizes(sizes).first_atom, blocks)
     assert [k for a, b in found for k in range(a, b)] == list(range(len(sizes)))
     largest = max(sum(sizes[a:b]) for a, b in found)
     assert largest <= sum(sizes) / blocks + max(sizes)
@@ -83,9 +85,30 @@ def test_memory_is_that_of_the_largest_of_each_block(blocks):
     own = room_for(structures, network.program, np.dtype("float32"), None)
     shared = shared_room_for(structures, network.program, np.dtype("float32"), blocks, None)
     assert len(set(own.first.tolist())) == 6
+    assert share_out(structures, 6, [shared], blocks) == shares(structures.first_atom, blocks)
     assert len(set(shared.first.tolist())) == blocks
     largest = np.diff(own.first)[4]
     assert len(shared.memory) == blocks * largest
     less = of_sizes([4, 20])
     again = shared_room_for(less, network.program, np.dtype("float32"), blocks, shared)
     assert again.memory is shared.memory
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_structures_that_leave_need_no_arrangement(threads):
+    engine = CpuEngine([arrays_of(small_potential().backbone)], np.dtype("float64"), 0.5)
+    structures = [fluid(n, n) for n in (9, 5, 7, 4, 8)]
+    with fixed_threads(threads):
+        first = engine.evaluate_many(structures)
+        there = engine._small._structures
+        for count in (4, 2, 1, 3, 5):  # they may come back
+            found = engine._small.evaluate(structures[:count])
+            for of_all, own in zip(first, found, strict=False):
+                np.testing.assert_array_equal(own.energies, of_all.energies)
+                np.testing.assert_array_equal(own.forces, of_all.forces)
+                np.testing.assert_array_equal(own.strain_gradient, of_all.strain_gradient)
+            assert len(found) == count
+            if count >= threads:
+                assert engine._small._structures is there
+            else:  # fewer structures than threads
+                there = engine._small.evaluate(structures) and engine._small._structures
