@@ -79,7 +79,7 @@ class SmallStructures:
     def _bind(self, there: Structures, threads: int) -> None:
         """Memory and calls that evaluate all of these."""
         n, b = len(there.numbers), len(there.chunk)
-        last: Sequence[Room | None] = self._rooms or [None] * len(self.networks)
+        last: list[Room | None] = [*self._rooms] or [None for _ in self.networks]
         self._rooms, self._found, self._calls = [], [], []
         for network, room in zip(self.networks, last, strict=True):
             p, dtype = network.program, network.program.weights.dtype
