@@ -11,6 +11,7 @@ import numpy as np
 from ase_biasgrad.fused.runtime import Compiled, CompiledNetwork
 from ase_biasgrad.numerics.kept_files import keep, read_kept
 from ase_biasgrad.numerics.splines import Knots
+from ase_biasgrad.numerics.vector_memory import WIDTH, aligned_copy
 
 SOURCES = Path(__file__).parent
 MOST = 20  # files
@@ -25,6 +26,7 @@ def read_network(digest: str, dtype: np.dtype) -> CompiledNetwork | None:
         fields = {key: arrays[key] for key in arrays.files}
     knots = Knots(float(fields.pop("cutoff")), int(fields.pop("count")))
     program: dict[str, Any] = {k: v if v.ndim else int(v) for k, v in fields.items()}
+    program["weights"] = aligned_copy(program["weights"])
     return CompiledNetwork(Compiled(**program), knots)
 
 
@@ -36,4 +38,5 @@ def keep_network(digest: str, dtype: np.dtype, network: CompiledNetwork) -> None
 
 
 def _name(digest: str, dtype: np.dtype) -> str:
-    return f"{digest}.{np.dtype(dtype).name}.program"
+    # processors that share a folder may arrange weights in another way
+    return f"{digest}.{np.dtype(dtype).name}.{WIDTH}.program"

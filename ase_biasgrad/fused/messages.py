@@ -1,7 +1,8 @@
 """Messages along edges as instructions: each atom gathers from its neighbours.
 
-A filter W of the distance is a spline with coefficients `(knots, f)`, or `(knots, f / 8, 3, 8)` for
-three filters: the six rows that matter at a distance follow one another in memory.
+A filter W of the distance is a spline with coefficients `(knots, f)`, or `(knots, f / w, 3, w)` for
+three filters, w being the width of vectors: the six rows that matter at a distance follow one
+another in memory.
 
 Of two edges that mirror each other, one is upper. Where both atoms are of one chunk (inner edges),
 the upper one does the work of both. Others are taken from either end, so that no chunk writes to
@@ -32,7 +33,7 @@ from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 
 
 def _interleaved(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients `(knots, 3, f)` as `(knots, f / 8, 3, 8)`."""
+    """Coefficients `(knots, 3, f)` as `(knots, f / w, 3, w)`."""
     blocks = coefficients.reshape(*coefficients.shape[:2], -1, WIDTH)
     return np.ascontiguousarray(np.moveaxis(blocks, 1, 2))
 
@@ -117,14 +118,14 @@ def tensor_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
                 to_j = load(weights, centres + of_j + f) + load(weights, neighbours + of_i + f)
                 o, q = g + i * row[2] + 9 * f, g + j * row[2] + 9 * f
                 h0 = to_i * load(memory, o) + to_j * load(memory, q)
-                h1 = to_i * load(memory, o + 8) - to_j * load(memory, q + 8)
-                h2 = to_i * load(memory, o + 16) - to_j * load(memory, q + 16)
-                h3 = to_i * load(memory, o + 24) - to_j * load(memory, q + 24)
-                h4 = to_i * load(memory, o + 32) + to_j * load(memory, q + 32)
-                h5 = to_i * load(memory, o + 40) + to_j * load(memory, q + 40)
-                h6 = to_i * load(memory, o + 48) + to_j * load(memory, q + 48)
-                h7 = to_i * load(memory, o + 56) + to_j * load(memory, q + 56)
-                h8 = to_i * load(memory, o + 64) + to_j * load(memory, q + 64)
+                h1 = to_i * load(memory, o + WIDTH) - to_j * load(memory, q + WIDTH)
+                h2 = to_i * load(memory, o + 2 * WIDTH) - to_j * load(memory, q + 2 * WIDTH)
+                h3 = to_i * load(memory, o + 3 * WIDTH) - to_j * load(memory, q + 3 * WIDTH)
+                h4 = to_i * load(memory, o + 4 * WIDTH) + to_j * load(memory, q + 4 * WIDTH)
+                h5 = to_i * load(memory, o + 5 * WIDTH) + to_j * load(memory, q + 5 * WIDTH)
+                h6 = to_i * load(memory, o + 6 * WIDTH) + to_j * load(memory, q + 6 * WIDTH)
+                h7 = to_i * load(memory, o + 7 * WIDTH) + to_j * load(memory, q + 7 * WIDTH)
+                h8 = to_i * load(memory, o + 8 * WIDTH) + to_j * load(memory, q + 8 * WIDTH)
                 d1, d2, d3, d4 = d1 + w1 * h1, d2 + w1 * h2, d3 + w1 * h3, d4 + w2 * h4
                 d5, d6, d7, d8 = d5 + w2 * h5, d6 + w2 * h6, d7 + w2 * h7, d8 + w2 * h8
                 v1 = splat(t1) * h1 + splat(t2) * h2 + splat(t3) * h3
@@ -384,7 +385,7 @@ class VectorMessage:
 
         q_i + Σ_j W¹ ∘ x¹_j,    μ_i + Σ_j (W² ∘ x²_j) u + W³ ∘ x³_j ∘ μ_j.
 
-    x `(f / 8, 3, 8)`; coefficients `(knots, 3, f)`. Without μ, all vectors are zero.
+    x `(f / w, 3, w)`; coefficients `(knots, 3, f)`. Without μ, all vectors are zero.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ def describe(arguments: Mapping[str, Any], w: Weights, p: Program) -> None:
 
 
 def interleaved(array: np.ndarray, features: int, order: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
-    """The last axis, three parts of `features`, as `(f / 8, 3, 8)`."""
+    """The last axis, three parts of `features`, as `(f / w, 3, w)`."""
     parts = widened(array, (3, features))
     parts = parts.reshape(*array.shape[:-1], 3, -1, WIDTH)[..., order, :, :]
     return np.moveaxis(parts, -3, -2).reshape(*array.shape[:-1], -1)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ase_biasgrad.numerics.splines import N_WEIGHTS, Knots
+from ase_biasgrad.numerics.vector_memory import aligned_copy
 
 CHUNKS, SMALLEST, LARGEST = 4, 54, 256
 
@@ -28,7 +29,8 @@ class Compiled:
     last_bias: int
 
     def as_type(self, dtype: np.dtype) -> Compiled:
-        return Compiled(**{**vars(self), "weights": self.weights.astype(dtype)})
+        weights = aligned_copy(self.weights.astype(dtype))
+        return Compiled(**{**vars(self), "weights": weights})
 
 
 @dataclass(frozen=True)

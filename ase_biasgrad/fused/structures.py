@@ -23,6 +23,7 @@ from ase_biasgrad.fused.runtime import (
 )
 from ase_biasgrad.numerics.native import NativeKernel
 from ase_biasgrad.numerics.splines import N_WEIGHTS, Knots, polynomials, slope_polynomials
+from ase_biasgrad.numerics.vector_memory import aligned
 
 ARRANGE_ALL = NativeKernel("ase_biasgrad.fused.batches", "arrange_all")
 
@@ -161,4 +162,4 @@ def _room(
         np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype), np.empty((e, 4)), np.zeros(n)
     )
     owner = np.zeros(n, np.int64)
-    return Room(first, np.empty(numbers, dtype), np.empty((e, 4)), edges, tangents, owner)
+    return Room(first, aligned(numbers, dtype), np.empty((e, 4)), edges, tangents, owner)

@@ -1,7 +1,7 @@
 """Tensors of rank two as instructions: nine components of an atom for each feature.
 
 Components are those of `backbones.tensornet.matrix_basis`: the isotropic one, three antisymmetric
-and five symmetric traceless ones, `(f / 8, 9, 8)`.
+and five symmetric traceless ones, `(f / w, 9, w)`, w = `WIDTH`.
 """
 
 from __future__ import annotations
@@ -241,25 +241,22 @@ _inline = compiled(forceinline=True)
 
 @_inline
 def components(memory, o):  # type: ignore[no-untyped-def]
-    """The nine components of eight features, from `o` on."""
-    return (
-        load(memory, o), load(memory, o + 8), load(memory, o + 16), load(memory, o + 24),
-        load(memory, o + 32), load(memory, o + 40), load(memory, o + 48), load(memory, o + 56),
-        load(memory, o + 64),
-    )  # fmt: skip
+    """The nine components of a vector of features, from `o` on."""
+    first, second = three(memory, o, WIDTH), three(memory, o + 3 * WIDTH, WIDTH)
+    return first + second + three(memory, o + 6 * WIDTH, WIDTH)
 
 
 @_inline
 def store_components(memory, o, c):  # type: ignore[no-untyped-def]
     store(memory, o, c[0])
-    store(memory, o + 8, c[1])
-    store(memory, o + 16, c[2])
-    store(memory, o + 24, c[3])
-    store(memory, o + 32, c[4])
-    store(memory, o + 40, c[5])
-    store(memory, o + 48, c[6])
-    store(memory, o + 56, c[7])
-    store(memory, o + 64, c[8])
+    store(memory, o + WIDTH, c[1])
+    store(memory, o + 2 * WIDTH, c[2])
+    store(memory, o + 3 * WIDTH, c[3])
+    store(memory, o + 4 * WIDTH, c[4])
+    store(memory, o + 5 * WIDTH, c[5])
+    store(memory, o + 6 * WIDTH, c[6])
+    store(memory, o + 7 * WIDTH, c[7])
+    store(memory, o + 8 * WIDTH, c[8])
 
 
 @_inline

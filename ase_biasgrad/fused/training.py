@@ -39,6 +39,7 @@ from ase_biasgrad.graph import AtomGraph
 from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
 from ase_biasgrad.numerics.splines import Knots
 from ase_biasgrad.numerics.threads import threads_allowed, together
+from ase_biasgrad.numerics.vector_memory import WIDTH, aligned
 
 KNOTS_PER_FUNCTION = 3  # fewer than engines take: filters are sampled anew in every step
 TORCH = Functions(torch.nn.functional.silu, shifted_softplus, torch.cat)
@@ -123,7 +124,9 @@ class TrainingNetwork:
         self.room.tangents.cotangents[: len(of.energies)] = of.energies
         strain = 0.5 * (of.strain_gradient + of.strain_gradient.swapaxes(1, 2))
         blocks = shares(structures.first_atom, min(threads_allowed(), len(structures.chunk)))
-        gradients = np.zeros((len(blocks), len(weights) + 1), weights.dtype)  # the last stays 0
+        row = len(weights) + WIDTH  # the last numbers stay 0
+        gradients = aligned(len(blocks) * row, weights.dtype).reshape(len(blocks), row)
+        gradients[:] = 0
         shared = (
             p.instructions, p.segments[p.first_order :], p.kept, p.local, weights, self.splines,
             structures, self.room, -of.forces, strain,
@@ -179,7 +182,7 @@ class Arrangement:
     def weights(self, flat: np.ndarray) -> np.ndarray:
         """Weights of the program from those of the arrays, one after another."""
         numbers = np.concatenate([np.zeros(1, flat.dtype), flat, self.constants.astype(flat.dtype)])
-        out = np.empty(len(self.source), flat.dtype)
+        out = aligned(len(self.source), flat.dtype)
         take(numbers, self.source, out)
         return out
 

@@ -17,7 +17,7 @@ def norms_and_products_tangent(row, place, memory):  # type: ignore[no-untyped-d
         for f in range(0, width, WIDTH):
             v, w = a * 6 * width + 3 * f, a * 6 * width + 3 * (width + f)
             along, ddot = nothing, nothing
-            for k in range(0, 24, 8):
+            for k in range(0, 3 * WIDTH, WIDTH):
                 one, done = load(memory, vw + v + k), load(memory, dvw + v + k)
                 along = along + one * done
                 ddot = ddot + done * load(memory, vw + w + k) + one * load(memory, dvw + w + k)
@@ -39,7 +39,7 @@ def norms_and_products_vjp_tangent(row, place, memory):  # type: ignore[no-untyp
             inverse = splat(memory.dtype.type(1)) / load(memory, joint + norm)
             of_norm, of_dot = load(memory, g + norm) * inverse, load(memory, gdots + a * width + f)
             bent = of_norm * inverse * load(memory, djoint + norm)
-            for c in range(0, 24, 8):
+            for c in range(0, 3 * WIDTH, WIDTH):
                 one, two = v + c, v + 3 * width + c
                 moved, a1, a2 = (
                     load(memory, dvw + one),
@@ -59,10 +59,10 @@ def mix_tangent(row, place, memory):  # type: ignore[no-untyped-def]
     for atom in range(place.size):
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
-            change = load(memory, a + v + 8) * load(memory, ddots + k)
+            change = load(memory, a + v + WIDTH) * load(memory, ddots + k)
             store(memory, dq + k, load(memory, dq + k) + change)
-            factor, w = load(memory, a + v + 16), dvw + atom * 6 * width + 3 * (width + f)
-            for c in range(0, 24, 8):
+            factor, w = load(memory, a + v + 2 * WIDTH), dvw + atom * 6 * width + 3 * (width + f)
+            for c in range(0, 3 * WIDTH, WIDTH):
                 moved = load(memory, dmu + v + c) + factor * load(memory, w + c)
                 store(memory, dmu + v + c, moved)
 
@@ -79,15 +79,15 @@ def mix_vjp_tangent(row, place, memory):  # type: ignore[no-untyped-def]
     for atom in range(place.size):
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
-            g, to = load(memory, gq + k), out_a + v + 8
+            g, to = load(memory, gq + k), out_a + v + WIDTH
             store(memory, to, load(memory, to) + g * load(memory, ddots + k))
             to = out_dots + k
-            store(memory, to, load(memory, to) + g * load(memory, da + v + 8))
+            store(memory, to, load(memory, to) + g * load(memory, da + v + WIDTH))
             if row[17]:
-                w, factor = atom * 6 * width + 3 * (width + f), load(memory, da + v + 16)
-                dot = load(memory, out_a + v + 16)
-                for c in range(0, 24, 8):
+                w, factor = atom * 6 * width + 3 * (width + f), load(memory, da + v + 2 * WIDTH)
+                dot = load(memory, out_a + v + 2 * WIDTH)
+                for c in range(0, 3 * WIDTH, WIDTH):
                     of_mu, to = load(memory, gmu + v + c), out_vw + w + c
                     dot = dot + of_mu * load(memory, dvw + w + c)
                     store(memory, to, load(memory, to) + factor * of_mu)
-                store(memory, out_a + v + 16, dot)
+                store(memory, out_a + v + 2 * WIDTH, dot)

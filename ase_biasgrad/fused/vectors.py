@@ -1,4 +1,4 @@
-"""PaiNN's mixing of scalars and vectors as instructions: vectors are `(f / 8, 3, 8)`."""
+"""PaiNN's mixing of scalars and vectors as instructions: vectors are `(f / w, 3, w)`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def norms_and_products(row, place, memory, weights, edges):  # type: ignore[no-u
         for f in range(0, width, WIDTH):
             v = vw + a * 6 * width + 3 * f
             square, dot = epsilon, splat(memory.dtype.type(0))
-            for k in range(0, 24, 8):
+            for k in range(0, 3 * WIDTH, WIDTH):
                 one, two = load(memory, v + k), load(memory, v + 3 * width + k)
                 square, dot = square + one * one, dot + one * two
             o = joint + a * 2 * width + f
@@ -60,7 +60,7 @@ def norms_and_products_vjp(row, place, memory, weights, edges):  # type: ignore[
             store(memory, gq + k, load(memory, gq + k) + change if row[13] else change)
             of_norm = load(memory, g + o + width) / load(memory, joint + o + width)
             of_dot, v = load(memory, gdots + k), a * 6 * width + 3 * f
-            for c in range(0, 24, 8):
+            for c in range(0, 3 * WIDTH, WIDTH):
                 one, two = v + c, v + 3 * width + c
                 a1 = of_dot * load(memory, vw + two) + of_norm * load(memory, vw + one)
                 a2 = of_dot * load(memory, vw + one)
@@ -71,7 +71,7 @@ def norms_and_products_vjp(row, place, memory, weights, edges):  # type: ignore[
 
 
 class Mix:
-    """q + a¹ + a² Σ_k V_k W_k and μ + a³ W of vectors (V, W), with a `(f / 8, 3, 8)`."""
+    """q + a¹ + a² Σ_k V_k W_k and μ + a³ W of vectors (V, W), with a `(f / w, 3, w)`."""
 
     def __init__(
         self, p: Program, q: Variable, mu: Variable, a: Variable, dots: Variable, vw: Variable
@@ -100,10 +100,10 @@ def mix(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
     for atom in range(place.size):
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
-            change = load(memory, a + v) + load(memory, a + v + 8) * load(memory, dots + k)
+            change = load(memory, a + v) + load(memory, a + v + WIDTH) * load(memory, dots + k)
             store(memory, out_q + k, load(memory, q + k) + change)
-            factor, w = load(memory, a + v + 16), vw + atom * 6 * width + 3 * (width + f)
-            for c in range(0, 24, 8):
+            factor, w = load(memory, a + v + 2 * WIDTH), vw + atom * 6 * width + 3 * (width + f)
+            for c in range(0, 3 * WIDTH, WIDTH):
                 moved = load(memory, mu + v + c) + factor * load(memory, w + c)
                 store(memory, out_mu + v + c, moved)
 
@@ -119,9 +119,9 @@ def mix_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
         for f in range(0, width, WIDTH):
             k, v = atom * width + f, atom * 3 * width + 3 * f
             g = load(memory, gq + k)
-            one, factor, dot = atom * 6 * width + 3 * f, load(memory, a + v + 16), zero
+            one, factor, dot = atom * 6 * width + 3 * f, load(memory, a + v + 2 * WIDTH), zero
             two = one + 3 * width
-            for c in range(0, 24, 8):
+            for c in range(0, 3 * WIDTH, WIDTH):
                 store(memory, gvw + one + c, zero)
                 if row[17]:
                     of_mu = load(memory, gmu + v + c)
@@ -130,6 +130,6 @@ def mix_vjp(row, place, memory, weights, edges):  # type: ignore[no-untyped-def]
                 else:
                     store(memory, gvw + two + c, zero)
             store(memory, ga + v, g)
-            store(memory, ga + v + 8, g * load(memory, dots + k))
-            store(memory, ga + v + 16, dot)
-            store(memory, gdots + k, g * load(memory, a + v + 8))
+            store(memory, ga + v + WIDTH, g * load(memory, dots + k))
+            store(memory, ga + v + 2 * WIDTH, dot)
+            store(memory, gdots + k, g * load(memory, a + v + WIDTH))

@@ -27,7 +27,9 @@ from ase_biasgrad.numerics.simd import (
 )
 
 COLUMNS = 2 * WIDTH  # of a panel
-ROWS = 6  # rows × 2 vectors of sums, 2 vectors of weights and one of inputs fill 16 registers
+ROWS = (
+    6  # rows × 2 vectors of sums, 2 vectors of weights and one of inputs fill 16 registers of AVX2
+)
 ADD_BIAS, ACCUMULATE = 1, 2  # bits of a mode
 
 
@@ -37,7 +39,7 @@ def padded(width: int) -> int:
 
 
 def packed(weights: np.ndarray) -> np.ndarray:
-    """Weights `(…, inputs, outputs)` as panels `(…, outputs / 16, inputs, 16)`."""
+    """Weights `(…, inputs, outputs)` as panels `(…, outputs / c, inputs, c)`, c = `COLUMNS`."""
     *lead, inputs, outputs = weights.shape
     panels = weights.reshape(*lead, inputs, outputs // COLUMNS, COLUMNS)
     return np.ascontiguousarray(np.moveaxis(panels, -2, -3))
@@ -84,8 +86,8 @@ def _tile(rows: int) -> Callable[..., Any]:
             for pair in sums:  # an alloca keeps its value from call to call when inlined
                 for total in pair:
                     builder.store(zero, total)
-            eight = ir.Constant(index, WIDTH)
-            with cgutils.for_range(builder, builder.sdiv(depth, eight)) as loop:
+            vector_width = ir.Constant(index, WIDTH)
+            with cgutils.for_range(builder, builder.sdiv(depth, vector_width)) as loop:
                 of_panel = builder.mul(loop.index, ir.Constant(index, WIDTH * COLUMNS))
                 of_rows = builder.mul(loop.index, block)
                 for k in range(WIDTH):
@@ -144,8 +146,8 @@ def product(  # type: ignore[no-untyped-def]
 
     Rows of inputs and results, of lengths `depth` and `width`, begin at x and y in the memory, W
     at `panels` and bias at `bias` in the weights. Groups of `group` rows are `x_step` and `y_step`
-    apart, and lie among `interleaved` rows, eight numbers of each in turn: `(width / 8,
-    interleaved, 8)`.
+    apart, and lie among `interleaved` rows, a vector of each in turn: `(width / w, interleaved,
+    w)`.
     """
     places = np.empty((rows, 2), np.int64)
     for row in range(rows):

@@ -1,10 +1,10 @@
-"""Vectors of eight numbers for numba: loops that must run at the speed of the hardware.
+"""Vectors of `WIDTH` numbers for numba: loops that must run at the speed of the hardware.
 
 LLVM vectorises loops over several arrays only where it can prove that they do not overlap; with
 explicit vectors it need not prove anything. Vectors lower to LLVM's `<8 x float>` or
-`<8 x double>`, which it maps to what the processor has (AVX, halves and quarters on NEON). They
-have the precision of the array or number that they come from. Indices must be in range: nothing
-is checked.
+`<8 x double>` (16 with AVX-512), which it maps to what the processor has (AVX, halves and quarters
+on NEON). They have the precision of the array or number that they come from. Indices must be in
+range: nothing is checked.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-WIDTH = 8
+from ase_biasgrad.numerics.vector_memory import WIDTH
+
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, WIDTH)
 INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 
 
 class VectorType(types.Type):
-    """Numba's type of eight numbers of one floating-point type."""
+    """Numba's type of numbers of one floating-point type."""
 
     def __init__(self, element: types.Float) -> None:
         self.element = element
@@ -77,7 +78,7 @@ def fma_value(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
-    """Eight elements of a contiguous array of floats, from flat `index` on."""
+    """Elements of a contiguous array of floats, from flat `index` on."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return load_value(builder, address(context, builder, signature.args[0], *arguments))
@@ -87,7 +88,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Write eight elements of a contiguous array of the same floats, from flat `index` on."""
+    """Write elements of a contiguous array of the same floats, from flat `index` on."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = address(context, builder, signature.args[0], *arguments[:2])
@@ -99,7 +100,7 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
 
 @intrinsic
 def splat(typing: Any, scalar: Any) -> Any:
-    """A float in all eight places."""
+    """A float in all places."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return splat_value(builder, arguments[0])
@@ -109,7 +110,7 @@ def splat(typing: Any, scalar: Any) -> Any:
 
 @intrinsic
 def splat_like(typing: Any, scalar: Any, vector: Any) -> Any:
-    """A number in all eight places, in the precision of `vector`."""
+    """A number in all places, in the precision of `vector`."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return splat_value(builder, context.cast(builder, arguments[0], scalar, vector.element))
@@ -119,7 +120,7 @@ def splat_like(typing: Any, scalar: Any, vector: Any) -> Any:
 
 @intrinsic
 def total(typing: Any, vector: Any) -> Any:
-    """Sum of the eight places."""
+    """Sum of all places."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = arguments[0].type

@@ -17,6 +17,7 @@ from ase_biasgrad.neighbours import Structure
 from ase_biasgrad.numerics.native import BoundCall, NativeKernel
 from ase_biasgrad.numerics.splines import polynomials, slope_polynomials
 from ase_biasgrad.numerics.threads import together
+from ase_biasgrad.numerics.vector_memory import aligned
 
 COMPILED = "ase_biasgrad.fused"
 EDGES_WITHIN = NativeKernel(f"{COMPILED}.geometry", "edges_within")
@@ -34,7 +35,7 @@ class Workspace:
     def numbers(self, count: int, dtype: np.dtype) -> np.ndarray:
         """Room for so many numbers `(count,)`, whose values mean nothing."""
         if self._numbers.size < count or self._numbers.dtype != dtype:
-            self._numbers = np.empty(count, dtype)
+            self._numbers = aligned(count, dtype)
         return self._numbers[:count]
 
 

@@ -26,6 +26,7 @@ from ase_biasgrad.fused.runtime import (
 )
 from ase_biasgrad.numerics.native import BoundCall
 from ase_biasgrad.numerics.splines import polynomials, slope_polynomials
+from ase_biasgrad.numerics.vector_memory import aligned
 
 # operands of which an instruction reads the rows of other atoms, where no earlier one has
 READ: dict[int, tuple[int, ...]] = {
@@ -121,7 +122,7 @@ class _Member:
             0, 1, positions, cell, owner, candidates, knots.cutoff, knots.spacing, knots.count - 1,
             polynomials(), slope_polynomials(), vectors, edges,
         )  # fmt: skip
-        memory = np.empty(numbers_needed(program, n, 1) + program.kept * (rows - n), dtype)
+        memory = aligned(numbers_needed(program, n, 1) + program.kept * (rows - n), dtype)
         self._stages: list[tuple[list[np.ndarray], BoundCall]] = []
         for k, variables in enumerate(read_before(program)):
             read = [

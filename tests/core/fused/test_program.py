@@ -14,7 +14,7 @@ from ase_biasgrad.fused.runtime import (
     atoms_at_once,
     numbers_needed,
 )
-from ase_biasgrad.numerics.matrix_product import packed
+from ase_biasgrad.numerics.matrix_product import COLUMNS, packed
 
 WIDTHS = (8, 16, 32, 80)
 
@@ -98,19 +98,20 @@ def test_chunks_hold_all_atoms_of_a_molecule_and_a_share_of_many():
 def test_widened_arrays_have_whole_panels():
     array = np.arange(2 * 3 * 5.0).reshape(2, 15)
     wide = widened(array, (3, 5))
-    assert wide.shape == (2, 48)
-    np.testing.assert_array_equal(wide.reshape(2, 3, 16)[:, :, :5], array.reshape(2, 3, 5))
+    assert wide.shape == (2, 3 * COLUMNS)
+    np.testing.assert_array_equal(wide.reshape(2, 3, COLUMNS)[:, :, :5], array.reshape(2, 3, 5))
     assert wide.sum() == array.sum()
-    matrix = np.ones((5, 34))
-    assert widened(matrix, (1, 5), (2, 17)).shape == (16, 64)
-    np.testing.assert_array_equal(widened(np.ones((2, 16)), (1, 16)), np.ones((2, 16)))
+    more = COLUMNS + 1
+    assert widened(np.ones((5, 2 * more)), (1, 5), (2, more)).shape == (COLUMNS, 4 * COLUMNS)
+    whole = np.ones((2, COLUMNS))
+    np.testing.assert_array_equal(widened(whole, (1, COLUMNS)), whole)
 
 
 def test_weights_begin_at_whole_panels():
     p = Program()
-    p.emit(0, p.variable(16))
-    matrix = np.arange(32.0 * 16).reshape(16, 32)
+    p.emit(0, p.variable(COLUMNS))
+    matrix = np.arange(32.0 * COLUMNS).reshape(16, 2 * COLUMNS)
     places = [p.weight(np.ones(3)), p.weight(np.ones((2, 8))), p.matrix(matrix)]
-    assert places == [0, 16, 32]
+    assert places == [0, COLUMNS, 2 * COLUMNS]
     weights = p.finish().weights
-    np.testing.assert_array_equal(weights[32:].reshape(2, 16, 16), packed(matrix))
+    np.testing.assert_array_equal(weights[2 * COLUMNS :].reshape(2, 16, COLUMNS), packed(matrix))

@@ -14,12 +14,13 @@ from ase_biasgrad.numerics.matrix_product import (
 from ase_biasgrad.numerics.simd import WIDTH
 
 TOLERANCES = {np.float64: 1e-14, np.float32: 2e-6}
-X, Y = 24, 5000  # where inputs and results begin in the memory, not at whole panels
+X, Y = 3 * WIDTH, 10_000  # where inputs and results begin in the memory, not at whole panels
 BIAS, PANELS = 8, 168  # where they begin in the weights
+ONE = COLUMNS  # the narrowest results
 
 
 def blocks(rows: np.ndarray, interleaved: int) -> np.ndarray:
-    """Rows `(groups, interleaved, width)` as `(groups, width / 8, interleaved, 8)`."""
+    """Rows `(groups, interleaved, width)` as `(groups, width / w, interleaved, w)`."""
     groups, count, width = rows.shape
     return np.moveaxis(rows.reshape(groups, count, width // WIDTH, WIDTH), 1, 2)
 
@@ -33,7 +34,7 @@ def assert_product(
     a = random.normal(size=(groups, interleaved, depth)).astype(dtype)
     before = random.normal(size=(groups, interleaved, width)).astype(dtype)
     w, bias = random.normal(size=(depth, width)).astype(dtype), random.normal(size=width)
-    memory = np.full(Y + 8000, 7, dtype)
+    memory = np.full(Y + 16_000, 7, dtype)
     memory[X : X + a.size] = blocks(a, interleaved).ravel()
     memory[Y : Y + before.size] = blocks(before, interleaved).ravel()
     weights = np.full(PANELS + w.size, np.nan, dtype)
@@ -66,7 +67,7 @@ def assert_product(
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 9, 21])
-@pytest.mark.parametrize(("depth", "width"), [(8, 16), (40, 32), (128, 128)])
+@pytest.mark.parametrize(("depth", "width"), [(WIDTH, ONE), (5 * WIDTH, 2 * ONE), (128, 128)])
 def test_rows(dtype, rows, depth, width):
     assert_product(dtype, depth, width, rows, 1)
 
@@ -75,7 +76,7 @@ def test_rows(dtype, rows, depth, width):
 @pytest.mark.parametrize("mode", [0, ADD_BIAS, ACCUMULATE, ADD_BIAS | ACCUMULATE])
 @pytest.mark.parametrize("rows", [1, 5, 8])
 def test_bias_and_accumulation(dtype, mode, rows):
-    assert_product(dtype, 24, 32, rows, 1, mode=mode)
+    assert_product(dtype, 3 * WIDTH, 2 * ONE, rows, 1, mode=mode)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -85,19 +86,19 @@ def test_bias_and_accumulation(dtype, mode, rows):
 )
 @pytest.mark.parametrize("groups", [1, 4])
 def test_groups_among_interleaved_rows(dtype, mode, groups, group, interleaved, first):
-    assert_product(dtype, 16, 32, groups, group, interleaved, first, mode)
+    assert_product(dtype, 2 * WIDTH, 2 * ONE, groups, group, interleaved, first, mode)
 
 
 def test_no_rows():
-    assert_product(np.float64, 16, 16, 0, 1)
+    assert_product(np.float64, 2 * WIDTH, ONE, 0, 1)
 
 
 def test_packed_weights():
-    w = np.arange(3 * 2 * 32.0).reshape(3, 2, 32)
+    w = np.arange(3 * 2 * 2.0 * ONE).reshape(3, 2, 2 * ONE)
     panels = packed(w)
     assert panels.shape == (3, 2, 2, COLUMNS)
     np.testing.assert_array_equal(panels[1, 1, 0], w[1, 0, COLUMNS:])
 
 
 def test_widths_are_padded_to_panels():
-    assert [padded(n) for n in (1, 16, 17, 128)] == [16, 16, 32, 128]
+    assert [padded(n) for n in (1, ONE, ONE + 1, 128)] == [ONE, ONE, 2 * ONE, 128]
