@@ -25,6 +25,9 @@ LEARNS = ("--features", "8", "--epochs", "1")
 LEARN = """{"initial": 10, "per_round": 2, "members": 2, "steps": 10, "limit": 0.001,
  "trajectories": 1, "training_steps": 4, "final_steps": 4, "config": {"backbone":
  {"name": "schnet", "features": 8, "interactions": 1, "cutoff": 4.0}}}"""
+LEARN_LITTLE = """--budget 11 --initial 10 --per-round 1 --members 2 --steps 10 --limit 0.001
+ --trajectories 1 --training-steps 4 --final-steps 4 --workers 1 --option backbone.name=schnet
+ --option backbone.features=8 --option backbone.interactions=1 --option backbone.cutoff=4.0"""
 ARGUMENTS = {
     "accuracy_per_second.py": ("train.npz", "test.npz", "painn:features=8", "--seconds", "2"),
     "active_learning.py": (
@@ -41,6 +44,10 @@ ARGUMENTS = {
     "conformance_table.py": ("lj", "--results", "rows", "--page", "page.md"),
     "graph_weights.py": (),
     "lammps_npt.py": ("small.safetensors", "copper.extxyz", "--steps", "250"),
+    "learned_potentials.py": (
+        "crystal", "-o", "crystal", "--learn", LEARN_LITTLE, "--picoseconds", "0.05", "--seeds",
+        "1", "--test", "5",
+    ),
     "many_relaxations.py": ("small.safetensors", "--count", "4", "--rounds", "1", "--fmax", "1"),
     "nve_drift.py": ("small.safetensors", "--picoseconds", "0.02"),
     "readout_spreads.py": ("readouts.safetensors", "test.h5", "--frames", "5", "--rounds", "1"),
@@ -58,6 +65,7 @@ SAYS = {
     "conformance_table.py": r"lj: \d+ passed, \d+ failed, \d+ not applicable",
     "graph_weights.py": r"\| 1000 atoms, Voronoi weights, gradient included \| \d+\.\d \|",
     "lammps_npt.py": r"LAMMPS +[\d.]+ ± [\d.]+",
+    "learned_potentials.py": r"largest error of an elastic constant: [\d.]+%",
     "many_relaxations.py": r"wall: one by one \d+\.\d+ s, together \d+\.\d+ s, \d+\.\d\d×",
     "nve_drift.py": r"drift -?\d+\.\d+ meV/atom/ps",
     "readout_spreads.py": r"with spreads \d+\.\d+ ms: \d+\.\d\d times",

@@ -144,7 +144,7 @@ class Study:
         rounds = [r for r in folder.rounds() if r.summary.exists()]
         labels = [json.loads(r.summary.read_text())["labels"] for r in rounds]
         own = rounds[int(np.argmin(np.abs(np.array(labels) - n)))]
-        covered = {f"{t:g}": self.coverage(own.committee, t) for t in TEMPERATURES}
+        covered = {f"{t:g}": coverage_on(own.committee, self.tests[t]) for t in TEMPERATURES}
         return {**found, "coverage": covered, "committee_labels": labels[own.number]}
 
     def of_blind(self, n: int, seed: int) -> Found:
@@ -158,46 +158,20 @@ class Study:
     def trained(self, data: Path, n: int, seed: int, name: str) -> Found:
         """Errors on the tests of the final potential of `learn`, trained on the first n frames."""
         from ase_biasgrad.checkpoint import load_checkpoint
-        from ase_biasgrad.data.dataset import Dataset
-        from ase_biasgrad.training.active.folder import LearnFolder, split_of, write_json
-        from ase_biasgrad.training.active.learn import FINAL_EVERY
-        from ase_biasgrad.training.active.members import final_config, train_in
 
-        (folder := self.path / "trainings" / name).mkdir(parents=True, exist_ok=True)
-        write_json(folder / "split.json", split_of(min(n, len(Dataset(data))), FINAL_EVERY))
-        config = final_config(LearnFolder(self.path / f"learned{seed}"), folder / "split.json")
-        config["data"]["path"] = str(data.resolve())
-        train_in(folder / "run", config)
-        potential = load_checkpoint(folder / "run" / "potential.safetensors").potential
+        folder = self.path / "trainings" / name
+        potential = load_checkpoint(
+            trained_as(self.path / f"learned{seed}", data, n, folder)
+        ).potential
         return {"labels": n, "errors": {f"{t:g}": self.errors(potential, t) for t in TEMPERATURES}}
 
     def errors(self, potential: Any, temperature: float) -> Found:
         """Errors of forces in eV/Å on the test of a temperature."""
         from ase_biasgrad.training.evaluation.predict import predict
 
-        frames = self.test_frames(temperature, potential.cutoff)
+        frames = frames_of(self.tests[temperature], potential.cutoff)
         errors = predict(potential, frames).forces - frames.forces.numpy()
         return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.mean(errors**2)))}
-
-    def coverage(self, committee: Path, temperature: float) -> Found:
-        """Share of the errors of forces and energies of a committee inside of its intervals."""
-        from ase_biasgrad.committee_file import read_committee
-        from ase_biasgrad.potential import Potential
-        from ase_biasgrad.training.evaluation.committee import committee_errors, coverage
-
-        stored = read_committee(committee)
-        potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-        frames = self.test_frames(temperature, max(p.cutoff for p in potentials))
-        errors = committee_errors(potentials, frames)
-        covered = coverage(stored.calibration, errors)
-        return {"forces": covered.forces, "by_element": covered.by_element}
-
-    def test_frames(self, temperature: float, cutoff: float) -> Any:
-        from ase_biasgrad.data.dataset import Dataset
-        from ase_biasgrad.training.frames.device_frames import DeviceFrames
-
-        dataset = Dataset(self.tests[temperature])
-        return DeviceFrames(dataset, np.arange(len(dataset)), cutoff)
 
     # --- what is told ----------------------------------------------------------------------
 
@@ -231,6 +205,43 @@ class Study:
             result = json.loads(path.read_text(encoding="utf-8"))
             found.setdefault(result["labels"], []).append(result)
         return found
+
+
+def trained_as(learned: Path, data: Path, n: int, folder: Path) -> Path:
+    """Checkpoint of a training like the last one in a folder of `learn`, on the first n frames."""
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.training.active.folder import LearnFolder, split_of, write_json
+    from ase_biasgrad.training.active.learn import FINAL_EVERY
+    from ase_biasgrad.training.active.members import final_config, train_in
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "split.json", split_of(min(n, len(Dataset(data))), FINAL_EVERY))
+    config = final_config(LearnFolder(learned), folder / "split.json")
+    config["data"]["path"] = str(data.resolve())
+    train_in(folder / "run", config)
+    return folder / "run" / "potential.safetensors"
+
+
+def coverage_on(committee: Path, data: Path) -> Found:
+    """Share of the errors of a committee's forces inside of its intervals, on a dataset."""
+    from ase_biasgrad.committee_file import read_committee
+    from ase_biasgrad.potential import Potential
+    from ase_biasgrad.training.evaluation.committee import committee_errors, coverage
+
+    stored = read_committee(committee)
+    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
+    errors = committee_errors(potentials, frames_of(data, max(p.cutoff for p in potentials)))
+    covered = coverage(stored.calibration, errors)
+    return {"forces": covered.forces, "by_element": covered.by_element}
+
+
+def frames_of(data: Path, cutoff: float) -> Any:
+    """All frames of a dataset."""
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.training.frames.device_frames import DeviceFrames
+
+    dataset = Dataset(data)
+    return DeviceFrames(dataset, np.arange(len(dataset)), cutoff)
 
 
 KELVIN = [f"{t:g}" for t in TEMPERATURES]
