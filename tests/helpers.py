@@ -16,6 +16,7 @@ from ase.calculators.lj import LennardJones
 from ase_biasgrad.cli import main
 from ase_biasgrad.data.dataset import LABELS, Dataset
 from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.neighbours import Structure
 
 OFFSET = -12_345.678  # eV for each atom of the clusters
 NAMES = ("H2O", "CH4", "CH3OH", "CH3CH2OH", "C2H4", "C2H6", "H2CO", "CO2")
@@ -103,3 +104,20 @@ def options(path, **force_stage) -> dict:
         },
         "trainer": {"progress_bar": False, "accelerator": "cpu"},
     }
+
+
+def fluid(n: int, seed: int, pbc=(True, True, True), sheared: bool = True) -> Structure:
+    """Atoms at random places, some of them outside of the cell."""
+    random = np.random.default_rng(seed)
+    side = (n / 0.08) ** (1 / 3)
+    cell = side * (np.eye(3) + sheared * np.triu(random.uniform(-0.3, 0.3, (3, 3)), 1))
+    positions = random.uniform(-0.5, 1.5, (n, 3)) @ cell  # some outside of the cell
+    return Structure(random.choice([1, 6, 8], n), positions, cell, np.array(pbc))
+
+
+def as_set(i, j, shift) -> set[tuple[int, ...]]:
+    """Edges as tuples; none is there twice."""
+    rows = np.column_stack([i, j, shift])
+    found = {tuple(row) for row in rows.tolist()}
+    assert len(found) == len(rows)
+    return found

@@ -26,6 +26,7 @@ CHECK_EVERY = 5  # steps of dynamics
 MOST_CANDIDATES = 200  # of one exploration
 BEGIN = 20  # steps of dynamics that are done however unsure the committee is of the start
 ATTEMPTS = 40  # random structures of one exploration
+NEWEST = 0.25  # share of the labelled frames that explorations go on from: the way leads onwards
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def tasks(
 ) -> list[Task]:
     """Explorations of round `number`, from every structure by every explorer that it suits.
 
-    Those of one structure begin several times: once from it, then from frames among `labelled`.
+    Those of one structure begin several times: once from it, then from the newest frames among
+    `labelled`, so that one round goes on where the last one ended.
 
     Raises
     ------
@@ -280,7 +282,8 @@ def _tasks(
                 yield Task(explorer, (atoms,), start, temperature, (*seed, t, 0))
                 for r in range(1, options.trajectories if alike else 1):
                     own = (*seed, t, r)
-                    frame = alike[int(np.random.default_rng(own).integers(len(alike)))]
+                    newest = alike[-max(1, round(NEWEST * len(alike))) :]
+                    frame = newest[int(np.random.default_rng(own).integers(len(newest)))]
                     yield Task(explorer, (labelled[frame],), f"frame {frame}", temperature, own)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from conftest import small_potential
+from helpers import as_set, fluid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,14 +20,6 @@ from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.fused.runtime import Candidates, atoms_at_once
 from ase_biasgrad.neighbours import Edges, neighbour_list
 from ase_biasgrad.potential import arrays_of
-
-
-def fluid(n: int, seed: int, pbc=(True, True, True), sheared: bool = True) -> Structure:
-    random = np.random.default_rng(seed)
-    side = (n / 0.08) ** (1 / 3)
-    cell = side * (np.eye(3) + sheared * np.triu(random.uniform(-0.3, 0.3, (3, 3)), 1))
-    positions = random.uniform(-0.5, 1.5, (n, 3)) @ cell  # some outside of the cell
-    return Structure(random.choice([1, 6, 8], n), positions, cell, np.array(pbc))
 
 
 def shuffled(structure: Structure, seed: int) -> tuple[Structure, np.ndarray]:
@@ -48,14 +41,6 @@ def test_the_order_keeps_neighbours_together():
     place[z_order(structure)] = np.arange(2000)
     apart = np.abs(place[edges.centre] - place[edges.neighbour])
     assert np.median(apart) < 0.2 * np.median(np.abs(edges.centre - edges.neighbour))
-
-
-def as_set(i, j, shift) -> set[tuple[int, ...]]:
-    """Edges as tuples; none is there twice."""
-    rows = np.column_stack([i, j, shift])
-    found = {tuple(row) for row in rows.tolist()}
-    assert len(found) == len(rows)
-    return found
 
 
 def centres(candidates: Candidates) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from conftest import small_potential, structure_of
+from helpers import as_set, fluid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ase_biasgrad.calculators.engines.base import Structure
 from ase_biasgrad.calculators.engines.cpu.engine import CpuEngine
 from ase_biasgrad.calculators.engines.cpu.small_structures import joined
 from ase_biasgrad.fused.runtime import Candidates
@@ -23,13 +23,7 @@ from ase_biasgrad.neighbours import neighbour_list
 from ase_biasgrad.numerics.threads import fixed_threads
 from ase_biasgrad.potential import arrays_of
 
-
-def fluid(n: int, seed: int, pbc: bool = False) -> Structure:
-    random, side = np.random.default_rng(seed), (n / 0.08) ** (1 / 3)
-    positions = random.uniform(0, side, (n, 3))
-    return Structure(
-        random.choice([1, 6, 8], n), positions, side * np.eye(3) * pbc, np.full(3, pbc)
-    )
+OPEN = (False, False, False)
 
 
 def of_sizes(sizes: list[int]) -> Structures:
@@ -42,12 +36,8 @@ def of_sizes(sizes: list[int]) -> Structures:
     )  # fmt: skip
 
 
-def as_set(i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> set[tuple[int, ...]]:
-    return {tuple(row) for row in np.column_stack([i, j, shift]).tolist()}
-
-
 def test_edges_are_those_of_each_structure():
-    structures = [structure_of(bulk("Cu")), fluid(30, 1, True), fluid(1, 0), fluid(9, 2)]
+    structures = [structure_of(bulk("Cu")), fluid(30, 1), fluid(1, 0, OPEN), fluid(9, 2, OPEN)]
     lists = [neighbour_list(s.positions, s.cell, s.pbc, 4.0) for s in structures]
     found = joined(structures, lists)
     np.testing.assert_array_equal(found.first_atom, [0, 1, 31, 32, 41])
@@ -97,7 +87,7 @@ def test_memory_is_that_of_the_largest_of_each_block(blocks):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_structures_that_leave_need_no_arrangement(threads):
     engine = CpuEngine([arrays_of(small_potential().backbone)], np.dtype("float64"), 0.5)
-    structures = [fluid(n, n) for n in (9, 5, 7, 4, 8)]
+    structures = [fluid(n, n, OPEN) for n in (9, 5, 7, 4, 8)]
     with fixed_threads(threads):
         first = engine.evaluate_many(structures)
         there = engine._small._structures
