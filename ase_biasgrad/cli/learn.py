@@ -46,7 +46,7 @@ def learn(
     ] = None,
     trajectories: Annotated[
         int,
-        typer.Option(min=1, help="at each temperature: from the structure, then labelled frames"),
+        typer.Option(min=1, help="at each temperature: from the structure, then the newest frames"),
     ] = 4,
     steps: Annotated[int, typer.Option(min=1, help="of each trajectory")] = 2000,
     timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
