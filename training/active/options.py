@@ -29,7 +29,8 @@ class LearnOptions:
     explorers
         Some of `EXPLORERS`.
     trajectories
-        Explorations of each kind from a structure: one from it, the others from the newest labelled frames.
+        Explorations of each kind from a structure: one from it, the others from the newest labelled
+        frames.
     steps, timestep, friction
         Of each trajectory: steps, fs, 1/fs.
     limit
