@@ -1,8 +1,9 @@
 """Explorers: they move a structure by the forces of a committee until it is not sure any more.
 
 Each is a function of a starting structure with the committee as its calculator. It takes along
-candidates, structures whose forces are expected to be off by more than half of the limit, and ends
-where one is off by more than the limit.
+candidates, structures whose forces are expected to be off by more than half of the limit. One that
+is off by more than the limit stops it, unless the committee is as unsure of everything: a young
+committee leads far before it is unusually unsure, and so finds more than the first few steps.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Task:
 class Exploration:
     """Findings of an exploration.
 
-    `largest` is the largest expected error in eV/Å on the way, `stopped` the reason of its end
-    before its time.
+    `largest` is the largest expected error in eV/Å on the way, `stopped` tells what the committee
+    was not sure of, or what ended it before its time.
     """
 
     name: str
@@ -61,14 +62,18 @@ class Exploration:
     candidates: list[Atoms] = field(default_factory=list)
 
 
-class _Watch:
-    """Looks at structures on the way and keeps candidates."""
+class Watch:
+    """Looks at structures on the way and keeps candidates, thinned out evenly if there are many.
 
-    def __init__(self, name: str, limit: float) -> None:
-        self.found, self.limit = Exploration(name), limit
+    Errors above `limit` are told; those above `end`, which is at least as much, end it.
+    """
+
+    def __init__(self, name: str, limit: float, end: float) -> None:
+        self.found, self.limit, self.end = Exploration(name), limit, end
+        self._unsure, self._every = 0, 1  # candidates so far, and how many of them are kept
 
     def goes_on(self, atoms: Atoms) -> bool:
-        """Count a structure and keep it if it is a candidate; False where the limit is passed."""
+        """Count a structure and keep it if it is a candidate; False where it ends."""
         from ase.calculators.calculator import CalculatorError
 
         self.found.steps += 1
@@ -79,15 +84,22 @@ class _Watch:
             return False
         expected = expected_error(atoms.calc.results)
         self.found.largest = max(self.found.largest, expected)
-        if expected > self.limit / 2 and len(self.found.candidates) < MOST_CANDIDATES:
+        if expected > self.limit / 2:
+            self._keep(atoms, expected)
+        if expected > self.limit and self.found.stopped is None:
+            self.found.stopped = f"a force is expected to be off by {expected:.3f} eV/Å"
+        return expected <= self.end
+
+    def _keep(self, atoms: Atoms, expected: float) -> None:
+        if self._unsure % self._every == 0 or expected > self.end:
             copy = atoms.copy()
             copy.set_constraint()
             copy.info = {"found_by": self.found.name, "expected_error": expected}
             self.found.candidates.append(copy)
-        if expected > self.limit:
-            self.found.stopped = f"a force is expected to be off by {expected:.3f} eV/Å"
-            return False
-        return True
+        self._unsure += 1
+        if len(self.found.candidates) > MOST_CANDIDATES:
+            self.found.candidates = self.found.candidates[::2]
+            self._every *= 2
 
 
 def expected_error(results: dict[str, Any]) -> float:
@@ -97,9 +109,12 @@ def expected_error(results: dict[str, Any]) -> float:
 
 
 def explore(
-    task: Task, options: LearnOptions, committee: Path, make: MakeCalculator
+    task: Task, options: LearnOptions, committee: Path, make: MakeCalculator, end: float
 ) -> Exploration:
-    """Run one exploration with the committee in a file, of which `make` makes a calculator."""
+    """Run one exploration with the committee in a file, of which `make` makes a calculator.
+
+    It ends where the expected error of a force is above `end`, in eV/Å.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it goes where the committee warns of
         structures = [atoms.copy() for atoms in task.structures]
@@ -107,7 +122,7 @@ def explore(
             atoms.info = {}
             atoms.calc = make(committee)
         random = np.random.default_rng(task.seed)
-        watch = _Watch(task.name, options.limit)
+        watch = Watch(task.name, options.limit, end)
         RUN[task.explorer](structures, task.temperature, options, random, watch)
     return watch.found
 
@@ -117,7 +132,7 @@ def _md(
     temperature: float,
     options: LearnOptions,
     random: np.random.Generator,
-    watch: _Watch,
+    watch: Watch,
 ) -> None:
     """Langevin dynamics."""
     from ase import units
@@ -151,7 +166,7 @@ def _displacements(
     temperature: float,
     options: LearnOptions,
     random: np.random.Generator,
-    watch: _Watch,
+    watch: Watch,
 ) -> None:
     """Random displacements of growing size."""
     atoms = structures[0]
@@ -167,7 +182,7 @@ def _relaxation(
     temperature: float,
     options: LearnOptions,
     random: np.random.Generator,
-    watch: _Watch,
+    watch: Watch,
 ) -> None:
     """Relaxations (FIRE) of displaced structures."""
     from ase.optimize import FIRE
@@ -185,7 +200,7 @@ def _strain(
     temperature: float,
     options: LearnOptions,
     random: np.random.Generator,
-    watch: _Watch,
+    watch: Watch,
 ) -> None:
     """Strained cells, of growing strain, with small displacements."""
     atoms = structures[0]
@@ -204,7 +219,7 @@ def _neb(
     temperature: float,
     options: LearnOptions,
     random: np.random.Generator,
-    watch: _Watch,
+    watch: Watch,
 ) -> None:
     """Images of a path between two structures, by nudged elastic bands."""
     from ase.mep import NEB
@@ -224,7 +239,7 @@ def _neb(
 
 
 Explorer = Callable[
-    [list["Atoms"], float, LearnOptions, np.random.Generator, _Watch], None
+    [list["Atoms"], float, LearnOptions, np.random.Generator, Watch], None
 ]  # fmt: skip
 RUN: dict[str, Explorer] = {
     "md": _md,

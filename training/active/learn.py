@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 FEW_FAILURES, SHARE = 5, 0.2  # more failures than both stop it
 TOO_CLOSE = 0.4  # Å; structures that no reference describes
 FINAL_EVERY = 10  # frames, of which one validates the final potential
+UNUSUAL = 2.0  # times the usual error of a committee: what ends an exploration
 FINAL_STEP = 2.5  # duration of a step of the final training in those of a member
 Say = Callable[[str], None]
 
@@ -210,7 +211,8 @@ def _explore(
     if own.explored.exists():
         return list(read_json(own.explored))
     work = tasks(structures, options, own.number, folder.frames())
-    arguments = [(task, options, own.committee, make) for task in work]
+    end = max(options.limit, UNUSUAL * usual_error(folder, own))
+    arguments = [(task, options, own.committee, make, end) for task in work]
     found: dict[int, Exploration] = {}
     for place, result in jobs.results(explore, arguments):
         if isinstance(result, BaseException):
@@ -228,6 +230,20 @@ def _explore(
     ]  # fmt: skip
     write_json(own.explored, told)
     return told
+
+
+def usual_error(folder: LearnFolder, own: Round) -> float:
+    """Largest expected error of a force in a frame, eV/Å, in the mean over validation frames."""
+    stored = read_committee(own.committee)
+    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
+    dataset, validation = Dataset(folder.data), read_json(own.split)["validation"]
+    frames = DeviceFrames(dataset, validation, max(p.cutoff for p in potentials))
+    errors, calibration = committee_errors(potentials, frames), stored.calibration
+    assert isinstance(calibration, Calibration)
+    std, _ = calibration.of_forces(errors.numbers, errors.forces_spread)
+    lengths = np.linalg.norm(std, axis=1)
+    sizes = [len(dataset[k].numbers) for k in validation]
+    return float(np.mean([part.max() for part in np.split(lengths, np.cumsum(sizes)[:-1])]))
 
 
 def _chosen(

@@ -8,11 +8,13 @@ from concurrent.futures import Executor
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from helpers import biasgrad
 from inline import Inline
 
 from ase_biasgrad import BiasGradCalculator, Dataset, load_checkpoint
+from ase_biasgrad.training.active import explorers
 from ase_biasgrad.training.active.explorers import Task, explore, tasks
 from ase_biasgrad.training.active.folder import LearnError, LearnFolder, split_of
 from ase_biasgrad.training.active.jobs import Jobs
@@ -177,14 +179,60 @@ def test_a_crystal_is_strained_and_a_path_explored(learned, tmp_path):
         ("strain", "structure 2"),
         ("neb", "structure 0"),
     ]
-    result = explore(found[1], options, folder.round(0).committee, MAKE)
+    result = explore(found[1], options, folder.round(0).committee, MAKE, 1e6)
     assert result.steps >= 9
     assert result.stopped is None
     box = ethanol.copy()
     box.set_cell([7, 7, 7])
     box.pbc = True
     task = Task("strain", (box,), "structure 0", 0.0, (0,))
-    assert explore(task, options, folder.round(0).committee, MAKE).steps == 40
+    assert explore(task, options, folder.round(0).committee, MAKE, 1e6).steps == 40
+
+
+class Told(Calculator):
+    """Tells expected errors one after another, in eV/Å."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, errors) -> None:
+        super().__init__()
+        self.errors = iter(errors)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        std = np.zeros((len(atoms), 3))
+        std[-1, 0] = next(self.errors)
+        self.results = {"energy": 0.0, "forces": np.zeros_like(std), "forces_std": std}
+
+
+def watched(errors, limit: float, end: float):
+    """What is found on the way of a structure with these expected errors."""
+    atoms, watch = molecule("H2O"), explorers.Watch("walk", limit, end)
+    atoms.calc = Told(errors)
+    for k in range(len(errors)):
+        atoms.positions[0, 0] = k
+        if not watch.goes_on(atoms):
+            break
+    return watch.found
+
+
+def test_a_committee_that_is_unsure_everywhere_leads_on_and_an_unusual_frame_ends_it():
+    found = watched([0.1, 0.2, 0.4, 0.5, 0.1, 0.9, 0.1], limit=0.3, end=0.8)
+    assert found.steps == 6
+    assert found.largest == 0.9
+    assert found.stopped == "a force is expected to be off by 0.400 eV/Å"
+    assert [atoms.positions[0, 0] for atoms in found.candidates] == [1, 2, 3, 5]
+    assert watched([0.1, 0.2, 0.25], limit=0.3, end=0.8).stopped is None
+
+
+def test_many_candidates_are_thinned_out_evenly():
+    count = 7 * explorers.MOST_CANDIDATES
+    found = watched([0.2] * count + [0.9], limit=0.3, end=0.8)
+    places = [int(atoms.positions[0, 0]) for atoms in found.candidates]
+    assert explorers.MOST_CANDIDATES / 2 < len(places) <= explorers.MOST_CANDIDATES + 1
+    assert places[0] == 0
+    assert places[-1] == count  # what ended it
+    assert set(np.diff(places[:-1])) == {8}
 
 
 def test_explorations_go_on_from_the_newest_frames():
