@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--structure", default="CH3CH2OH")
     parser.add_argument("--calculator", default="gfn2-xtb")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--labels", type=int, nargs="*", default=[50, 100, 200], help="of learn")
-    parser.add_argument("--blind", type=int, nargs="*", default=[50, 100, 200, 400, 800])
+    parser.add_argument("--labels", type=int, nargs="*", default=[100, 200], help="of learn")
+    parser.add_argument("--blind", type=int, nargs="*", default=[50, 100, 200, 400])
     parser.add_argument("--test", type=int, default=500, help="frames at each temperature")
     parser.add_argument("--interval", type=int, default=INTERVAL)
     parser.add_argument("--workers", type=int, default=2, help="processes; 1: this one does it")
@@ -126,14 +126,13 @@ class Study:
         return folder
 
     def learn_options(self, seed: int) -> Found:
-        """Options of `learn` in the study; its limit is so small that the whole budget is spent."""
+        """Options of `learn` in the study; a limit below the default one spends the budget."""
         return {
             "calculator": self.options.calculator,
             "temperatures": TEMPERATURES,
             "budget": max(self.options.labels),
-            "initial": 20,
-            "per_round": 15,
-            "limit": 0.15,
+            "per_round": max(1, (max(self.options.labels) - 20) // 4),
+            "limit": 0.2,
             "seed": seed,
             **self.options.settings,
         }

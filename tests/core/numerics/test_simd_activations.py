@@ -17,16 +17,17 @@ UNIT = np.concatenate([[0.0], np.geomspace(1e-30, 1, 799)]).astype(np.float32)
 
 
 def applied(function, x: np.ndarray) -> np.ndarray:
-    """A function of vectors on each eight of the numbers x."""
+    """A function of vectors on the numbers x, filled up to whole vectors."""
 
     @njit
     def loop(x, y):
         for k in range(0, x.size, WIDTH):
             store(y, k, function(load(x, k)))
 
-    y = np.full_like(x, np.nan)
-    loop(x, y)
-    return y
+    whole = np.pad(x, (0, -len(x) % WIDTH))
+    y = np.full_like(whole, np.nan)
+    loop(whole, y)
+    return y[: len(x)]
 
 
 def sigmoid(x):
