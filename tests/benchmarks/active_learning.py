@@ -28,6 +28,7 @@ from ase_biasgrad.data.sampling import sample, starting_structure
 TEMPERATURES = (300.0, 600.0)
 # steps between two frames; 25 fs, so that frames of the blind sample are hardly correlated
 INTERVAL = 50
+YTICKS = (2, 5, 10, 20, 50, 100)  # meV/Å
 Found = dict[str, Any]
 
 
@@ -277,6 +278,10 @@ def draw(rows: dict[str, dict[int, list[Found]]], path: Path) -> None:
             axes.plot(labels, means, color=colour, label=name)
             axes.plot([n for n, _ in points], [e for _, e in points], "o", color=colour, ms=4)
         axes.set(xscale="log", yscale="log", xlabel="labels", title=f"test at {kelvin} K")
+        ticks = sorted({n for found in rows.values() for n in found})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set_yticks(YTICKS, [str(e) for e in YTICKS])
+        axes.minorticks_off()
     figure.axes[0].set_ylabel("force MAE (meV/Å)")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path)
