@@ -163,15 +163,10 @@ class Study:
         potential = load_checkpoint(
             trained_as(self.path / f"learned{seed}", data, n, folder)
         ).potential
-        return {"labels": n, "errors": {f"{t:g}": self.errors(potential, t) for t in TEMPERATURES}}
-
-    def errors(self, potential: Any, temperature: float) -> Found:
-        """Errors of forces in eV/Å on the test of a temperature."""
-        from ase_biasgrad.training.evaluation.predict import predict
-
-        frames = frames_of(self.tests[temperature], potential.cutoff)
-        errors = predict(potential, frames).forces - frames.forces.numpy()
-        return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.mean(errors**2)))}
+        return {
+            "labels": n,
+            "errors": {f"{t:g}": force_errors(potential, self.tests[t]) for t in TEMPERATURES},
+        }
 
     # --- what is told ----------------------------------------------------------------------
 
@@ -222,26 +217,27 @@ def trained_as(learned: Path, data: Path, n: int, folder: Path) -> Path:
     return folder / "run" / "potential.safetensors"
 
 
-def coverage_on(committee: Path, data: Path) -> Found:
-    """Share of the errors of a committee's forces inside of its intervals, on a dataset."""
-    from ase_biasgrad.committee_file import read_committee
-    from ase_biasgrad.potential import Potential
-    from ase_biasgrad.training.evaluation.committee import committee_errors, coverage
-
-    stored = read_committee(committee)
-    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-    errors = committee_errors(potentials, frames_of(data, max(p.cutoff for p in potentials)))
-    covered = coverage(stored.calibration, errors)
-    return {"forces": covered.forces, "by_element": covered.by_element}
-
-
-def frames_of(data: Path, cutoff: float) -> Any:
-    """All frames of a dataset."""
+def force_errors(potential: Any, data: Path) -> Found:
+    """Errors of forces in eV/Å on a dataset."""
     from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.training.evaluation.predict import predict
     from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
     dataset = Dataset(data)
-    return DeviceFrames(dataset, np.arange(len(dataset)), cutoff)
+    frames = DeviceFrames(dataset, range(len(dataset)), potential.cutoff)
+    errors = predict(potential, frames).forces - frames.forces.numpy()
+    return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.mean(errors**2)))}
+
+
+def coverage_on(committee: Path, data: Path) -> Found:
+    """Share of the errors of a committee's forces inside of its intervals, on a dataset."""
+    from ase_biasgrad.committee_file import read_committee
+    from ase_biasgrad.data.dataset import Dataset
+    from ase_biasgrad.training.evaluation.committee import coverage, errors_of_file
+
+    stored, dataset = read_committee(committee), Dataset(data)
+    covered = coverage(stored.calibration, errors_of_file(stored, dataset, range(len(dataset))))
+    return {"forces": covered.forces, "by_element": covered.by_element}
 
 
 KELVIN = [f"{t:g}" for t in TEMPERATURES]

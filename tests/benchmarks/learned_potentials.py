@@ -24,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from active_learning import coverage_on, trained_as
+from active_learning import coverage_on, force_errors, trained_as
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
@@ -263,8 +263,6 @@ def coverage_table(
 ) -> None:
     """Errors on dynamics of the reference, and coverage of the intervals of the committee."""
     from ase_biasgrad.checkpoint import load_checkpoint
-    from ase_biasgrad.training.evaluation.predict import predict
-    from ase_biasgrad.training.frames.device_frames import DeviceFrames
 
     final = load_checkpoint(folder / "potential.safetensors").potential
     print("| K | force MAE, meV/Å | inside of the 90 % intervals | by element |\n|---|---|---|---|")
@@ -276,9 +274,7 @@ def coverage_table(
                 interval=20, timestep=timestep, friction=0.02 / timestep, equilibration=1000,
                 seed=99, progress=False,
             )  # fmt: skip
-        dataset = Dataset(path)
-        frames = DeviceFrames(dataset, np.arange(len(dataset)), final.cutoff)
-        mae = np.abs(predict(final, frames).forces - frames.forces.numpy()).mean()
+        mae = force_errors(final, path)["mae"]
         covered = coverage_on(folder / "committee.safetensors", path)
         each = ", ".join(f"{z} {share:.0%}" for z, share in covered["by_element"].items())
         print(f"| {kelvin:g} | {1000 * mae:.1f} | {covered['forces']:.1%} | {each} |", flush=True)

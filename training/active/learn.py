@@ -16,7 +16,6 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.labelling import Reference, labelled
 from ase_biasgrad.data.writer import closest_pair
 from ase_biasgrad.files import whole_file
-from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.active.explorers import Exploration, MakeCalculator, explore, tasks
 from ase_biasgrad.training.active.features import farthest_points, structure_features
 from ase_biasgrad.training.active.folder import (
@@ -30,8 +29,7 @@ from ase_biasgrad.training.active.folder import (
 from ase_biasgrad.training.active.jobs import Jobs
 from ase_biasgrad.training.active.members import final_config, member_config, train_in
 from ase_biasgrad.training.active.options import LearnOptions
-from ase_biasgrad.training.evaluation.committee import committee_errors, coverage, make_committee
-from ase_biasgrad.training.frames.device_frames import DeviceFrames
+from ase_biasgrad.training.evaluation.committee import coverage, errors_of_file, make_committee
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -235,15 +233,11 @@ def _explore(
 def usual_error(folder: LearnFolder, own: Round) -> float:
     """Largest expected error of a force in a frame, eV/Å, in the mean over validation frames."""
     stored = read_committee(own.committee)
-    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-    dataset, validation = Dataset(folder.data), read_json(own.split)["validation"]
-    frames = DeviceFrames(dataset, validation, max(p.cutoff for p in potentials))
-    errors, calibration = committee_errors(potentials, frames), stored.calibration
-    assert isinstance(calibration, Calibration)
-    std, _ = calibration.of_forces(errors.numbers, errors.forces_spread)
-    lengths = np.linalg.norm(std, axis=1)
-    sizes = [len(dataset[k].numbers) for k in validation]
-    return float(np.mean([part.max() for part in np.split(lengths, np.cumsum(sizes)[:-1])]))
+    errors = errors_of_file(stored, Dataset(folder.data), read_json(own.split)["validation"])
+    assert isinstance(stored.calibration, Calibration)
+    std, _ = stored.calibration.of_forces(errors.numbers, errors.forces_spread)
+    firsts = np.flatnonzero(np.diff(errors.frame, prepend=-1))  # of each frame
+    return float(np.maximum.reduceat(np.linalg.norm(std, axis=1), firsts).mean())
 
 
 def _chosen(
@@ -283,11 +277,8 @@ def _summary(
     folder: LearnFolder, own: Round, options: LearnOptions, explored: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Numbers of a round in JSON values."""
-    stored = read_committee(own.committee)
-    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-    split, dataset = read_json(own.split), Dataset(folder.data)
-    cutoff = max(p.cutoff for p in potentials)
-    validation = committee_errors(potentials, DeviceFrames(dataset, split["validation"], cutoff))
+    stored, dataset = read_committee(own.committee), Dataset(folder.data)
+    validation = errors_of_file(stored, dataset, read_json(own.split)["validation"])
     return {
         "round": own.number,
         "labels": len(dataset),
@@ -309,16 +300,12 @@ def _errors_on_new(folder: LearnFolder, own: Round, dataset: Dataset) -> dict[st
     known = len(read_json(before.split)["train"]) + len(read_json(before.split)["validation"])
     if known == len(dataset):
         return None
-    stored = read_committee(before.committee)
-    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
-    frames = DeviceFrames(
-        dataset, np.arange(known, len(dataset)), max(p.cutoff for p in potentials)
-    )
-    errors, calibration = committee_errors(potentials, frames), stored.calibration
+    stored, new = read_committee(before.committee), np.arange(known, len(dataset))
+    errors, calibration = errors_of_file(stored, dataset, new), stored.calibration
     assert isinstance(calibration, Calibration)
     std, _ = calibration.of_forces(errors.numbers, errors.forces_spread)
     return {
-        "frames": len(frames),
+        "frames": len(new),
         "force_mae": float(np.abs(errors.forces).mean()),
         "force_rmse": float(np.sqrt(np.mean(errors.forces**2))),
         "expected_rmse": float(np.sqrt(np.mean(std**2))),

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from ase_biasgrad.calibration import Calibration, calibrated
 from ase_biasgrad.checkpoint import load_checkpoint
-from ase_biasgrad.committee_file import save_committee
+from ase_biasgrad.committee_file import StoredCommittee, save_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.potential import Potential
 from ase_biasgrad.readouts import Readouts
@@ -79,6 +79,15 @@ def committee_errors(potentials: Sequence[Potential], frames: DeviceFrames) -> C
         frames, Predictions(energies.mean(axis=0), forces.mean(axis=0), None),
         energies.std(axis=0, ddof=1), forces.std(axis=0, ddof=1),
     )  # fmt: skip
+
+
+def errors_of_file(
+    stored: StoredCommittee, dataset: Dataset, chosen: Sequence[int] | np.ndarray
+) -> CommitteeErrors:
+    """Errors and spreads of a committee in a file on frames of a dataset, as `committee_errors`."""
+    potentials = [Potential.from_arrays(member.potential) for member in stored.members]
+    cutoff = max(p.cutoff for p in potentials)
+    return committee_errors(potentials, DeviceFrames(dataset, chosen, cutoff))
 
 
 def readout_errors(

@@ -206,7 +206,7 @@ class Told(Calculator):
 
 
 def watched(errors, limit: float, end: float):
-    """What is found on the way of a structure with these expected errors."""
+    """Findings on the way of a structure with these expected errors."""
     atoms, watch = molecule("H2O"), explorers.Watch("walk", limit, end)
     atoms.calc = Told(errors)
     for k in range(len(errors)):
