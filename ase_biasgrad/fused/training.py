@@ -36,7 +36,7 @@ from ase_biasgrad.fused.structures import (
 )
 from ase_biasgrad.fused.tangents import TRAINING
 from ase_biasgrad.graph import AtomGraph
-from ase_biasgrad.numerics.spline_coefficients import spline_coefficients
+from ase_biasgrad.numerics.spline_coefficients import NOTHING, spline_coefficients
 from ase_biasgrad.numerics.splines import Knots
 from ase_biasgrad.numerics.threads import threads_allowed, together
 from ase_biasgrad.numerics.vector_memory import WIDTH, aligned
@@ -83,6 +83,7 @@ class TrainingNetwork:
             distances = np.concatenate([[0.0], self.knots.distances()])
             buffers = {k: v.double().numpy() for k, v in self.backbone.named_buffers()}
             parts = self._network.basis(self.backbone.arguments, buffers, distances)
+            parts = [np.where(np.abs(part) > NOTHING, part, 0.0) for part in parts]
             # what is made in inference mode could not be trained with afterwards
             with torch.inference_mode(False):
                 basis, envelope = (torch.from_numpy(part).to(dtype) for part in parts)

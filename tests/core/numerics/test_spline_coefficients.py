@@ -34,3 +34,21 @@ def test_the_values_given_are_not_changed():
     values = torch.ones(knots.n_coefficients, 2)
     spline_coefficients(knots, values)
     assert (values == 1).all()
+
+
+def test_solutions_hold_no_subnormal_numbers_but_what_is_not_a_number():
+    knots = Knots(5.0, 300)
+    for scale in (1.0, 1e-12):
+        values = torch.zeros(knots.n_coefficients, 2)
+        values[7] = scale  # its solution falls off with the distance from it
+        values.requires_grad_()
+        found = spline_coefficients(knots, values)
+        found[7].sum().backward()
+        for numbers in (found.detach(), values.grad):
+            assert (numbers == 0).any()
+            assert numbers[numbers != 0].abs().min() > torch.finfo(torch.float32).tiny
+    values = torch.ones(knots.n_coefficients, 2)
+    values[150, 1] = torch.nan
+    found = spline_coefficients(knots, values)
+    assert found[:, 1].isnan().all()
+    assert found[:, 0].isfinite().all()
