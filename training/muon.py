@@ -111,10 +111,11 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     Those below a thousandth of the norm come out smaller.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = matrices.mT.contiguous() if tall else matrices
     norm = MARGIN * torch.linalg.matrix_norm(x, keepdim=True)
     x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
-    for a, b, c in POLYNOMIALS:
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+    for a, b, c in POLYNOMIALS:  # sums within products: these matrices are small
+        square = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x

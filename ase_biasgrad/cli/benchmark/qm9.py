@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ase_biasgrad.cli.options import Device, Results
+
+
+class Readout(StrEnum):
+    """How atoms make up a property."""
+
+    mean = "mean"
+    dipole = "dipole"
 
 
 def qm9(
@@ -29,6 +37,20 @@ def qm9(
     cutoff: Annotated[
         float | None, typer.Option(help="edges between all pairs within it, Å (default: bonds)")
     ] = None,
+    readout: Annotated[
+        Readout | None,
+        typer.Option(
+            help="function of the atoms' mean, as in the paper, or length of their dipole "
+            "(default: dipole for mu, else mean)",
+            show_default=False,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="processor time (of all threads) that ends the training, if epochs do not"
+        ),
+    ] = None,
     low_memory: Annotated[
         bool, typer.Option(help="recompute kernels in the backward pass")
     ] = False,
@@ -47,11 +69,18 @@ def qm9(
 
     if label is not None:
         sizes = {"train": train, "validation": validation}
+        chosen = readout or (Readout.dipole if label == "mu" else Readout.mean)
+        network = QM9Options(
+            layers, channels, heads, max_degree=max_degree, low_memory=low_memory,
+            readout=chosen.value,
+        )  # fmt: skip
         run(
             data,
             label,
-            QM9Options(layers, channels, heads, max_degree=max_degree, low_memory=low_memory),
-            TrainingOptions(epochs, batch_size, learning_rate, ema_decay=0.995, seed=seed),
+            network,
+            TrainingOptions(
+                epochs, batch_size, learning_rate, ema_decay=0.995, minutes=minutes, seed=seed
+            ),
             sizes if test is None else {**sizes, "test": test},
             cutoff,
             output,

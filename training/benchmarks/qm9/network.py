@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ase_biasgrad.se3_transformer.convolution import ConvolutionBlock, KernelOptions
 from ase_biasgrad.se3_transformer.fibers import uniform_fiber
 from ase_biasgrad.se3_transformer.network import SE3Transformer, transformer_blocks
-from ase_biasgrad.se3_transformer.nonlinearity import NormLayerNorm
+from ase_biasgrad.se3_transformer.nonlinearity import NormLayerNorm, SmoothGate
 
 ELEMENTS = (1, 6, 7, 8, 9)
 
@@ -24,6 +25,11 @@ class QM9Options:
     layers, channels, heads, division, max_degree
         Attention layers, channels of each degree up to the highest, heads, and by how much keys
         and values are narrower.
+    readout
+        `mean`, the paper's: a function of the mean of the atoms' scalars. `dipole`: the length of
+        Σ_i q_i (r_i − r̄) + μ_i with charges q_i, less their mean, and vectors μ_i of the atoms.
+        Its network has gates instead of norms in layers: a vector that vanishes by symmetry stays
+        zero, where v/|v| makes a direction of rounding errors.
     low_memory
         Compute kernels again in the backward pass.
     """
@@ -34,6 +40,7 @@ class QM9Options:
     division: int = 2
     max_degree: int = 3
     low_memory: bool = False
+    readout: Literal["mean", "dipole"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class MoleculeBatch:
     """Molecules with `n` atoms and `e` directed edges altogether."""
 
     numbers: Tensor  # (n,) int64
+    positions: Tensor  # (n, 3) Å, float32
     molecule: Tensor  # (n,) int64, molecule that each atom belongs to
     vectors: Tensor  # (e, 3) Å, float32
     edge_index: Tensor  # (2, e)
@@ -48,12 +56,12 @@ class MoleculeBatch:
     molecules: int
 
     def to(self, device: torch.device | str) -> MoleculeBatch:
-        names = ("numbers", "molecule", "vectors", "edge_index", "bonded")
+        names = ("numbers", "positions", "molecule", "vectors", "edge_index", "bonded")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 class QM9Network(nn.Module):
-    """Attention over neighbours, a convolution to scalars, their mean over atoms, and an MLP.
+    """Attention over neighbours, a convolution to scalars of the atoms, and a readout.
 
     Atoms go in as one-hot elements and a tenth of the atomic number, edges with whether they are
     bonds. The output is in units of the standardised target; `target` has its mean and standard
@@ -72,6 +80,7 @@ class QM9Network(nn.Module):
         fiber_in = {0: len(ELEMENTS) + 1}
         hidden = uniform_fiber(options.max_degree, options.channels)
         width = options.channels * (options.max_degree + 1)
+        last = {0: width} if options.readout == "mean" else {0: width, 1: 1}
         self.transformer = SE3Transformer(
             fiber_in,
             [
@@ -82,9 +91,9 @@ class QM9Network(nn.Module):
                     options.heads,
                     options.division,
                     kernels,
-                    NormLayerNorm,
+                    NormLayerNorm if options.readout == "mean" else SmoothGate,
                 ),
-                ConvolutionBlock(hidden, {0: width}, kernels),
+                ConvolutionBlock(hidden, last, kernels),
             ],
         )
         self.readout = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
@@ -109,11 +118,23 @@ class QM9Network(nn.Module):
             batch.bonded[:, None].to(batch.vectors.dtype),
         )
         scalars = features[0][:, 0]  # (n, width)
-        total = scalars.new_zeros(batch.molecules, scalars.shape[1])
-        total = total.index_add(0, batch.molecule, scalars)
-        count = torch.bincount(batch.molecule, minlength=batch.molecules)
-        return self.readout(total / count[:, None]).squeeze(1)
+        if self.options.readout == "mean":
+            return self.readout(_means(scalars, batch)).squeeze(1)
+        charges = self.readout(scalars)  # (n, 1)
+        neutral = charges - _means(charges, batch)[batch.molecule]
+        dipoles = neutral * batch.positions + features[1][:, :, 0]  # (n, 3)
+        total = dipoles.new_zeros(batch.molecules, 3).index_add(0, batch.molecule, dipoles)
+        # the square root has no derivative at zero
+        length = (total.square().sum(1) + 1e-12).sqrt()
+        return length - (self.target[0] / self.target[1]).to(length.dtype)
 
     def predict(self, batch: MoleculeBatch) -> Tensor:
         """The property `(molecules,)` in its own unit, float64."""
         return self.target[0] + self.target[1] * self(batch)
+
+
+def _means(values: Tensor, batch: MoleculeBatch) -> Tensor:
+    """Means over the atoms of each molecule, `(molecules, k)`, of `values` `(n, k)`."""
+    total = values.new_zeros(batch.molecules, values.shape[1])
+    total = total.index_add(0, batch.molecule, values)
+    return total / torch.bincount(batch.molecule, minlength=batch.molecules)[:, None]

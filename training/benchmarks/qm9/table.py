@@ -57,10 +57,15 @@ def run(
     Raises
     ------
     ValueError
-        If the data has no such label or not enough molecules.
+        If the data has no such label or not enough molecules, or a dipole is read out for another
+        property than mu.
     """
     if label not in UNITS:
         raise ValueError(f"there is no property {label!r}; choose one of {list(UNITS)}")
+    if options.readout == "dipole" and label != "mu":
+        raise ValueError(
+            f"the length of a dipole is the property mu, not {label}; read out the mean"
+        )
     dataset = Dataset(data)
     identity = {
         "property": label,

@@ -31,6 +31,7 @@ class Sample:
     """A molecule as a graph that does not change."""
 
     numbers: np.ndarray  # (n,)
+    positions: np.ndarray  # (n, 3) Å from their mean, float32
     edge_index: np.ndarray  # (2, e)
     vectors: np.ndarray  # (e, 3) Å, float32
     bonded: np.ndarray  # (e,) bool
@@ -78,6 +79,7 @@ def graph_sample(
     kept = bonded if cutoff is None else distances < cutoff
     return Sample(
         numbers=np.asarray(numbers),
+        positions=(positions - positions.mean(axis=0)).astype(np.float32),
         edge_index=np.stack([pairs.centre, pairs.neighbour])[:, kept],
         vectors=vectors[kept].astype(np.float32),
         bonded=bonded[kept],
@@ -92,6 +94,7 @@ def collate(samples: Sequence[Sample]) -> MoleculeBatch:
     index = [sample.edge_index + start for sample, start in zip(samples, first, strict=True)]
     return MoleculeBatch(
         numbers=torch.from_numpy(np.concatenate([s.numbers for s in samples]).astype(np.int64)),
+        positions=torch.from_numpy(np.concatenate([s.positions for s in samples])),
         molecule=torch.from_numpy(np.repeat(np.arange(len(samples)), atoms)),
         vectors=torch.from_numpy(np.concatenate([s.vectors for s in samples])),
         edge_index=torch.from_numpy(np.concatenate(index, axis=1)),
