@@ -10,8 +10,9 @@ from ase_biasgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ase_biasgrad.testing.checks import CHECKS, verdicts_on
+    from ase_biasgrad.testing.failures import Failure, NotApplicable
     from ase_biasgrad.testing.subject import Subject
-    from ase_biasgrad.testing.verdicts import Check, Failure, NotApplicable, Verdict
+    from ase_biasgrad.testing.verdicts import Check, Verdict
 
 __all__ = ["CHECKS", "Check", "Failure", "NotApplicable", "Subject", "Verdict", "verdicts_on"]
 
@@ -20,8 +21,8 @@ __getattr__ = lazy_names(
     {
         "CHECKS": "ase_biasgrad.testing.checks",
         "Check": "ase_biasgrad.testing.verdicts",
-        "Failure": "ase_biasgrad.testing.verdicts",
-        "NotApplicable": "ase_biasgrad.testing.verdicts",
+        "Failure": "ase_biasgrad.testing.failures",
+        "NotApplicable": "ase_biasgrad.testing.failures",
         "Subject": "ase_biasgrad.testing.subject",
         "Verdict": "ase_biasgrad.testing.verdicts",
         "verdicts_on": "ase_biasgrad.testing.checks",

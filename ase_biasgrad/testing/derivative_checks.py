@@ -7,8 +7,8 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 
 from ase_biasgrad.testing.derivatives import numerical_stress
+from ase_biasgrad.testing.failures import expect
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import expect
 
 APART = 60.0  # Å
 

@@ -7,9 +7,9 @@ from ase import Atoms
 from ase.calculators.calculator import CalculatorError
 from ase.data import chemical_symbols
 
+from ase_biasgrad.testing.failures import Failure, NotApplicable, expect, expect_small, short
 from ase_biasgrad.testing.structures import primitive
 from ase_biasgrad.testing.subject import REFUSALS, Subject
-from ase_biasgrad.testing.verdicts import Failure, NotApplicable, expect, expect_small, short
 
 FAR = 50.0  # Å, beyond any cutoff
 STEPS = 6  # of random changes

@@ -87,7 +87,7 @@ class ConformanceItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check; what does not apply is skipped with its reason."""
-        from ase_biasgrad.testing.verdicts import NotApplicable
+        from ase_biasgrad.testing.failures import NotApplicable
 
         try:
             self.check.run(self.subject)
@@ -96,7 +96,7 @@ class ConformanceItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Measured and expected, or the traceback of an exception that was not expected."""
-        from ase_biasgrad.testing.verdicts import Failure
+        from ase_biasgrad.testing.failures import Failure
 
         if isinstance(excinfo.value, Failure):
             return (

@@ -9,8 +9,8 @@ import numpy as np
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.outputs import all_outputs
 
+from ase_biasgrad.testing.failures import Failure, NotApplicable, expect, expect_small, short
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import Failure, NotApplicable, expect, expect_small, short
 
 FINEST = 1e-5  # eV per atom: what rounding and convergence may leave
 

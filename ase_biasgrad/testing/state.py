@@ -16,6 +16,7 @@ from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.outputs import all_outputs
 
+from ase_biasgrad.testing.failures import Failure, NotApplicable, expect, short, without_folders
 from ase_biasgrad.testing.process import (
     changes_in_a_process,
     differences,
@@ -24,7 +25,6 @@ from ase_biasgrad.testing.process import (
     snapshot,
 )
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import Failure, NotApplicable, expect, short, without_folders
 
 SMALL = 1e-10  # Å
 CHANGES = {"positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"}  # of ASE

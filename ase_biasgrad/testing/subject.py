@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError, PropertyNotImplementedError
 
 from ase_biasgrad.testing.derivatives import energy_noise, numerical_forces
+from ase_biasgrad.testing.failures import NotApplicable, expect, expect_small, short
 from ase_biasgrad.testing.structures import crystals, molecules, rattled
-from ase_biasgrad.testing.verdicts import NotApplicable, expect, expect_small, short
 
 TOLERANCE = 2e-4
 MANY = 6  # atoms whose forces are compared with finite differences in a large structure

@@ -26,9 +26,9 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from ase.phonons import Phonons
 from ase.vibrations import Vibrations
 
+from ase_biasgrad.testing.failures import NotApplicable, expect, expect_small
 from ase_biasgrad.testing.structures import primitive
 from ase_biasgrad.testing.subject import Subject
-from ase_biasgrad.testing.verdicts import NotApplicable, expect, expect_small
 
 SHORT_STEP = 0.01  # Å
 
