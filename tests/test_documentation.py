@@ -65,6 +65,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     readouts = Readouts(np.eye(2, width), (1, 6, 8, 29), np.zeros((2, 4)))
     save_committee(tmp_path / "uncertain.safetensors", members[:1], scales, {}, readouts)
     write_clusters(tmp_path / "data.h5")
+    np.savez(tmp_path / "rmd17_ethanol.npz", nuclear_charges=np.ones(2), coords=np.ones((4, 2, 3)))
+    for k, part in enumerate(("train", "test")):
+        np.savetxt(tmp_path / f"index_{part}_01.csv", [k, k + 2], fmt="%d")
     shutil.copytree(REPOSITORY / "examples" / "potentials", tmp_path / "examples" / "potentials")
     monkeypatch.chdir(tmp_path)
     return tmp_path

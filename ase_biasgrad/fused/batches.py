@@ -88,7 +88,9 @@ def add_gradients(  # type: ignore[no-untyped-def]
         c, d = structures.first_edge[s], structures.first_edge[s + 1]
         memory, owner = room.memory[room.first[s] :], room.owner[: b - a]
         edges, t = _edges(s, structures, room), room.tangents
-        tangents = EdgeTangents(t.weights[c:d], t.unit[c:d], t.adjoints[c:d], t.cotangents[a:b])
+        tangents = EdgeTangents(
+            t.still[c:d], t.weights[c:d], t.unit[c:d], t.adjoints[c:d], t.cotangents[a:b]
+        )
         move_edges(
             moved[a:b], strain[s : s + 1], owner, splines.spacing, splines.bins, splines.slopes,
             splines.bends, room.vectors[c:d], edges, tangents,

@@ -8,11 +8,13 @@ gradients of the coefficients: those of a product P at a distance with weights w
 from __future__ import annotations
 
 from ase_biasgrad.fused.messages import (
+    add_by_part,
     add_components,
     jet,
     sampled,
     splats,
     three_jets,
+    three_sampled,
 )
 from ase_biasgrad.fused.operations import locate
 from ase_biasgrad.fused.tensors import (
@@ -42,7 +44,13 @@ def cfconv_tangent(row, place, memory, weights, edges, tangents):  # type: ignor
             w, dw, at = splats(edges, e, 0), splats(tangents, e, 0), row[7] + edges.bin[e] * width
             j, inner = edges.neighbour[e], e < edges.inners[i]
             o, q, r = i * width, j * width, y + (j - place.first) * width
-            if moves:
+            if tangents.still[e]:
+                for f in range(0, width if moves else 0, WIDTH):
+                    filter = sampled(weights, at + f, width, w)
+                    add_to(memory, to + f, filter * load(memory, dx + q + f))
+                    if inner:
+                        add_to(memory, r + f, filter * load(memory, dx + o + f))
+            elif moves:
                 for f in range(0, width, WIDTH):
                     filter, change = jet(weights, at + f, width, w, dw)
                     _add_change(memory, to + f, change, x + q + f, filter, dx + q + f)
@@ -73,12 +81,20 @@ def cfconv_vjp_tangent(row, place, memory, weights, edges, tangents):  # type: i
             j, inner = edges.neighbour[e], e < edges.inners[i]
             o, q, r = i * width, j * width, out + (j - place.first) * width
             for f in range(0, width, WIDTH):
+                both, moved = _products(memory, g, dg, x, dx, o + f, q + f)
+                if tangents.still[e]:
+                    filter, change = jet(weights, at + f, width, w, s)
+                    slope = slope + change * moved
+                    if wanted:
+                        add_to(memory, to + f, filter * load(memory, dg + q + f))
+                        if inner:
+                            add_to(memory, r + f, filter * load(memory, dg + o + f))
+                    continue
                 if wanted:
                     filter, change = jet(weights, at + f, width, w, dw)
                     _add_change(memory, to + f, change, g + q + f, filter, dg + q + f)
                     if inner:
                         _add_change(memory, r + f, change, g + o + f, filter, dg + o + f)
-                both, moved = _products(memory, g, dg, x, dx, o + f, q + f)
                 filter, change = jet(weights, at + f, width, s, ds)
                 slope = slope + (change * both + filter * moved)
             tangents.adjoints[e, 0] += total(slope)
@@ -159,6 +175,13 @@ def tensor_cfconv_tangent(row, place, memory, weights, edges, tangents):  # type
             w, dw, at = splats(edges, e, 0), splats(tangents, e, 0), row[7] + edges.bin[e] * step
             j, inner = edges.neighbour[e], e < edges.inners[i]
             o, q, r = i * width, j * width, y + (j - place.first) * width
+            if tangents.still[e]:
+                for f in range(0, width // 9, WIDTH):
+                    filters = three_sampled(weights, at + 3 * f, step, w)
+                    add_by_part(memory, to + 9 * f, filters, dx + q + 9 * f)
+                    if inner:
+                        add_by_part(memory, r + 9 * f, filters, dx + o + 9 * f)
+                continue
             for f in range(0, width // 9, WIDTH):
                 filters, changes = three_jets(weights, at + 3 * f, step, w, dw)
                 _add_both(memory, to + 9 * f, changes, x + q + 9 * f, filters, dx + q + 9 * f)
@@ -182,6 +205,17 @@ def tensor_cfconv_vjp_tangent(row, place, memory, weights, edges, tangents):  # 
             s, ds, slope = splats(edges, e, 1), splats(tangents, e, 1), splat(memory.dtype.type(0))
             j, inner = edges.neighbour[e], e < edges.inners[i]
             o, q, r = i * width, j * width, out + (j - place.first) * width
+            if tangents.still[e]:
+                for f in range(0, width // 9, WIDTH):
+                    filters, slopes = three_jets(weights, at + 3 * f, step, w, s)
+                    add_by_part(memory, to + 9 * f, filters, dg + q + 9 * f)
+                    if inner:
+                        add_by_part(memory, r + 9 * f, filters, dg + o + 9 * f)
+                    _, moved = _tensor_products(memory, g, dg, x, dx, o + 9 * f, q + 9 * f)
+                    for k in range(3):
+                        slope = slope + slopes[k] * moved[k]
+                tangents.adjoints[e, 0] += total(slope)
+                continue
             for f in range(0, width // 9, WIDTH):
                 filters, changes = three_jets(weights, at + 3 * f, step, w, dw)
                 _add_both(memory, to + 9 * f, changes, g + q + 9 * f, filters, dg + q + 9 * f)
@@ -243,6 +277,11 @@ def _tensor_cfconv_lower(row, i, to, g, dg, memory, weights, edges, tangents):  
     for e in range(edges.middles[i], edges.ends[i]):
         w, dw, at = splats(edges, e, 0), splats(tangents, e, 0), row[11] + edges.bin[e] * step
         q = edges.neighbour[e] * width
+        if tangents.still[e]:
+            for f in range(0, width // 9, WIDTH):
+                filters = three_sampled(weights, at + 3 * f, step, w)
+                add_by_part(memory, to + 9 * f, filters, dg + q + 9 * f)
+            continue
         for f in range(0, width // 9, WIDTH):
             filters, changes = three_jets(weights, at + 3 * f, step, w, dw)
             _add_both(memory, to + 9 * f, changes, g + q + 9 * f, filters, dg + q + 9 * f)

@@ -119,6 +119,12 @@ def move_edges(  # type: ignore[no-untyped-def]
             a = moved[j, 0] - moved[i, 0] + x * turned[0, 0] + y * turned[1, 0] + z * turned[2, 0]
             b = moved[j, 1] - moved[i, 1] + x * turned[0, 1] + y * turned[1, 1] + z * turned[2, 1]
             c = moved[j, 2] - moved[i, 2] + x * turned[0, 2] + y * turned[1, 2] + z * turned[2, 2]
+            tangents.adjoints[e, :] = 0
+            tangents.still[e] = a == 0 and b == 0 and c == 0
+            if tangents.still[e]:
+                tangents.unit[e, :] = 0
+                tangents.weights[e, :, :] = 0
+                continue
             x, y, z = x / d, y / d, z / d
             along = a * x + b * y + c * z
             tangents.unit[e, 0] = kind.type((a - along * x) / d)
@@ -134,7 +140,6 @@ def move_edges(  # type: ignore[no-untyped-def]
                     bend = bend * t + bends[power, w]
                 tangents.weights[e, 0, w] = kind.type(slope * step)
                 tangents.weights[e, 1, w] = kind.type(bend * step)
-            tangents.adjoints[e, :] = 0
 
 
 @compiled(error_model="numpy")
@@ -146,24 +151,36 @@ def add_force_tangents(  # type: ignore[no-untyped-def]
         turned, total = strain[owner[i]], strain_gradient[owner[i]]
         for e in range(edges.starts[i], edges.middles[i]):
             j, d = edges.neighbour[e], vectors[e, 3]
-            r, dr = vectors[e, :3], np.empty(3)
-            for m in range(3):
-                dr[m] = moved[j, m] - moved[i, m]
-                for k in range(3):
-                    dr[m] += r[k] * turned[k, m]
-            u = r / d
-            moved_d = dr[0] * u[0] + dr[1] * u[1] + dr[2] * u[2]
-            du = (dr - moved_d * u) / d
+            r = vectors[e, 0], vectors[e, 1], vectors[e, 2]
+            dr = (
+                moved[j, 0] - moved[i, 0] + _dot(r, (turned[0, 0], turned[1, 0], turned[2, 0])),
+                moved[j, 1] - moved[i, 1] + _dot(r, (turned[0, 1], turned[1, 1], turned[2, 1])),
+                moved[j, 2] - moved[i, 2] + _dot(r, (turned[0, 2], turned[1, 2], turned[2, 2])),
+            )
+            u = r[0] / d, r[1] / d, r[2] / d
+            moved_d = _dot(dr, u)
+            du = _sum(1 / d, dr, -moved_d / d, u)
             a, da = edges.adjoints[e, 0] / spacing, tangents.adjoints[e, 0] / spacing
-            b, db = edges.adjoints[e, 1:], tangents.adjoints[e, 1:]
-            bu = b[0] * u[0] + b[1] * u[1] + b[2] * u[2]
-            dbu = db[0] * u[0] + db[1] * u[1] + db[2] * u[2]
-            dbu += b[0] * du[0] + b[1] * du[1] + b[2] * du[2]
+            b = edges.adjoints[e, 1], edges.adjoints[e, 2], edges.adjoints[e, 3]
+            db = tangents.adjoints[e, 1], tangents.adjoints[e, 2], tangents.adjoints[e, 3]
+            bu, dbu = _dot(b, u), _dot(db, u) + _dot(b, du)
             along, dalong = a - bu / d, da - dbu / d + bu * moved_d / (d * d)
-            g = along * u + b / d  # the pull
-            dg = dalong * u + along * du + db / d - b * (moved_d / (d * d))
+            g = _sum(along, u, 1 / d, b)  # the pull
+            turns = _sum(1 / d, db, -moved_d / (d * d), b)
+            dg = _sum(1.0, _sum(dalong, u, along, du), 1.0, turns)
             for m in range(3):
                 forces[i, m] += dg[m]
                 forces[j, m] -= dg[m]
                 for k in range(3):
                     total[m, k] += dg[m] * r[k] + g[m] * dr[k]
+
+
+@compiled(forceinline=True)
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@compiled(forceinline=True)
+def _sum(s, a, t, b):  # type: ignore[no-untyped-def]
+    """s a + t b of vectors."""
+    return s * a[0] + t * b[0], s * a[1] + t * b[1], s * a[2] + t * b[2]

@@ -203,14 +203,14 @@ def tensor_cfconv(row, place, memory, weights, edges):  # type: ignore[no-untype
             sent, r = x + j * width, y + (j - place.first) * width
             for f in range(0, width // 9, WIDTH):
                 filters = three_sampled(weights, at + 3 * f, step, w)
-                _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
-                _add_by_part(memory, r + 9 * f, filters, mine + 9 * f)
+                add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
+                add_by_part(memory, r + 9 * f, filters, mine + 9 * f)
         for e in range(edges.inners[i], edges.ends[i]):
             w, at = splats(edges, e, 0), row[5] + edges.bin[e] * step
             sent = x + edges.neighbour[e] * width
             for f in range(0, width // 9, WIDTH):
                 filters = three_sampled(weights, at + 3 * f, step, w)
-                _add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
+                add_by_part(memory, to + 9 * f, filters, sent + 9 * f)
 
 
 @compiled()
@@ -239,9 +239,9 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
             gj, xj, r = g + j * width, x + j * width, out + (j - place.first) * width
             for f in range(0, width // 9, WIDTH):
                 filters, (s0, s1, s2) = three_jets(weights, at + 3 * f, step, w, s)
-                _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
+                add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
                 if inner:
-                    _add_by_part(memory, r + 9 * f, filters, gi + 9 * f)
+                    add_by_part(memory, r + 9 * f, filters, gi + 9 * f)
                 d0, d1, d2 = dots(components(memory, gi + 9 * f), components(memory, xj + 9 * f))
                 b0, b1, b2 = dots(components(memory, gj + 9 * f), components(memory, xi + 9 * f))
                 slope = slope + s0 * (d0 + b0) + s1 * (d1 + b1) + s2 * (d2 + b2)
@@ -251,11 +251,11 @@ def tensor_cfconv_vjp(row, place, memory, weights, edges):  # type: ignore[no-un
             gj = g + edges.neighbour[e] * width
             for f in range(0, width // 9, WIDTH):
                 filters = three_sampled(weights, at + 3 * f, step, w)
-                _add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
+                add_by_part(memory, to + 9 * f, filters, gj + 9 * f)
 
 
 @compiled(forceinline=True)
-def _add_by_part(memory, o, filters, x):  # type: ignore[no-untyped-def]
+def add_by_part(memory, o, filters, x):  # type: ignore[no-untyped-def]
     add_components(memory, o, by_part(filters, components(memory, x)))
 
 

@@ -101,9 +101,11 @@ def empty_edges(
 class EdgeTangents(NamedTuple):
     """Changes of what `Edges` holds when the atoms move along a direction.
 
-    Weights and unit vectors are given for all edges; the adjoints of upper edges are added to.
+    Weights and unit vectors are given for all edges, 0 for those that are still, as most are when
+    one atom moves; the adjoints of upper edges are added to.
     """
 
+    still: np.ndarray  # (e,) bool
     weights: np.ndarray  # (e, 2, 6)
     unit: np.ndarray  # (e, 3)
     adjoints: np.ndarray  # (e, 4) float64

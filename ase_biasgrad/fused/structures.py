@@ -159,7 +159,8 @@ def _room(
         return last._replace(first=first, edges=edges)
     edges = empty_edges(structures.numbers, structures.edges, np.empty(n), dtype)
     tangents = EdgeTangents(
-        np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype), np.empty((e, 4)), np.zeros(n)
-    )
+        np.empty(e, np.bool_), np.empty((e, 2, N_WEIGHTS), dtype), np.empty((e, 3), dtype),
+        np.empty((e, 4)), np.zeros(n),
+    )  # fmt: skip
     owner = np.zeros(n, np.int64)
     return Room(first, aligned(numbers, dtype), np.empty((e, 4)), edges, tangents, owner)

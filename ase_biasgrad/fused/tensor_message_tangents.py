@@ -39,6 +39,8 @@ def tensor_message_tangent(row, place, memory, weights, edges, tangents):  # typ
     for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.ends[i]):
+            if tangents.still[e]:
+                continue
             w, dw = splats(edges, e, 0), splats(tangents, e, 0)
             j, at, inner = (
                 edges.neighbour[e], row[5] + edges.bin[e] * 3 * features, e < edges.inners[i],
@@ -79,21 +81,25 @@ def tensor_message_vjp_tangent(row, place, memory, weights, edges, tangents):  #
             for f in range(0, step, WIDTH):
                 to_i, to_j = _sent(weights, tables, f)
                 o, q = i * width + 9 * f, j * width + 9 * f
-                k = plus(
-                    times(to_i, components(memory, g + o)),
-                    _turned(times(to_j, components(memory, g + q)), nothing),
-                )
                 dk = plus(
                     times(to_i, components(memory, dg + o)),
                     _turned(times(to_j, components(memory, dg + q)), nothing),
                 )
-                filters, changes = three_jets(weights, at + 3 * f, 3 * step, w, dw)
-                d = plus(d, by_part(filters, k))
-                dd = plus(dd, plus(by_part(changes, k), by_part(filters, dk)))
-                slopes, bends = three_jets(weights, at + 3 * f, 3 * step, s, ds)
-                both, also, moved = dots(t, k), dots(dt, k), dots(t, dk)
+                filters, slopes = three_jets(weights, at + 3 * f, 3 * step, w, s)
+                dd, moved = plus(dd, by_part(filters, dk)), dots(t, dk)
                 for m in range(3):
-                    slope = slope + (bends[m] * both[m] + slopes[m] * (also[m] + moved[m]))
+                    slope = slope + slopes[m] * moved[m]
+                if tangents.still[e]:
+                    continue
+                k = plus(
+                    times(to_i, components(memory, g + o)),
+                    _turned(times(to_j, components(memory, g + q)), nothing),
+                )
+                changes, bends = three_jets(weights, at + 3 * f, 3 * step, dw, ds)
+                d, dd = plus(d, by_part(filters, k)), plus(dd, by_part(changes, k))
+                both, also = dots(t, k), dots(dt, k)
+                for m in range(3):
+                    slope = slope + (bends[m] * both[m] + slopes[m] * also[m])
             adj[e, 0] += total(slope)
             x, y, z = edges.unit[e, 0], edges.unit[e, 1], edges.unit[e, 2]
             dx, dy, dz = tangents.unit[e, 0], tangents.unit[e, 1], tangents.unit[e, 2]

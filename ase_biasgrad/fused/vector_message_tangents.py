@@ -41,6 +41,8 @@ def vector_message_tangent(row, place, memory, weights, edges, tangents):  # typ
     for a in range(place.size):
         i = place.first + a
         for e in range(edges.starts[i], edges.ends[i]):
+            if tangents.still[e] and not carries:
+                continue
             w, dw, j = splats(edges, e, 0), splats(tangents, e, 0), edges.neighbour[e]
             u, du = direction(edges, e), direction(tangents, e)
             back, dback = _opposite(u, zero), _opposite(du, zero)

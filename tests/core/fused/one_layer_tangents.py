@@ -53,7 +53,9 @@ def edge_tangents(
     weights[place] = np.stack([slopes * moved, bends * moved], axis=1)[kept]
     unit[place] = np.concatenate([along[1], -along[1]])[kept]
     adjoints = np.where(np.isnan(e.adjoints), np.nan, 0.0)
-    return EdgeTangents(weights, unit, adjoints, np.zeros(N))
+    still = np.zeros(len(unit), bool)
+    still[place] = np.tile((along[0] == 0) & (along[1] == 0).all(axis=1), 2)[kept]
+    return EdgeTangents(still, weights, unit, adjoints, np.zeros(N))
 
 
 def derivative(order: int) -> np.ndarray:
@@ -103,8 +105,8 @@ def assert_tangents_agree(
         for chunk in CHUNKS:
             placed = (edges.placed if edges else no_edges)(np.arange(N), dtype, chunk)
             tangents = EdgeTangents(
-                np.empty((0, 2, N_WEIGHTS), dtype), np.empty((0, 3), dtype), np.empty((0, 4)),
-                np.zeros(N),
+                np.empty(0, bool), np.empty((0, 2, N_WEIGHTS), dtype), np.empty((0, 3), dtype),
+                np.empty((0, 4)), np.zeros(N),
             )  # fmt: skip
             if edges:
                 tangents = edge_tangents(edges, placed, expected.along_edges)
@@ -153,6 +155,8 @@ def _by_autograd(function, inputs, weights, edges, inactive, idle) -> _Expected:
     directions = [v for k, v in enumerate(out.along) if k not in inactive]
     pairs = [] if edges is None else edges.of_pairs
     out.along_edges = [random(*v.shape, seed=60 + k) for k, v in enumerate(pairs)]
+    for moved in out.along_edges:
+        moved[::3] = 0  # pairs that are still
     directions += out.along_edges
     kind = {"allow_unused": True, "materialize_grads": True}
     leaves = [*moving, *pairs]
