@@ -18,7 +18,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from ase_biasgrad.bias_arrays import BiasArrays, EnergyZero
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 from ase_biasgrad.units import N_ELEMENTS
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def save_bias(path: str | Path, bias: Bias) -> None:
         "fit": _nulls(bias.fit_report),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    with whole_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
 
 
 def load_bias(path: str | Path) -> Bias:

@@ -84,10 +84,6 @@ class ElementFit:
     values: np.ndarray
     rank: int
 
-    @property
-    def is_determined(self) -> bool:
-        return self.rank == len(self.values)
-
 
 def least_squares(residuals: np.ndarray, counts: np.ndarray) -> ElementFit:
     """argmin_b Σ (r − counts·b)² of minimum norm; residuals `(m,)` eV, counts `(m, elements)`."""

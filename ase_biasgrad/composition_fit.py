@@ -275,7 +275,7 @@ def _by_composition(
     kinds, unit_of = np.unique(units, axis=0, return_inverse=True)
     unit_of = unit_of.ravel()
     numbers, variances = np.empty(len(kinds)), np.empty(len(kinds))
-    for k, mine in enumerate(_members(unit_of[row_of])):
+    for k, mine in enumerate(members(unit_of[row_of])):
         numbers[k], variances[k] = bias_errors.unit_energy(
             method,
             residuals[mine],
@@ -297,7 +297,7 @@ def formula_units(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts // multiples[:, None], multiples
 
 
-def _members(group_of: np.ndarray) -> list[np.ndarray]:
+def members(group_of: np.ndarray) -> list[np.ndarray]:
     """Places `(…,)` of each group of `(m,)`, in order."""
     order = np.argsort(group_of, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)

@@ -167,16 +167,8 @@ def near_pair_vectors(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, 
     return i[near], j[near], vectors[near]
 
 
-def pairs_of(graph: AtomGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs of `pair_vectors` with distances `(p,)` and unit vectors `(p, 3)`."""
-    return _with_distances(*pair_vectors(graph))
-
-
 def pairs_within(graph: AtomGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs of `pairs_of` that are closer than `cutoff` Å."""
-    return _with_distances(*near_pair_vectors(graph, cutoff))
-
-
-def _with_distances(i: Tensor, j: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pairs of `near_pair_vectors` with distances `(p,)` and unit vectors `(p, 3)`."""
+    i, j, vectors = near_pair_vectors(graph, cutoff)
     distances = vectors.square().sum(dim=1).sqrt()
     return i, j, distances, vectors / distances.unsqueeze(1)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ase_biasgrad.bias import Bias, BiasMethod
+from ase_biasgrad.composition_fit import members
 
 SIGNIFICANT = 0.01  # probability below which two levels are said to differ
 MATTERS = 1e-3  # eV per atom; a dependence on the geometry below this is none in practice
@@ -100,10 +101,8 @@ def compare_levels(
     for level in kinds:
         mine = levels == level
         biases[str(level)] = Bias()
-        biases[str(level)].fit(
-            residuals[mine], counts[mine], method, isolated=_some(isolated[mine])
-        )
-    shared.fit(residuals, counts, method, isolated=_some(isolated))
+        biases[str(level)].fit(residuals[mine], counts[mine], method, isolated=isolated[mine])
+    shared.fit(residuals, counts, method, isolated=isolated)
     tested = ~isolated
     r, x, which = residuals[tested], counts[tested], np.searchsorted(kinds, levels[tested])
     elements = _element_test(r, x[:, x.any(axis=0)], which)
@@ -111,10 +110,6 @@ def compare_levels(
     return LevelComparison(
         biases, shared, elements, geometry, rms, dict(zip(names, each, strict=True))
     )
-
-
-def _some(isolated: np.ndarray) -> np.ndarray | None:
-    return isolated if isolated.any() else None
 
 
 def _element_test(residuals: np.ndarray, counts: np.ndarray, which: np.ndarray) -> FTest:
@@ -163,10 +158,10 @@ def _permuted(z: np.ndarray, counts: np.ndarray, which: np.ndarray, cell_of: np.
     `(m, f+1)` stay together, so the common slopes play no part. NaN where there are too few
     orders for one to be significant.
     """
-    cells = [frames for frames in _groups(cell_of) if len(frames) > 1]
+    cells = [frames for frames in members(cell_of) if len(frames) > 1]
     z = np.concatenate([_contrasts(z[frames]) for frames in cells])
     which, counts = (np.concatenate([v[f[1:]] for f in cells]) for v in (which, counts))
-    groups = _groups(np.unique(counts, axis=0, return_inverse=True)[1].ravel())
+    groups = members(np.unique(counts, axis=0, return_inverse=True)[1].ravel())
     if sum(_log_orders(which[rows]) for rows in groups) < np.log(1 / SIGNIFICANT):
         return float("nan")
     u, size, _ = np.linalg.svd(z[:, :-1], full_matrices=False)
@@ -191,11 +186,6 @@ def _contrasts(z: np.ndarray) -> np.ndarray:
     """Helmert contrasts of rows, `(n − 1, …)`: each less the mean of those before, scaled to it."""
     before = np.arange(1, len(z))[:, None]
     return np.sqrt(before / (before + 1)) * (z[1:] - np.cumsum(z, axis=0)[:-1] / before)
-
-
-def _groups(kind: np.ndarray) -> list[np.ndarray]:
-    """Rows of each kind `(m,)`, which counts from 0."""
-    return np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
 
 
 def _log_orders(which: np.ndarray) -> float:

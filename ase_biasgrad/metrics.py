@@ -54,11 +54,6 @@ class EFwT:
     forces: float
 
 
-def energies_within(errors: np.ndarray) -> np.ndarray:
-    """`(m,)` bool: |energy error| < 0.02 eV, strictly."""
-    return np.abs(errors) < ENERGY_WITHIN
-
-
 def forces_within(largest_component_errors: np.ndarray) -> np.ndarray:
     """`(m,)` bool: the largest force component error of a frame < 0.03 eV/Å, strictly."""
     return np.abs(largest_component_errors) < FORCE_WITHIN
@@ -66,7 +61,7 @@ def forces_within(largest_component_errors: np.ndarray) -> np.ndarray:
 
 def efwt(energy_errors: np.ndarray, largest_force_errors: np.ndarray) -> EFwT:
     """EFwT of frames with energy errors `(m,)` and largest force component errors `(m,)`."""
-    energy, forces = energies_within(energy_errors), forces_within(largest_force_errors)
+    energy, forces = np.abs(energy_errors) < ENERGY_WITHIN, forces_within(largest_force_errors)
     return EFwT(float(np.mean(energy & forces)), float(np.mean(energy)), float(np.mean(forces)))
 
 

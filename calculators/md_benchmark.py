@@ -141,18 +141,13 @@ def schnetpack_calculator(backbone: Backbone, device: str = "cpu") -> Calculator
 
 
 def compared(
-    what: str,
-    atoms: Atoms,
-    ours: Calculator,
-    rival: tuple[str, Calculator],
-    seconds: float = 6.0,
-    temperature: float = 300.0,
+    what: str, atoms: Atoms, ours: Calculator, rival: tuple[str, Calculator], seconds: float = 6.0
 ) -> Row:
     """Both calculators take turns in MD of `atoms` for about `seconds` altogether.
 
     Runs of ours are so long that they hold several neighbour searches, if there are any.
     """
-    runs = [_dynamics(atoms, calc, temperature) for calc in (ours, rival[1])]
+    runs = [dynamics(atoms, calc) for calc in (ours, rival[1])]
     best = [np.inf, np.inf]
     lengths = [
         _length(run, seconds / 40, fewest) for run, fewest in zip(runs, (50, 2), strict=True)
@@ -164,11 +159,11 @@ def compared(
     return Row(what, rival[0], 1e3 * best[0], 1e3 * best[1])
 
 
-def _dynamics(atoms: Atoms, calc: Calculator, temperature: float) -> Callable[[int], Any]:
-    """Something that runs a number of steps of 0.5 fs."""
+def dynamics(atoms: Atoms, calc: Calculator) -> Callable[[int], Any]:
+    """Something that runs a number of steps of 0.5 fs, from velocities of 300 K."""
     own = atoms.copy()
     own.calc = calc
-    thermalize_momenta(own, temperature, rng=np.random.default_rng(0))
+    thermalize_momenta(own, 300, rng=np.random.default_rng(0))
     return VelocityVerlet(own, 0.5 * units.fs).run
 
 
@@ -260,9 +255,10 @@ def _operations_of_tensornet(layers: int, width: int, atoms: int, pairs: int) ->
     return dense + 9 * 27 * layers * atoms * width + of_pairs
 
 
-def sgemm_speed(size: int = 768) -> float:
+def sgemm_speed() -> float:
     """Floating-point operations per second of a square float32 product on torch's threads."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
+    size = 768
+    a, b = torch.rand(2, size, size)
     best = np.inf
     for _ in range(12):
         start = time.perf_counter()

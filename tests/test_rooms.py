@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "bias_arrays": {"bias_fits", "composition_fit", "units"},
     "bias": {"bias_arrays", "bias_fits", "composition_fit", "units"},
     "bias_file": {"bias", "bias_arrays", "files", "units"},
-    "levels_of_theory": {"bias"},
+    "levels_of_theory": {"bias", "composition_fit"},
     "metrics": {"bias_fits", "units"},
     "differentiable_graph": {"graph", "neighbours", "numerics"},
     "se3_transformer": {"graph", "numerics"},

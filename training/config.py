@@ -48,8 +48,7 @@ class DataOptions(_Options):
 
     path: Path = Field(description="dataset file (HDF5) made by `biasgrad data …`")
     train: int | float | Path = Field(
-        0.8,
-        description="training frames: a number, a fraction of all, or a file of indices",
+        0.8, description="training frames: a number, a fraction of all, or a file of indices"
     )
     validation: int | float | Path = Field(0.1, description="validation frames, likewise")
     test: int | float | Path | None = Field(

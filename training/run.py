@@ -39,12 +39,7 @@ from ase_biasgrad.training.evaluation.evaluate import Report, evaluate, save_jso
 from ase_biasgrad.training.frames.batches import EpochBatches, batch_loader
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.frames.range_seen import range_of_frames
-from ase_biasgrad.training.lightning.loggers import (
-    EpochTable,
-    log_bias,
-    log_report,
-    open_loggers,
-)
+from ase_biasgrad.training.lightning.loggers import EpochTable, log_bias, log_report, open_loggers
 from ase_biasgrad.training.lightning.progress import EndOfTraining, StateFiles
 from ase_biasgrad.training.lightning.state_files import WholeStateFiles, read_state
 from ase_biasgrad.training.lightning.time_schedule import TimeSchedule
@@ -237,7 +232,7 @@ def _finish(run: RunFolder, prepared: _Prepared, potential: Potential) -> Traini
 
     after, test = measured("validation"), None
     if "test" in prepared.frames:
-        seen = int(run.seen(run.dataset, run.split["test"]).sum())
+        seen = int(run.seen(run.split["test"]).sum())
         test = replace(measured("test"), seen=seen)
     result = TrainingResult(run.checkpoint, before, after, test, found)
     if _is_main_process():
@@ -331,10 +326,7 @@ def _warn_of_mixed_levels(found: LevelComparison, path: Path) -> None:
 
 
 def _stage(
-    config: TrainConfig,
-    potential: Potential,
-    training: DeviceFrames,
-    validation: DeviceFrames,
+    config: TrainConfig, potential: Potential, training: DeviceFrames, validation: DeviceFrames
 ) -> ForceStage:
     joint = config.force_stage.joint is not None
     needs = ("energy", "forces") if joint else ("forces",)

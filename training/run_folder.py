@@ -176,12 +176,12 @@ class RunFolder:
         frames = np.concatenate([self.split["train"], self.split["validation"]])
         return frame_digests(self.dataset, frames)
 
-    def seen(self, dataset: Dataset, frames: np.ndarray) -> np.ndarray:
+    def seen(self, frames: np.ndarray) -> np.ndarray:
         """Mask of `frames` whose structure was in training or validation, `(m,)` bool.
 
         That is the parent's training, too.
         """
-        found = frame_digests(dataset, frames)
+        found = frame_digests(self.dataset, frames)
         before = np.zeros(0, np.uint64) if self.parent is None else self.parent.seen()
         return np.isin(found, self.digests) | np.isin(found, before)
 

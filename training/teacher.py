@@ -19,7 +19,7 @@ from ase_biasgrad.data.dataset import DataError, Dataset, Frame
 from ase_biasgrad.data.sampling import dynamics_frames
 from ase_biasgrad.data.splits import PARTS, split_dataset
 from ase_biasgrad.data.writer import DatasetAppender, DatasetWriter
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 from ase_biasgrad.training.config import ConfigError, TeacherOptions, TrainConfig
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def taught(config: TrainConfig, folder: Path, teacher: Calculator | None) -> Tra
         parts[part] = list(range(count, count + len(split[part])))
         count += len(split[part])
     parts["train"] += range(count, len(Dataset(path)))
-    with whole_file(folder / SPLIT) as temporary:
-        temporary.write_text(json.dumps(parts), encoding="utf-8")
+    write_whole(folder / SPLIT, json.dumps(parts))
     used: dict[str, Path | int] = {part: folder / SPLIT for part in PARTS if parts[part]}
     used["path"] = path
     if not parts["test"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ase_biasgrad.data.dataset import DataError
-from ase_biasgrad.files import file_hash, whole_file
+from ase_biasgrad.files import file_hash, write_whole
 from ase_biasgrad.progress import progress_bar
 
 TIMEOUT = 30  # s without a byte
@@ -35,8 +35,7 @@ def fetch(url: str, name: str, known_hash: str | None = None) -> Path:
             f"{name}: the download failed ({error}); fetch it by hand and name it with --from"
         ) from error
     if known_hash is None:
-        with whole_file(note) as temporary:
-            temporary.write_text(file_hash(path))
+        write_whole(note, file_hash(path))
     return path
 
 

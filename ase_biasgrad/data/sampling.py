@@ -161,11 +161,11 @@ def starting_structure(name: str) -> Atoms:
         ) from error
 
 
-def relaxed(atoms: Atoms, calculator: Calculator, fmax: float = 0.02, steps: int = 500) -> Atoms:
-    """A relaxed copy (LBFGS until no force exceeds `fmax` eV/Å)."""
+def relaxed(atoms: Atoms, calculator: Calculator) -> Atoms:
+    """A relaxed copy (LBFGS until no force exceeds 0.02 eV/Å, 500 steps at most)."""
     from ase.optimize import LBFGS
 
     copy = atoms.copy()
     copy.calc = calculator
-    LBFGS(copy, logfile=None).run(fmax=fmax, steps=steps)
+    LBFGS(copy, logfile=None).run(fmax=0.02, steps=500)
     return copy

@@ -173,7 +173,7 @@ class _Checked(ABC):
         for name, values in rows.items():
             good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if name not in _STRUCTURE:
-                good |= _missing(values)
+                good |= missing(values)
             if not good.all():
                 frame = self.frames + int(np.argmin(good))
                 raise DataError(
@@ -394,10 +394,7 @@ class DatasetAppender(_Checked):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        provenance: dict[str, Any] | None = None,
-        order: Sequence[str] = (),
+        self, path: str | Path, provenance: dict[str, Any] | None = None, order: Sequence[str] = ()
     ) -> None:
         super().__init__(path)
         self._provenance, self._order = provenance, tuple(order)
@@ -499,7 +496,7 @@ def _fold(path: Path, order: Sequence[str]) -> None:
 def _missing_labels(rows: Mapping[str, np.ndarray], m: int) -> tuple[list[str], np.ndarray]:
     """Names of labels, and `(labels, m)` where a frame lacks one."""
     names = [name for name in rows if name not in _STRUCTURE]
-    return names, np.array([_missing(rows[name]) for name in names]).reshape(len(names), m)
+    return names, np.array([missing(rows[name]) for name in names]).reshape(len(names), m)
 
 
 def _growing_group(
@@ -521,7 +518,7 @@ def _growing_group(
         )
 
 
-def _missing(values: np.ndarray) -> np.ndarray:
+def missing(values: np.ndarray) -> np.ndarray:
     """Rows `(m,)` that are NaN all over."""
     if not values.size or values.dtype.kind != "f":
         return np.zeros(len(values), bool)

@@ -17,14 +17,7 @@ from ase_biasgrad.fused.messages import (
     three_sampled,
 )
 from ase_biasgrad.fused.operations import locate
-from ase_biasgrad.fused.tensors import (
-    by_part,
-    components,
-    dots,
-    plus,
-    store_components,
-    three,
-)
+from ase_biasgrad.fused.tensors import by_part, components, dots, plus, store_components, three
 from ase_biasgrad.numerics.kernel_cache import compiled
 from ase_biasgrad.numerics.simd import WIDTH, load, splat, store, total
 

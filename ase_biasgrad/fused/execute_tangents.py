@@ -47,99 +47,69 @@ from ase_biasgrad.fused.vector_tangents import (
 )
 from ase_biasgrad.numerics.kernel_cache import compiled
 
-ZERO = int(Operation.ZERO)
-ACTIVATE_TANGENT = int(Operation.ACTIVATE_TANGENT)
-LAYER_NORM_TANGENT = int(Operation.LAYER_NORM_TANGENT)
-LAYER_NORM_VJP_TANGENT = int(Operation.LAYER_NORM_VJP_TANGENT)
-REPEAT_TANGENT = int(Operation.REPEAT_TANGENT)
-EMBED_GRADIENT = int(Operation.EMBED_GRADIENT)
-LINEAR_GRADIENT = int(Operation.LINEAR_GRADIENT)
-LAYER_NORM_GRADIENT = int(Operation.LAYER_NORM_GRADIENT)
-ENERGIES_GRADIENT = int(Operation.ENERGIES_GRADIENT)
-NORMALISE_VJP_TANGENT = int(Operation.NORMALISE_VJP_TANGENT)
-ADD_SQUARE_TANGENT = int(Operation.ADD_SQUARE_TANGENT)
-ADD_SQUARE_VJP_TANGENT = int(Operation.ADD_SQUARE_VJP_TANGENT)
-SQUARED_NORMS_TANGENT = int(Operation.SQUARED_NORMS_TANGENT)
-NORMS_AND_PRODUCTS_TANGENT = int(Operation.NORMS_AND_PRODUCTS_TANGENT)
-NORMS_AND_PRODUCTS_VJP_TANGENT = int(Operation.NORMS_AND_PRODUCTS_VJP_TANGENT)
-MIX_TANGENT = int(Operation.MIX_TANGENT)
-MIX_VJP_TANGENT = int(Operation.MIX_VJP_TANGENT)
-CFCONV_TANGENT = int(Operation.CFCONV_TANGENT)
-CFCONV_VJP_TANGENT = int(Operation.CFCONV_VJP_TANGENT)
-CFCONV_GRADIENT = int(Operation.CFCONV_GRADIENT)
-TENSOR_CFCONV_TANGENT = int(Operation.TENSOR_CFCONV_TANGENT)
-TENSOR_CFCONV_VJP_TANGENT = int(Operation.TENSOR_CFCONV_VJP_TANGENT)
-TENSOR_CFCONV_GRADIENT = int(Operation.TENSOR_CFCONV_GRADIENT)
-TENSOR_MESSAGE_TANGENT = int(Operation.TENSOR_MESSAGE_TANGENT)
-TENSOR_MESSAGE_VJP_TANGENT = int(Operation.TENSOR_MESSAGE_VJP_TANGENT)
-TENSOR_MESSAGE_GRADIENT = int(Operation.TENSOR_MESSAGE_GRADIENT)
-VECTOR_MESSAGE_TANGENT = int(Operation.VECTOR_MESSAGE_TANGENT)
-VECTOR_MESSAGE_VJP_TANGENT = int(Operation.VECTOR_MESSAGE_VJP_TANGENT)
-VECTOR_MESSAGE_GRADIENT = int(Operation.VECTOR_MESSAGE_GRADIENT)
-
 
 @compiled()
 def _instruct(row, place, memory, weights, edges, tangents, gradients):  # type: ignore[no-untyped-def]
     kind = row[0]
-    if kind < ZERO:
+    if kind < Operation.ZERO:
         instruct(row, place, memory, weights, edges)
-    elif kind == ZERO:
+    elif kind == Operation.ZERO:
         zero(row, place, memory)
-    elif kind == ACTIVATE_TANGENT:
+    elif kind == Operation.ACTIVATE_TANGENT:
         activate_tangent(row, place, memory)
-    elif kind == LAYER_NORM_TANGENT:
+    elif kind == Operation.LAYER_NORM_TANGENT:
         layer_norm_tangent(row, place, memory, weights)
-    elif kind == LAYER_NORM_VJP_TANGENT:
+    elif kind == Operation.LAYER_NORM_VJP_TANGENT:
         layer_norm_vjp_tangent(row, place, memory, weights)
-    elif kind == REPEAT_TANGENT:
+    elif kind == Operation.REPEAT_TANGENT:
         repeat(row, place, memory, weights, tangents)  # of which adjoints move, too
-    elif kind == EMBED_GRADIENT:
+    elif kind == Operation.EMBED_GRADIENT:
         embed_gradient(row, place, memory, edges, gradients)
-    elif kind == LINEAR_GRADIENT:
+    elif kind == Operation.LINEAR_GRADIENT:
         linear_gradient(row, place, memory, gradients)
-    elif kind == LAYER_NORM_GRADIENT:
+    elif kind == Operation.LAYER_NORM_GRADIENT:
         layer_norm_gradient(row, place, memory, gradients)
-    elif kind == ENERGIES_GRADIENT:
+    elif kind == Operation.ENERGIES_GRADIENT:
         energies_gradient(row, place, memory, edges, tangents, gradients)
-    elif kind == NORMALISE_VJP_TANGENT:
+    elif kind == Operation.NORMALISE_VJP_TANGENT:
         normalise_vjp_tangent(row, place, memory)
-    elif kind == ADD_SQUARE_TANGENT:
+    elif kind == Operation.ADD_SQUARE_TANGENT:
         add_square_tangent(row, place, memory)
-    elif kind == ADD_SQUARE_VJP_TANGENT:
+    elif kind == Operation.ADD_SQUARE_VJP_TANGENT:
         add_square_vjp_tangent(row, place, memory)
-    elif kind == SQUARED_NORMS_TANGENT:
+    elif kind == Operation.SQUARED_NORMS_TANGENT:
         squared_norms_tangent(row, place, memory)
-    elif kind == NORMS_AND_PRODUCTS_TANGENT:
+    elif kind == Operation.NORMS_AND_PRODUCTS_TANGENT:
         norms_and_products_tangent(row, place, memory)
-    elif kind == NORMS_AND_PRODUCTS_VJP_TANGENT:
+    elif kind == Operation.NORMS_AND_PRODUCTS_VJP_TANGENT:
         norms_and_products_vjp_tangent(row, place, memory)
-    elif kind == MIX_TANGENT:
+    elif kind == Operation.MIX_TANGENT:
         mix_tangent(row, place, memory)
-    elif kind == MIX_VJP_TANGENT:
+    elif kind == Operation.MIX_VJP_TANGENT:
         mix_vjp_tangent(row, place, memory)
-    elif kind == CFCONV_TANGENT:
+    elif kind == Operation.CFCONV_TANGENT:
         cfconv_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == CFCONV_VJP_TANGENT:
+    elif kind == Operation.CFCONV_VJP_TANGENT:
         cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == CFCONV_GRADIENT:
+    elif kind == Operation.CFCONV_GRADIENT:
         cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
-    elif kind == TENSOR_CFCONV_TANGENT:
+    elif kind == Operation.TENSOR_CFCONV_TANGENT:
         tensor_cfconv_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == TENSOR_CFCONV_VJP_TANGENT:
+    elif kind == Operation.TENSOR_CFCONV_VJP_TANGENT:
         tensor_cfconv_vjp_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == TENSOR_CFCONV_GRADIENT:
+    elif kind == Operation.TENSOR_CFCONV_GRADIENT:
         tensor_cfconv_gradient(row, place, memory, weights, edges, tangents, gradients)
-    elif kind == TENSOR_MESSAGE_TANGENT:
+    elif kind == Operation.TENSOR_MESSAGE_TANGENT:
         tensor_message_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == TENSOR_MESSAGE_VJP_TANGENT:
+    elif kind == Operation.TENSOR_MESSAGE_VJP_TANGENT:
         tensor_message_vjp_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == TENSOR_MESSAGE_GRADIENT:
+    elif kind == Operation.TENSOR_MESSAGE_GRADIENT:
         tensor_message_gradient(row, place, memory, weights, edges, tangents, gradients)
-    elif kind == VECTOR_MESSAGE_TANGENT:
+    elif kind == Operation.VECTOR_MESSAGE_TANGENT:
         vector_message_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == VECTOR_MESSAGE_VJP_TANGENT:
+    elif kind == Operation.VECTOR_MESSAGE_VJP_TANGENT:
         vector_message_vjp_tangent(row, place, memory, weights, edges, tangents)
-    elif kind == VECTOR_MESSAGE_GRADIENT:
+    elif kind == Operation.VECTOR_MESSAGE_GRADIENT:
         vector_message_gradient(row, place, memory, weights, edges, tangents, gradients)
 
 

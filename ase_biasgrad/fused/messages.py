@@ -497,26 +497,10 @@ def vector_message_vjp(row, place, memory, weights, edges):  # type: ignore[no-u
                     mi, mj = three(memory, mu + o, WIDTH), three(memory, mu + p, WIDTH)
                     slope = slope + s2 * (xj[2] * dot(bi, mj) + xi[2] * dot(bj, mi))
                     o = a * step + 3 * f
-                    _receive(
-                        memory,
-                        out_mu + o,
-                        out_x + o,
-                        w0 * gj,
-                        w2,
-                        bj,
-                        zero - w1 * dot(u, bj),
-                    )
+                    _receive(memory, out_mu + o, out_x + o, w0 * gj, w2, bj, zero - w1 * dot(u, bj))
                     if inner:
                         o = b * step + 3 * f
-                        _receive(
-                            memory,
-                            out_mu + o,
-                            out_x + o,
-                            w0 * gi,
-                            w2,
-                            bi,
-                            w1 * dot(u, bi),
-                        )
+                        _receive(memory, out_mu + o, out_x + o, w0 * gi, w2, bi, w1 * dot(u, bi))
                 elif learns:
                     o = out_x + a * step + 3 * f
                     _receive_alone(memory, o, w0 * gj, zero - w1 * dot(u, bj))

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ase_biasgrad.fused.dense import (
-    SHIFTED_SOFTPLUS,
-    SILU,
-    Activation,
-    Embedding,
-    Energies,
-    Linear,
-)
+from ase_biasgrad.fused.dense import SHIFTED_SOFTPLUS, SILU, Activation, Embedding, Energies, Linear
 from ase_biasgrad.fused.messages import CFConv
 from ase_biasgrad.fused.program import Program, Variable, widened
 from ase_biasgrad.fused.radial import Functions, Weights, basis_and_cutoff, dense

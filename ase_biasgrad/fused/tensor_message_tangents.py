@@ -13,13 +13,7 @@ from __future__ import annotations
 import math
 
 from ase_biasgrad.fused.cfconv_tangents import add_to, spread_three
-from ase_biasgrad.fused.messages import (
-    add_components,
-    bent,
-    pair_tensor,
-    splats,
-    three_jets,
-)
+from ase_biasgrad.fused.messages import add_components, bent, pair_tensor, splats, three_jets
 from ase_biasgrad.fused.operations import locate
 from ase_biasgrad.fused.tensors import by_part, components, dots, plus, times
 from ase_biasgrad.numerics.kernel_cache import compiled

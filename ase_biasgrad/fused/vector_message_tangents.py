@@ -12,14 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ase_biasgrad.fused.cfconv_tangents import add_to, spread
-from ase_biasgrad.fused.messages import (
-    direction,
-    dot,
-    plus_scaled,
-    splats,
-    store_three,
-    three_jets,
-)
+from ase_biasgrad.fused.messages import direction, dot, plus_scaled, splats, store_three, three_jets
 from ase_biasgrad.fused.operations import locate
 from ase_biasgrad.fused.tensors import three
 from ase_biasgrad.numerics.kernel_cache import compiled

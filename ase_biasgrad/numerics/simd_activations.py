@@ -9,14 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.simd import (
-    absolute,
-    larger,
-    power_of_two,
-    rounded,
-    smaller,
-    splat_like,
-)
+from ase_biasgrad.numerics.simd import absolute, larger, power_of_two, rounded, smaller, splat_like
 
 F = np.float32
 LOG2E, LOG2 = F(1.44269504088896341), F(np.log(2.0))

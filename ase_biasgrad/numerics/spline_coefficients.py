@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from ase_biasgrad.numerics.kernel_cache import compiled
-from ase_biasgrad.numerics.splines import (
-    DEGREE,
-    N_WEIGHTS,
-    Knots,
-    collocation,
-    interpolation,
-)
+from ase_biasgrad.numerics.splines import DEGREE, N_WEIGHTS, Knots, collocation, interpolation
 
 COLUMNS = 192  # that are solved for at once, so that all rows of them stay in the cache
 # relative to the largest number: a solution falls off by 0.43 per knot, soon to subnormal numbers,

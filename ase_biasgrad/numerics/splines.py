@@ -75,15 +75,11 @@ class RadialTable:
     value_error: float  # measured between the knots, relative to the largest value
     slope_error: float  # and to the largest slope
 
-    @property
-    def n_bins(self) -> int:
-        return self.knots.count - 1
-
 
 def evaluate(table: RadialTable, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and slopes (per Å) `(len(distances), channels)`; distances within the grid."""
     spacing = table.knots.spacing
-    bin = np.clip((distances / spacing).astype(int), 0, table.n_bins - 1)
+    bin = np.clip((distances / spacing).astype(int), 0, table.knots.count - 2)
     powers = (distances / spacing - bin)[:, None] ** np.arange(N_WEIGHTS)  # (d, 6)
     near = table.coefficients[bin[:, None] + np.arange(N_WEIGHTS)]  # (d, 6, channels)
     value = np.einsum("dt,dtc->dc", powers @ polynomials(), near)

@@ -44,22 +44,6 @@ def uniform_fiber(max_degree: int, channels: int) -> dict[int, int]:
     return dict.fromkeys(range(max_degree + 1), channels)
 
 
-def checked_fiber(fiber: Fiber) -> dict[int, int]:
-    """The fiber in order of degrees, without those of no channels.
-
-    Raises
-    ------
-    ValueError
-        If a degree or a number of channels is negative, or nothing is left.
-    """
-    wrong = {degree: channels for degree, channels in fiber.items() if degree < 0 or channels < 0}
-    if wrong:
-        raise ValueError(f"degrees and channels of a fiber are never negative; it has {wrong}")
-    if not any(fiber.values()):
-        raise ValueError(f"the fiber {dict(fiber)} has no channels")
-    return {degree: fiber[degree] for degree in sorted(fiber) if fiber[degree]}
-
-
 def concatenated(one: Fiber, two: Fiber) -> dict[int, int]:
     """Channels of `one`, and those of `two` beside them where the degree is in both."""
     return {degree: channels + two.get(degree, 0) for degree, channels in one.items()}

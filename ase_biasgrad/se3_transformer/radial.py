@@ -37,11 +37,7 @@ class RadialNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        outputs: Sequence[int],
-        activation: Callable[[], nn.Module],
+        self, inputs: int, hidden: int, outputs: Sequence[int], activation: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
         self.trunk = radial_trunk(inputs, hidden, activation)

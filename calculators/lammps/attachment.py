@@ -73,10 +73,7 @@ def attach(
         known = [chemical_symbols[z] for z in sorted(calculator.elements)]
         raise ValueError(f"the potential does not know {unknown}; it was trained for {known}")
     force = LammpsForce(lmp, fix, calculator, numbers, skin)
-    lines = [
-        f"fix {fix} all external pf/callback 1 1",
-        f"fix_modify {fix} energy yes virial yes",
-    ]
+    lines = [f"fix {fix} all external pf/callback 1 1", f"fix_modify {fix} energy yes virial yes"]
     if lmp.extract_global("pair_style") == "none":  # else LAMMPS warns of what it need not do
         lines += [f"comm_modify cutoff {force.cutoff!r}", "atom_modify sort 0 0.0"]
     for line in lines:

@@ -103,13 +103,14 @@ def _measure(report: str, name: str, atoms: int) -> None:
     lists, whole = _timed(force, "_arrange", agreeing), _timed(force, "_call", fills, agreeing)
     walls, in_ase = [], _Clock()
     if comm.size == 1:
-        ase = _ase_dynamics(bench.calculator(backbone), structure)
+        ase = bench.dynamics(structure, bench.calculator(backbone))
+        ase(1)
     for _ in range(ROUNDS):
         begun = time.perf_counter()
         lmp.command(f"run {STEPS} pre no post no")
         walls.append((time.perf_counter() - begun) / STEPS)
         if comm.size == 1:
-            in_ase.timed(ase.run)(STEPS)
+            in_ase.timed(ase)(STEPS)
     steps, lists_made = STEPS * ROUNDS, max(1, lists.calls)
     callback = whole.seconds - network.seconds - lists.seconds
     sent = sum(len(rows) for rows in force.halo.sent.values()) * _bytes_of_a_row(force)
@@ -136,20 +137,6 @@ class _Communicator:
         value = getattr(self._comm, name)
         collective = name in ("Allreduce", "Allgather", "allgather", "recv")
         return self._clock.timed(value) if collective else value
-
-
-def _ase_dynamics(calculator: Any, structure: Any) -> Any:
-    """The same dynamics in ASE."""
-    from ase import units
-    from ase.md.velocitydistribution import thermalize_momenta
-    from ase.md.verlet import VelocityVerlet
-
-    atoms = structure.copy()
-    thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
-    atoms.calc = calculator
-    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
-    dynamics.run(1)
-    return dynamics
 
 
 def _bytes_of_a_row(force: Any) -> int:

@@ -15,7 +15,7 @@ from ase_biasgrad.graph import (
     forward_edges,
     graph_from_arrays,
     graph_from_atoms,
-    pairs_of,
+    pairs_within,
     sum_per_structure,
 )
 
@@ -78,10 +78,10 @@ def test_every_edge_needs_its_reverse():
     edges = torch.cat([graph.edge_index, graph.edge_shift.T]).T
     assert both == {tuple(edge) for edge in edges.tolist()}
     known = dataclasses.replace(graph, forward=kept)
-    for one, two in zip(pairs_of(known), pairs_of(graph), strict=True):
+    for one, two in zip(pairs_within(known, np.inf), pairs_within(graph, np.inf), strict=True):
         assert torch.equal(one, two)
     broken = dataclasses.replace(
         graph, edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]
     )
     with pytest.raises(ValueError, match="every edge needs its reverse"):
-        pairs_of(broken)
+        pairs_within(broken, np.inf)

@@ -251,10 +251,7 @@ RUN: dict[str, Explorer] = {
 
 
 def tasks(
-    structures: Sequence[Atoms],
-    options: LearnOptions,
-    number: int,
-    labelled: Sequence[Atoms] = (),
+    structures: Sequence[Atoms], options: LearnOptions, number: int, labelled: Sequence[Atoms] = ()
 ) -> list[Task]:
     """Explorations of round `number`, from every structure by every explorer that it suits.
 

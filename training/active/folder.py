@@ -21,7 +21,7 @@ from ase import Atoms
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.labelling import Label
 from ase_biasgrad.data.writer import DatasetAppender
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import whole_file, write_whole
 from ase_biasgrad.training.active.options import LearnOptions
 
 ROUND, PLACE = "round", "place"  # labels of each frame
@@ -55,8 +55,7 @@ class LearnFolder:
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         write_structures(path / "structures.traj", structures)
-        with whole_file(path / "learn.json") as temporary:
-            temporary.write_text(options.as_json(), encoding="utf-8")
+        write_whole(path / "learn.json", options.as_json())
         return folder
 
     @classmethod
@@ -186,8 +185,7 @@ class Round:
 
     def fail(self, k: int, reason: str) -> None:
         """Write why structure `k` has no label; the structure is in `chosen.traj`."""
-        with whole_file(self._failure(k)) as temporary:
-            temporary.write_text(json.dumps({"structure": k, "reason": reason}), encoding="utf-8")
+        write_whole(self._failure(k), json.dumps({"structure": k, "reason": reason}))
 
     def failures(self) -> dict[int, str]:
         """Reasons of the structures that have no label."""
@@ -209,8 +207,7 @@ def split_of(frames: int, every: int = VALIDATE_EVERY) -> dict[str, list[int]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON values, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def read_json(path: Path) -> Any:

@@ -63,12 +63,7 @@ class Learned:
     why: str
 
 
-def learn(
-    folder: LearnFolder,
-    jobs: Jobs,
-    make: MakeCalculator,
-    say: Say = print,
-) -> Learned:
+def learn(folder: LearnFolder, jobs: Jobs, make: MakeCalculator, say: Say = print) -> Learned:
     """Go on with active learning in a folder to its end; what is done already is not done again.
 
     Parameters
@@ -167,15 +162,10 @@ def _check_failures(folder: LearnFolder, own: Round, labels: int, reason: str) -
     tried = labels + failed
     if failed > max(FEW_FAILURES, SHARE * tried):
         raise LearnError(
-            f"{folder.path}: {options_name(folder)} failed on {failed} of {tried} structures, the "
-            f"last time with {reason}; mend it, delete {own.path / 'failed'}/*.json, and go "
-            f"on with `biasgrad learn --resume {folder.path}`"
+            f"{folder.path}: {folder.options().calculator} failed on {failed} of {tried} "
+            f"structures, the last time with {reason}; mend it, delete "
+            f"{own.path / 'failed'}/*.json, and go on with `biasgrad learn --resume {folder.path}`"
         )
-
-
-def options_name(folder: LearnFolder) -> str:
-    """Name of the reference calculator."""
-    return folder.options().calculator
 
 
 def _train(folder: LearnFolder, own: Round, options: LearnOptions, jobs: Jobs) -> float:
@@ -186,15 +176,26 @@ def _train(folder: LearnFolder, own: Round, options: LearnOptions, jobs: Jobs) -
         write_json(own.split, split_of(len(folder.frames())))
     before = folder.round(own.number - 1) if own.number else None
     configs = [member_config(folder, own, before, k) for k in range(options.members)]
-    work = [(own.member(k), config) for k, config in enumerate(configs)]
-    seconds = 0.0
-    for place, result in jobs.results(train_in, work):
-        if isinstance(result, BaseException):
-            raise LearnError(f"{own.member(place)}: the training failed: {result}") from result
-        seconds = max(seconds, result)
     runs = [own.member(k) for k in range(options.members)]
+    seconds = _finished(jobs, train_in, list(zip(runs, configs, strict=True)), "training", runs)
     make_committee(runs, own.committee, {"round": own.number})
-    return seconds
+    return float(max(seconds))
+
+
+def _finished(
+    jobs: Jobs,
+    function: Callable[..., Any],
+    work: Sequence[tuple[Any, ...]],
+    what: str,
+    names: Sequence[str | Path],
+) -> list[Any]:
+    """Results of all work, in its order; `LearnError` tells what failed first."""
+    found = {}
+    for place, result in jobs.results(function, work):
+        if isinstance(result, BaseException):
+            raise LearnError(f"{names[place]}: the {what} failed: {result}") from result
+        found[place] = result
+    return [found[place] for place in range(len(work))]
 
 
 def _explore(
@@ -211,12 +212,8 @@ def _explore(
     work = tasks(structures, options, own.number, folder.frames())
     end = max(options.limit, UNUSUAL * usual_error(folder, own))
     arguments = [(task, options, own.committee, make, end) for task in work]
-    found: dict[int, Exploration] = {}
-    for place, result in jobs.results(explore, arguments):
-        if isinstance(result, BaseException):
-            raise LearnError(f"{work[place].name}: the exploration failed: {result}") from result
-        found[place] = result
-    explorations = [found[place] for place in range(len(work))]
+    names = [task.name for task in work]
+    explorations: list[Exploration] = _finished(jobs, explore, arguments, "exploration", names)
     counts = [len(r.chosen()) for r in folder.rounds()[: own.number + 1]]
     room = min(options.per_round, options.budget - sum(counts))
     if room > 0 and any(e.stopped for e in explorations):
@@ -352,9 +349,7 @@ def _finish(folder: LearnFolder, last: int, options: LearnOptions, jobs: Jobs) -
     if not split.exists():
         write_json(split, split_of(len(folder.frames()), FINAL_EVERY))
     run, own = folder.path / "potential", folder.round(last)
-    for _, result in jobs.results(train_in, [(run, final_config(folder, split))]):
-        if isinstance(result, BaseException):
-            raise LearnError(f"{run}: the training failed: {result}") from result
+    _finished(jobs, train_in, [(run, final_config(folder, split))], "training", [run])
     _copy(run / "potential.safetensors", folder.path / "potential.safetensors")
     _copy(own.committee, folder.path / "committee.safetensors")
     return folder.path / "potential.safetensors"

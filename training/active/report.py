@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ase_biasgrad.calibration import LEVEL
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import whole_file, write_whole
 from ase_biasgrad.training.active.folder import LearnFolder, write_json
 from ase_biasgrad.training.active.learn import Learned
 
@@ -69,8 +69,7 @@ def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
     parts = [f"ended because {learned.why}", rounds_table(learned.rounds)]
     parts += ["explorations that stopped:\n" + "\n".join(stops or ["none"])]
     parts += ["structures without a label:\n" + "\n".join(failures)] if failures else []
-    with whole_file(path / "summary.txt") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(path / "summary.txt", "\n\n".join(parts) + "\n")
     found_by = _found_by(folder)
     content = {"why": learned.why, "rounds": learned.rounds, "found_by": found_by}
     write_json(path / "summary.json", content)

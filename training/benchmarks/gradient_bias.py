@@ -10,22 +10,22 @@ from ase_biasgrad.potential import Potential
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
 from ase_biasgrad.training.stages.bias import fit_bias
 
+STEPS, LEARNING_RATE = 20_000, 1e-3  # eV per step
 
-def gradient_descent(
-    residuals: np.ndarray, start: float = 0.0, steps: int = 20_000, learning_rate: float = 1e-3
-) -> float:
-    """Minimise Σ |r − b| by Adam from `start`; residuals `(m,)` in eV.
 
-    The median is the exact minimum. With a bias that starts far from the residuals this moves by
-    about `learning_rate` eV per step and stops on the way.
+def gradient_descent(residuals: np.ndarray) -> float:
+    """Minimise Σ |r − b| by Adam from 0; residuals `(m,)` in eV.
+
+    The median is the exact minimum. With residuals far from 0 this moves by about `LEARNING_RATE`
+    per step and stops on the way.
     """
     residuals = checked(residuals)
-    b, first, second = float(start), 0.0, 0.0
-    for step in range(1, steps + 1):
+    b = first = second = 0.0
+    for step in range(1, STEPS + 1):
         gradient = float(np.mean(np.sign(b - residuals)))
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
-        rate = learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+        rate = LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
         b -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-12)
     return b
 

@@ -110,10 +110,7 @@ def compare(setting: Setting, folder: Path, rounds: int = 3) -> Comparison:
     if has_rival:
         rival = partial(train_theirs, database=database)
     spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, spawn) as theirs,
-        ProcessPoolExecutor(1, spawn) as ours,
-    ):
+    with ProcessPoolExecutor(1, spawn) as theirs, ProcessPoolExecutor(1, spawn) as ours:
         difference = theirs.submit(force_difference, setting).result()
         turns = [
             (

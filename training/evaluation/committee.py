@@ -136,16 +136,16 @@ def coverage(calibration: Calibration, errors: CommitteeErrors) -> Coverage:
     return _coverage([_inside(calibration, errors)])
 
 
-def cross_coverage(errors: CommitteeErrors, folds: int = 5, seed: int = 0) -> Coverage:
-    """Coverage on frames that were left out of the calibration, each once.
+def cross_coverage(errors: CommitteeErrors) -> Coverage:
+    """Coverage on frames that were left out of the calibration, each once, in five parts.
 
     Raises `ValueError` if there are fewer frames than two.
     """
     if errors.frames < 2:
         raise ValueError("coverage is that of frames left out of a calibration: two at least")
-    order = np.random.default_rng(seed).permutation(errors.frames)
+    order = np.random.default_rng(0).permutation(errors.frames)
     parts = []
-    for left_out in np.array_split(order, min(folds, errors.frames)):
+    for left_out in np.array_split(order, min(5, errors.frames)):
         rest = np.setdiff1d(order, left_out)
         parts.append(_inside(calibration_of(errors.of(rest)), errors.of(left_out)))
     return _coverage(parts)

@@ -8,12 +8,7 @@ import numpy as np
 
 from ase_biasgrad.training.evaluation.predict import batches_of_atoms
 from ase_biasgrad.training.frames.device_frames import DeviceFrames
-from ase_biasgrad.training_range import (
-    TrainingRange,
-    coordination_of_pairs,
-    joined,
-    range_of_pairs,
-)
+from ase_biasgrad.training_range import TrainingRange, coordination_of_pairs, joined, range_of_pairs
 
 ATOMS_AT_ONCE = 2000
 

@@ -19,9 +19,7 @@ from ase_biasgrad.training.stages.bias import chosen_method, isolated_atoms, ref
 
 
 def fit_bias_by_level(
-    potential: Potential,
-    frames: Mapping[str, DeviceFrames],
-    method: BiasMethod = "least-squares",
+    potential: Potential, frames: Mapping[str, DeviceFrames], method: BiasMethod = "least-squares"
 ) -> LevelComparison:
     """Fit a bias to the frames of each level of theory, by name, and test how the levels differ.
 

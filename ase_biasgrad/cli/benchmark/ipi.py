@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ase_biasgrad.cli.benchmark.md import TITLES
+
 if TYPE_CHECKING:
     from ase import Atoms
 
-TITLES = {"schnet": "SchNet", "painn": "PaiNN", "tensornet": "TensorNet"}
 INPUT = """
 <simulation verbosity='quiet'>
   <output prefix='x'> </output>

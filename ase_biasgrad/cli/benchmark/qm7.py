@@ -39,7 +39,7 @@ def qm7(
     networks that it leaves.
     """
     from ase_biasgrad.data.dataset import Dataset
-    from ase_biasgrad.files import refuse_existing, whole_file
+    from ase_biasgrad.files import refuse_existing, write_whole
     from ase_biasgrad.machine import torch_device
     from ase_biasgrad.training.benchmarks.qm7 import ladder
     from ase_biasgrad.training.benchmarks.qm7.table import table, write_learning_curves
@@ -78,8 +78,7 @@ def qm7(
                 )
     results, rows = store.results(molecules.digest), ladder.rows()
     text = table(rows, results)
-    with whole_file(drawn[0]) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_whole(drawn[0], text + "\n")
     write_learning_curves(rows, results, drawn[1])
     machines = sorted({result.figures["hardware"] for result in results})
     typer.echo(f"errors in kcal/mol, on {'; '.join(machines)}\n{text}")

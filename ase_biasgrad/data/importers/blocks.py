@@ -12,7 +12,7 @@ from ase_biasgrad.data.dataset import LABELS, DataError, real_array
 from ase_biasgrad.data.importers.labels import Account, converted, require_named, told, unlabelled
 from ase_biasgrad.data.importers.options import ImportOptions, Units
 from ase_biasgrad.data.importers.plausibility import Questions
-from ase_biasgrad.data.writer import DatasetWriter
+from ase_biasgrad.data.writer import DatasetWriter, missing
 from ase_biasgrad.progress import progress_bar
 
 ATOMS_AT_ONCE = 50_000
@@ -100,7 +100,7 @@ def _append(
     pbc = np.zeros(3, bool) if block.pbc is None else block.pbc
     account.left.update(dict.fromkeys(block.left, m))
     labels = _labels(block, source, units, account, cell, pbc, m)
-    kept = np.any([np.zeros(m, bool), *(~_missing(label) for label in labels.values())], axis=0)
+    kept = np.any([np.zeros(m, bool), *(~missing(label) for label in labels.values())], axis=0)
     if not kept.all():
         if not options.skip_unlabelled:
             raise DataError(unlabelled(block.where(path, int(np.argmin(kept))), block.left))
@@ -161,15 +161,8 @@ def _labels(
                 f"{source}: {key}: has shape {told(label.shape)}, expected {told(shape)} for "
                 f"{name} of {n} atoms"
             )
-        missing = _missing(label)
-        account.taken[name, key] += m - int(missing.sum())
-        account.nan[name] += int(missing.sum())
+        absent = missing(label)
+        account.taken[name, key] += m - int(absent.sum())
+        account.nan[name] += int(absent.sum())
         labels[name] = label
     return labels
-
-
-def _missing(label: np.ndarray) -> np.ndarray:
-    """Frames `(m,)` in which a label is NaN all over."""
-    if label.dtype.kind == "U":
-        return np.zeros(len(label), bool)
-    return np.isnan(label).reshape(len(label), -1).all(axis=1) & (label.size > 0)

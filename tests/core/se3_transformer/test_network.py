@@ -13,7 +13,7 @@ from ase_biasgrad.se3_transformer.compiled import CompiledFrames
 from ase_biasgrad.se3_transformer.convolution import Convolution, ConvolutionBlock, KernelOptions
 from ase_biasgrad.se3_transformer.couplings import KernelShape, clebsch_gordan
 from ase_biasgrad.se3_transformer.edges import EdgeContext, edge_softmax
-from ase_biasgrad.se3_transformer.fibers import Group, checked_fiber
+from ase_biasgrad.se3_transformer.fibers import Group
 from ase_biasgrad.se3_transformer.frames import Frames, MessageShape, edge_frames, wigner_matrices
 from ase_biasgrad.se3_transformer.nonlinearity import NormBias, NormLayerNorm, SmoothGate
 from ase_biasgrad.se3_transformer.self_interaction import AttentiveSelfInteraction
@@ -311,10 +311,6 @@ def test_what_does_not_fit_is_named(points, scalars):
     scalar, vectors = torch.randn(POINTS, 1, 4), vectors_of(points).float()
     with pytest.raises(ValueError, match="fade out"):
         mean({0: scalar}, vectors, pairs(), envelope=torch.ones(len(vectors)))
-    with pytest.raises(ValueError, match="never negative"):
-        checked_fiber({-1: 3})
-    with pytest.raises(ValueError, match="no channels"):
-        checked_fiber({1: 0})
 
 
 # --- attention weights ---------------------------------------------------------------------

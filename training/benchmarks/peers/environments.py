@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ase_biasgrad.files import whole_file
+from ase_biasgrad.files import write_whole
 
 MARK = "installed.json"  # of an environment that is whole, with the versions in it
 
@@ -49,16 +49,15 @@ def environment(
     _run([sys.executable, "-m", "venv", str(place)], place)
     _run([str(python), "-m", "pip", "install", "--no-input", *requirements], place)
     versions = _versions(python)
-    with whole_file(mark) as temporary:
-        temporary.write_text(json.dumps(versions), encoding="utf-8")
+    write_whole(mark, json.dumps(versions))
     return python, versions
 
 
-def plain_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def plain_variables() -> dict[str, str]:
     """Variables for another Python: one thread, bytecode kept, and none of this one's packages."""
     threads = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")
     dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-    own = {name: value for name, value in environment.items() if name not in dropped}
+    own = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**own, **{f"{name}_NUM_THREADS": "1" for name in threads}}
 
 

@@ -47,7 +47,8 @@ def _with_best_width(
     seen = features[task.train]
     kernel = np.exp(-distances(seen, seen) / width)
     to_test = np.exp(-distances(features[task.test], seen) / width)
-    return _answer(task, kernel, to_test, width, ridge)
+    energies = _regression(kernel, to_test, task.train_energies, ridge)
+    return Answer(energies, f"width {width:g}, ridge {ridge:.0e}")
 
 
 def _choice(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,10 +87,3 @@ def _regression(
         simplefilter("ignore", LinAlgWarning)  # small ridges are among those tried
         weights = solve(regularised, energies - mean, assume_a="sym", overwrite_a=True)
     return mean + to_test @ weights
-
-
-def _answer(
-    task: Task, kernel: np.ndarray, to_test: np.ndarray, width: float, ridge: float
-) -> Answer:
-    energies = _regression(kernel, to_test, task.train_energies, ridge)
-    return Answer(energies, f"width {width:g}, ridge {ridge:.0e}")
