@@ -65,7 +65,7 @@ atoms.get_forces()
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ms per step of ours and of the rival."""
+    """One comparison: ms per step, or Hessian, of ours and of the rival."""
 
     what: str
     rival: str
@@ -157,6 +157,31 @@ def compared(
         for k, (run, length) in enumerate(zip(runs, lengths, strict=True)):
             best[k] = min(best[k], _time_per_step(run, length))
     return Row(what, rival[0], 1e3 * best[0], 1e3 * best[1])
+
+
+def hessians(what: str, atoms: Atoms, backbone: Backbone, rounds: int = 5) -> Row:
+    """Exact Hessians beside central differences by the same engine, in float64, by turns."""
+    calc = calculator(backbone, dtype="float64", engine="cpu")
+    runs = [lambda _: calc.get_hessian(atoms), lambda _: differences(atoms, calc)]
+    for run in runs:
+        run(1)  # compilation
+    times = [[_time_per_step(run, 1) for run in runs] for _ in range(rounds)]
+    ours, theirs = 1000 * np.min(times, axis=0)
+    return Row(what, "central differences", float(ours), float(theirs))
+
+
+def differences(atoms: Atoms, calc: Calculator, step: float = 1e-4) -> np.ndarray:
+    """Hessian `(3n, 3n)` in eV/Å² by central differences of forces, of steps in Å."""
+    own, rows = atoms.copy(), []
+    own.calc = calc
+    for k in range(3 * len(atoms)):
+        forces = []
+        for sign in (1, -1):
+            own.positions = atoms.positions
+            own.positions.flat[k] += sign * step
+            forces.append(own.get_forces().ravel())
+        rows.append((forces[1] - forces[0]) / (2 * step))
+    return np.array(rows)
 
 
 def dynamics(atoms: Atoms, calc: Calculator) -> Callable[[int], Any]:

@@ -88,6 +88,17 @@ def test_the_model_alone():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_hessians_beside_central_differences():
+    backbone, water = bench.random_backbone("tensornet", features=8), molecule("H2O")
+    calc = bench.calculator(backbone, dtype="float64")
+    exact = calc.get_hessian(water)
+    assert np.abs(bench.differences(water, calc) - exact).max() < 1e-4 * np.abs(exact).max()
+    row = bench.hessians("water", water, backbone, rounds=1)
+    assert (row.what, row.rival) == ("water", "central differences")
+    assert row.ours > 0
+    assert row.theirs > 0
+
+
 def test_memory():
     """More than a process without torch, and more for more atoms."""
     few, many = (bench.peak_memory("schnet", n) for n in (64, 4000))

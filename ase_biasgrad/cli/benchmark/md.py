@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+    from ase_biasgrad.calculators.md_benchmark import Row
+
 TITLES = {"schnet": "SchNet", "painn": "PaiNN", "tensornet": "TensorNet"}
 
 
@@ -62,6 +64,7 @@ def md(
             what, ethanol = f"ethanol, {_size(backbone)}", bench.molecules()["ethanol"]
             _compare(what, ethanol, bench.calculator(backbone), ("GFN2-xTB (tblite)", xtb), seconds)
         _model_alone()
+        _hessians()
     _accuracy()
     if large and on_cpu:
         _start_up()
@@ -105,7 +108,10 @@ def _compare(
 ) -> None:
     from ase_biasgrad.calculators.md_benchmark import compared
 
-    row = compared(what, atoms, ours, rival, seconds)
+    _print(compared(what, atoms, ours, rival, seconds))
+
+
+def _print(row: Row) -> None:
     print(
         f"{row.what:52s} {row.ours:6.3f} ms {row.theirs:6.2f} ms  {row.ratio:5.1f}×  {row.rival}",
         flush=True,
@@ -124,6 +130,16 @@ def _model_alone() -> None:
                 f"model alone, {label}, {_size(backbone)}: {time:.3f} ms, {time / floor:.1f} times "
                 f"the arithmetic floor ({floor:.3f} ms at {bench.sgemm_speed() / 1e9:.0f} GFLOP/s)"
             )
+
+
+def _hessians() -> None:
+    from ase_biasgrad.calculators import md_benchmark as bench
+
+    print("\nHessians in float64:")
+    for name in TITLES:
+        backbone = bench.random_backbone(name)
+        for label, atoms in bench.molecules().items():
+            _print(bench.hessians(f"{label}, {_size(backbone)}", atoms, backbone))
 
 
 def _accuracy() -> None:
