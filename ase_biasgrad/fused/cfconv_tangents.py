@@ -34,11 +34,13 @@ def cfconv_tangent(row, place, memory, weights, edges, tangents):  # type: ignor
     for a in range(place.size):
         i, to = place.first + a, y + a * width
         for e in range(edges.starts[i], edges.ends[i]):
+            if tangents.still[e] and not moves:
+                continue
             w, dw, at = splats(edges, e, 0), splats(tangents, e, 0), row[7] + edges.bin[e] * width
             j, inner = edges.neighbour[e], e < edges.inners[i]
             o, q, r = i * width, j * width, y + (j - place.first) * width
             if tangents.still[e]:
-                for f in range(0, width if moves else 0, WIDTH):
+                for f in range(0, width, WIDTH):
                     filter = sampled(weights, at + f, width, w)
                     add_to(memory, to + f, filter * load(memory, dx + q + f))
                     if inner:

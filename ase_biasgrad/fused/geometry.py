@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ase_biasgrad.fused.messages import dot
 from ase_biasgrad.numerics.kernel_cache import compiled
 
 
@@ -116,9 +117,7 @@ def move_edges(  # type: ignore[no-untyped-def]
         for e in range(edges.starts[i], edges.ends[i]):
             j, d = edges.neighbour[e], vectors[e, 3]
             x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
-            a = moved[j, 0] - moved[i, 0] + x * turned[0, 0] + y * turned[1, 0] + z * turned[2, 0]
-            b = moved[j, 1] - moved[i, 1] + x * turned[0, 1] + y * turned[1, 1] + z * turned[2, 1]
-            c = moved[j, 2] - moved[i, 2] + x * turned[0, 2] + y * turned[1, 2] + z * turned[2, 2]
+            a, b, c = _change((x, y, z), moved, i, j, turned)
             tangents.adjoints[e, :] = 0
             tangents.still[e] = a == 0 and b == 0 and c == 0
             if tangents.still[e]:
@@ -152,18 +151,14 @@ def add_force_tangents(  # type: ignore[no-untyped-def]
         for e in range(edges.starts[i], edges.middles[i]):
             j, d = edges.neighbour[e], vectors[e, 3]
             r = vectors[e, 0], vectors[e, 1], vectors[e, 2]
-            dr = (
-                moved[j, 0] - moved[i, 0] + _dot(r, (turned[0, 0], turned[1, 0], turned[2, 0])),
-                moved[j, 1] - moved[i, 1] + _dot(r, (turned[0, 1], turned[1, 1], turned[2, 1])),
-                moved[j, 2] - moved[i, 2] + _dot(r, (turned[0, 2], turned[1, 2], turned[2, 2])),
-            )
+            dr = _change(r, moved, i, j, turned)
             u = r[0] / d, r[1] / d, r[2] / d
-            moved_d = _dot(dr, u)
+            moved_d = dot(dr, u)
             du = _sum(1 / d, dr, -moved_d / d, u)
             a, da = edges.adjoints[e, 0] / spacing, tangents.adjoints[e, 0] / spacing
             b = edges.adjoints[e, 1], edges.adjoints[e, 2], edges.adjoints[e, 3]
             db = tangents.adjoints[e, 1], tangents.adjoints[e, 2], tangents.adjoints[e, 3]
-            bu, dbu = _dot(b, u), _dot(db, u) + _dot(b, du)
+            bu, dbu = dot(b, u), dot(db, u) + dot(b, du)
             along, dalong = a - bu / d, da - dbu / d + bu * moved_d / (d * d)
             g = _sum(along, u, 1 / d, b)  # the pull
             turns = _sum(1 / d, db, -moved_d / (d * d), b)
@@ -176,8 +171,13 @@ def add_force_tangents(  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+def _change(r, moved, i, j, turned):  # type: ignore[no-untyped-def]
+    """Change of the vector r from atom i to j."""
+    return (
+        moved[j, 0] - moved[i, 0] + r[0] * turned[0, 0] + r[1] * turned[1, 0] + r[2] * turned[2, 0],
+        moved[j, 1] - moved[i, 1] + r[0] * turned[0, 1] + r[1] * turned[1, 1] + r[2] * turned[2, 1],
+        moved[j, 2] - moved[i, 2] + r[0] * turned[0, 2] + r[1] * turned[1, 2] + r[2] * turned[2, 2],
+    )
 
 
 @compiled(forceinline=True)

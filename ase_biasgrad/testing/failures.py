@@ -1,4 +1,4 @@
-"""How a check fails, with measured and expected, and how it says that it does not apply."""
+"""Failures of checks, with measured and expected, and the word of those that do not apply."""
 
 from __future__ import annotations
 

@@ -87,7 +87,6 @@ def test_the_model_alone():
     assert 0.005 < bench.engine_time(backbone, molecule("H2O"), seconds=0.1) < 1000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_hessians_beside_central_differences():
     backbone, water = bench.random_backbone("tensornet", features=8), molecule("H2O")
     calc = bench.calculator(backbone, dtype="float64")
@@ -99,6 +98,7 @@ def test_hessians_beside_central_differences():
     assert row.theirs > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory():
     """More than a process without torch, and more for more atoms."""
     few, many = (bench.peak_memory("schnet", n) for n in (64, 4000))

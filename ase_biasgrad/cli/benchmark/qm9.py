@@ -12,7 +12,7 @@ from ase_biasgrad.cli.options import Device, Results
 
 
 class Readout(StrEnum):
-    """How atoms make up a property."""
+    """Readout of a property from the atoms."""
 
     mean = "mean"
     dipole = "dipole"

@@ -105,14 +105,16 @@ def table(data: Path, folder: Path) -> str:
     rows = []
     for result, options in zip(results, differ, strict=True):
         label, figures = result.options["property"], result.figures
+        train = result.options["sizes"]["train"]
+        steps_of_epoch = -(-train // result.options["batch_size"])
         rows.append(
             [
                 f"{label} ({UNITS[label]})",
                 f"{figures['test']:.3f}",
                 f"{figures['composition']:.3f}",
                 f"{PUBLISHED[label]:g}",
-                train := result.options["sizes"]["train"],
-                -(-figures["steps"] // -(-train // result.options["batch_size"])),
+                train,
+                -(-figures["steps"] // steps_of_epoch),  # those made, which a time may have ended
                 figures["parameters"],
                 f"{figures['cpu_seconds'] / 60:.1f} min",
                 options,
