@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from ase_biasgrad.backbones.base import Backbone
 
 MOMENTUM = 0.95
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 POLYNOMIALS = (  # a, b, c
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -68,9 +70,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
     ) -> None:
-        self._adamw = torch.optim.AdamW(list(others), lr, weight_decay=weight_decay, fused=True)
-        of_matrices = {"params": list(matrices), "lr": lr, "weight_decay": weight_decay}
-        super().__init__([of_matrices, *self._adamw.param_groups], {})
+        # `fused` tells torch where the steps of a state that is read belong
+        groups: list[dict[str, Any]] = [{"params": list(matrices)}]
+        groups.append({"params": list(others), "fused": True})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -79,15 +82,14 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        of_matrices, *others = self.param_groups
+        of_matrices, others = self.param_groups
         alike: dict[torch.Size, list[nn.Parameter]] = {}  # one product for all
         for weight in of_matrices["params"]:
             if weight.grad is not None:
                 alike.setdefault(weight.shape, []).append(weight)
         for weights in alike.values():
             self._step(weights, of_matrices["lr"], of_matrices["weight_decay"])
-        self._adamw.param_groups, self._adamw.state = others, self.state
-        self._adamw.step()
+        self._adam_step(**others)
         return loss
 
     def _step(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -103,6 +105,29 @@ class Muon(torch.optim.Optimizer):
         scale = lr * LIKE_ADAM * max(weights[0].shape) ** 0.5
         for weight, direction in zip(weights, directions, strict=True):
             weight.mul_(1 - lr * weight_decay).add_(direction, alpha=-scale)
+
+    def _adam_step(
+        self, params: list[nn.Parameter], lr: float, weight_decay: float, **_: Any
+    ) -> None:
+        """A step of AdamW, without what torch's class asks the CUDA driver every time."""
+        weights = [weight for weight in params if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] |= {
+                    "step": torch.zeros((), device=weight.device),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+        means, squares, steps = (
+            [self.state[weight][key] for weight in weights]
+            for key in ("exp_avg", "exp_avg_sq", "step")
+        )
+        gradients = [weight.grad for weight in weights]
+        adamw(
+            weights, gradients, means, squares, [], steps, fused=True, amsgrad=False,
+            beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=weight_decay, eps=EPSILON,
+            maximize=False,
+        )  # fmt: skip
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

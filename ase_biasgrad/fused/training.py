@@ -8,7 +8,7 @@ differentiates itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,6 +54,7 @@ class TrainingNetwork:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
+        self._parameters = dict(backbone.named_parameters())  # once: it searches all modules
         functions = self._network.radial_functions(backbone.arguments)
         self.knots = Knots(backbone.cutoff, KNOTS_PER_FUNCTION * max(functions, 16) + 1)
         self.splines = SplineConstants.of(self.knots)
@@ -70,7 +71,7 @@ class TrainingNetwork:
 
     def weights(self) -> dict[str, Tensor]:
         """All that the program is made of, differentiable in the parameters."""
-        arguments, state = self.backbone.arguments, dict(self.backbone.named_parameters())
+        arguments, state = self.backbone.arguments, self._parameters
         basis, envelope = self._basis(next(iter(state.values())).dtype)
         filters = self._network.filters(arguments, state, basis, envelope, TORCH)
         coefficients = spline_coefficients(self.knots, filters[1:])
@@ -96,8 +97,8 @@ class TrainingNetwork:
         Differentiable once, in the parameters.
         """
         weights = self.weights()
-        flat = torch.cat([weights[name].flatten() for name in self.arrangement.names])
-        return _Evaluation.apply(self, graph_structures(graph), flat)  # type: ignore[no-any-return]
+        arrays = [weights[name] for name in self.arrangement.names]
+        return _Evaluation.apply(self, graph_structures(graph), *arrays)  # type: ignore[no-any-return]
 
     def run(self, structures: Structures, weights: np.ndarray) -> Evaluated:
         """Evaluate structures, and leave in the room what gradients need."""
@@ -153,6 +154,7 @@ class Arrangement:
     constants: np.ndarray  # (c,) float64
     first: np.ndarray  # (numbers,) int32, where each number stands; w if nowhere
     again: list[tuple[np.ndarray, np.ndarray]]  # numbers that stand somewhere else, too, and where
+    ends: list[int]  # of all arrays but the last, one after another
 
     @classmethod
     def of(
@@ -178,22 +180,24 @@ class Arrangement:
         constants = program.weights[~program.learnt]
         source[~program.learnt] = 1 + len(chosen) + np.arange(len(constants))
         places = _places(source, len(chosen))
-        return cls(program, names, source.astype(np.int32), constants, *places)
+        ends_of_used = list(np.cumsum([math.prod(shapes[key]) for key in names])[:-1])
+        return cls(program, names, source.astype(np.int32), constants, *places, ends_of_used)
 
-    def weights(self, flat: np.ndarray) -> np.ndarray:
-        """Weights of the program from those of the arrays, one after another."""
-        numbers = np.concatenate([np.zeros(1, flat.dtype), flat, self.constants.astype(flat.dtype)])
-        out = aligned(len(self.source), flat.dtype)
-        take(numbers, self.source, out)
+    def weights(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights of the program from the arrays `names`."""
+        kind = arrays[0].dtype
+        parts = [np.zeros(1, kind), *(a.ravel() for a in arrays), self.constants.astype(kind)]
+        out = aligned(len(self.source), kind)
+        take(np.concatenate(parts), self.source, out)
         return out
 
-    def gradient(self, gradients: np.ndarray) -> np.ndarray:
-        """Gradient of the arrays one after another, from that of the weights and one 0."""
+    def gradients(self, gradients: np.ndarray) -> list[np.ndarray]:
+        """Gradients `(numbers,)` of the arrays, from that of the weights and one 0."""
         found = np.empty(len(self.first), gradients.dtype)
         take(gradients, self.first, found)
         for numbers, places in self.again:
             add_taken(gradients, places, numbers, found)
-        return found
+        return np.split(found, self.ends)
 
 
 def _places(
@@ -226,16 +230,16 @@ def graph_structures(graph: AtomGraph) -> Structures:
 
 
 class _Evaluation(torch.autograd.Function):
-    """Energies, forces and strain gradients as a function of all weights."""
+    """Energies, forces and strain gradients as a function of all arrays of weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, network: TrainingNetwork, structures: Structures, flat: Tensor
+        ctx: Any, network: TrainingNetwork, structures: Structures, *arrays: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = network.arrangement.weights(flat.detach().numpy())
+        weights = network.arrangement.weights([array.detach().numpy() for array in arrays])
         out = network.run(structures, weights)
         ctx.network, ctx.structures, ctx.weights = network, structures, weights
-        ctx.evaluation = network.evaluations
+        ctx.evaluation, ctx.shapes = network.evaluations, [array.shape for array in arrays]
         energies, forces, strain_gradient = map(torch.from_numpy, out)
         return energies, forces, strain_gradient
 
@@ -246,5 +250,6 @@ class _Evaluation(torch.autograd.Function):
         if network.evaluations != ctx.evaluation:  # something else came after it
             network.run(ctx.structures, ctx.weights)
         of = Evaluated(*(c.contiguous().numpy() for c in cotangents))
-        gradients = network.gradients(ctx.structures, ctx.weights, of)
-        return None, None, torch.from_numpy(network.arrangement.gradient(gradients))
+        found = network.arrangement.gradients(network.gradients(ctx.structures, ctx.weights, of))
+        gradients = (torch.from_numpy(g).view(s) for g, s in zip(found, ctx.shapes, strict=True))
+        return None, None, *gradients

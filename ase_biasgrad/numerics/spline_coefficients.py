@@ -41,7 +41,7 @@ class _Solution(torch.autograd.Function):
     def forward(ctx: Any, b: Tensor, count: int, transposed: bool) -> Tensor:
         ctx.count, ctx.transposed = count, transposed
         x = b.detach().clone(memory_format=torch.contiguous_format)
-        largest = float(x.abs().max()) if x.numel() else 0.0
+        largest = float(torch.linalg.vector_norm(x, torch.inf)) if x.numel() else 0.0
         _solve(*_factors(count, transposed, x.numpy().dtype), NOTHING * largest, x.numpy())
         return x
 
