@@ -4,7 +4,8 @@ Spreads are standard deviations over the members. They are compared with errors 
 that no member was trained on:
 
 - by *variance scaling*, √(Σ e² / Σ s²) turns them into standard deviations of the error
-  (D. Levi et al., arXiv:1905.11659);
+  (D. Levi et al., arXiv:1905.11659), with sums over bins of like spread and the median of all bins:
+  a few frames far out, where both are a hundred times as large, do not decide for the others;
 - a *conformal* quantile of |e| / s turns them into half widths of intervals that hold 90 % of the
   errors, whatever their distribution (H. Papadopoulos et al., ECML 2002).
 
@@ -25,6 +26,7 @@ from ase_biasgrad.units import N_ELEMENTS
 
 LEVEL = 0.9  # share of the errors inside of an interval
 LEAST = 10  # errors of an element; of fewer those of all elements count
+BINS, IN_BIN = 12, 20  # bins of like spread at most, and errors in each at least
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,15 @@ def atom_spread(spread: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(spread), axis=1))
 
 
+def binned(spread: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Root mean squares of spreads and of errors, both `(k,)`, in bins of equal counts."""
+    order = np.argsort(spread, kind="stable")
+    parts = np.array_split(order, min(BINS, max(1, len(order) // IN_BIN)))
+    squares = [(np.mean(spread[part] ** 2), np.mean(error[part] ** 2)) for part in parts]
+    spreads, errors = np.sqrt(np.array(squares)).T
+    return spreads, errors
+
+
 def scale_of(error: np.ndarray, spread: np.ndarray) -> Scale:
     """Scale of the spreads `(k,)` of errors `(k,)`.
 
@@ -108,7 +119,10 @@ def scale_of(error: np.ndarray, spread: np.ndarray) -> Scale:
         ratios = np.where(error == 0, 0.0, np.abs(error) / spread)
     rank = min(math.ceil((len(error) + 1) * LEVEL), len(error))
     interval = float(np.sort(ratios)[rank - 1])
-    return Scale(float(np.sqrt(np.sum(error**2) / np.sum(spread**2))), interval)
+    spreads, errors = binned(spread, error)
+    differ = spreads > 0
+    std = np.median(errors[differ] / spreads[differ])
+    return Scale(float(std), interval)
 
 
 def calibrated(

@@ -2,12 +2,22 @@
 
 A column of the Hessian is the change of the gradient along one coordinate, by one pass of the
 tangents of a program (`tangents`); what the forward pass and the VJP have left serves all of them.
+
+The structure moving as a whole changes no force, or turns all of them. With the rigid motions D
+`(3n, 3 to 6)`, and K the change of the gradient along them,
+
+    H D = K:  0 for shifts,  ω × g_i for the rotation ω × r_i,
+
+so the columns of as many coordinates as there are rigid motions follow from the others.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_strain
+from scipy.linalg import qr
 
 from ase_biasgrad.fused.batches import evaluate
 from ase_biasgrad.fused.execute_tangents import execute_tangents
@@ -15,6 +25,8 @@ from ase_biasgrad.fused.geometry import add_force_tangents, move_edges
 from ase_biasgrad.fused.runtime import CompiledNetwork
 from ase_biasgrad.fused.structures import Evaluated, SplineConstants, Structures, room_for
 from ase_biasgrad.numerics.kernel_cache import compiled
+
+LEAST_MOTION = 0.1  # of a rigid motion beside the largest one; smaller ones would spread errors
 
 
 def second_derivatives(
@@ -39,22 +51,65 @@ def second_derivatives(
         0, 1, p.instructions, p.segments[: p.first_order], p.kept, p.local, p.weights, splines,
         structure, room, first,
     )  # fmt: skip
+    whole = RigidMotions.of(structure, first.forces, rotations=not strain)
     size = 3 * n + (6 if strain else 0)
-    moved, strains = np.zeros((size, n, 3)), np.zeros((size, 3, 3))
-    moved.reshape(size, -1)[: 3 * n] = np.eye(3 * n)
+    along = np.setdiff1d(np.arange(size), whole.coordinates)
+    moved = np.eye(size)[along, : 3 * n].reshape(len(along), n, 3)
+    strains = np.zeros((len(along), 3, 3))
     if strain:
         # ASE has 1 + ε
-        strains[3 * n :] = [voigt_6_to_full_3x3_strain(one) - np.eye(3) for one in np.eye(6)]
-    forces, strain_gradients = np.zeros((size, n, 3)), np.zeros((size, 3, 3))
+        strains[-6:] = [voigt_6_to_full_3x3_strain(one) - np.eye(3) for one in np.eye(6)]
+    forces, strain_gradients = np.zeros((len(along), n, 3)), np.zeros((len(along), 3, 3))
     _tangents_of_forces(
         p.instructions, p.segments[p.first_order :], p.kept, p.local, p.weights, splines, structure,
         room, moved, strains, forces, strain_gradients,
     )  # fmt: skip
-    # positions are those before the strain: ∂E/∂r = −F (1 + ε) and ∂E/∂ε = Σ G r with that r
-    forces += np.einsum("ik,skl->sil", first.forces, strains)
-    strain_gradients -= np.einsum("kl,slm->skm", first.strain_gradient[0], strains)
-    of_strains = [full_3x3_to_voigt_6_stress(strain_gradients)] if strain else []
-    return np.concatenate([-forces.reshape(size, -1), *of_strains], axis=1)
+    changes = [-forces.reshape(len(along), 3 * n)]
+    if strain:  # positions are those before it: ∂E/∂r = −F (1 + ε) and ∂E/∂ε = Σ G r with that r
+        changes[0] -= np.einsum("ik,skl->sil", first.forces, strains).reshape(changes[0].shape)
+        strain_gradients -= np.einsum("kl,slm->skm", first.strain_gradient[0], strains)
+        changes.append(full_3x3_to_voigt_6_stress(strain_gradients))
+    found = np.empty((size, size))
+    found[along] = np.concatenate(changes, axis=1)
+    found[whole.coordinates] = whole.rows(along, found[along])
+    return found
+
+
+@dataclass(frozen=True)
+class RigidMotions:
+    """Motions of the structure as a whole, and as many coordinates that follow from the others."""
+
+    motions: np.ndarray  # (3n, k)
+    changes: np.ndarray  # (3n, k) of the gradient along them
+    coordinates: np.ndarray  # (k,) of which the motions are independent
+
+    @classmethod
+    def of(cls, structure: Structures, forces: np.ndarray, rotations: bool) -> RigidMotions:
+        """Shifts, and rotations if asked for and no edge crosses a periodic boundary.
+
+        Those that hardly move the structure, as rotations of a linear molecule, are left out.
+        """
+        n = len(structure.positions)
+        motions, changes = [np.tile(np.eye(3), (n, 1))], [np.zeros((3 * n, 3))]
+        if rotations and not structure.edges.shift[: structure.edges.starts[n]].any():
+            positions = structure.positions - structure.positions.mean(axis=0)
+            radius = np.linalg.norm(positions) / n**0.5 or 1.0  # makes them as long as shifts
+            axes = np.eye(3)[:, None] / radius
+            motions.append(np.cross(axes, positions).reshape(3, -1).T)
+            changes.append(np.cross(axes, -forces).reshape(3, -1).T)
+        every, changed = np.hstack(motions), np.hstack(changes)
+        q, r, order = qr(every.T, mode="economic", pivoting=True)
+        lengths = np.abs(np.diag(r))
+        k = int((lengths > LEAST_MOTION * lengths[0]).sum())
+        return cls(every @ q[:, :k], changed @ q[:, :k], order[:k])
+
+    def rows(self, others: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Second derivatives `(k, m)` along `coordinates`, from those along the others."""
+        d, of_positions = self.motions, others < len(self.motions)
+        changes = np.zeros((d.shape[1], found.shape[1]))
+        changes[:, : len(d)] = self.changes.T
+        rest = changes - d[others[of_positions]].T @ found[of_positions]
+        return np.linalg.solve(d[self.coordinates].T, rest)
 
 
 @compiled()

@@ -29,9 +29,19 @@ def test_standard_deviations_are_those_of_the_errors():
     for z in (1, 8):
         assert found.forces[z].std == pytest.approx(2.5, rel=0.15)
     std, _ = found.of_forces(numbers, spreads)
-    assert np.sum(std[numbers == 1] ** 2) == pytest.approx(np.sum(errors[numbers == 1] ** 2))
+    of_errors = np.sqrt(np.mean(errors[numbers == 1] ** 2))
+    assert np.sqrt(np.mean(std[numbers == 1] ** 2)) == pytest.approx(of_errors, rel=0.05)
     assert found.energy is not None
     assert found.energy.std == pytest.approx(2.5, rel=0.3)
+
+
+def test_a_few_frames_far_out_do_not_decide():
+    numbers, errors, spreads, *of_energies = drawn(0)
+    far = np.arange(16)  # atoms, of two frames in sixty
+    errors[far], spreads[far] = 1000 * errors[far], 100 * spreads[far]
+    found = calibrated(numbers, errors, spreads, *of_energies, 60)
+    for z in (1, 8):
+        assert found.forces[z].std == pytest.approx(2.5, rel=0.25)  # 20 by sums over all
 
 
 def test_intervals_cover_nine_tenths_of_other_errors():

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 FEW_FAILURES, SHARE = 5, 0.2  # more failures than both stop it
 TOO_CLOSE = 0.4  # Å; structures that no reference describes
 FINAL_EVERY = 10  # frames, of which one validates the final potential
-UNUSUAL = 2.0  # times the usual error of a committee: what ends an exploration
+# what ends an exploration: times the usual error of a committee, and the share of a typical force
+# beyond which the way of a structure means nothing
+UNUSUAL, HOPELESS = 2.0, 0.5
 FINAL_STEP = 2.5  # duration of a step of the final training in those of a member
 Say = Callable[[str], None]
 
@@ -210,7 +212,7 @@ def _explore(
     if own.explored.exists():
         return list(read_json(own.explored))
     work = tasks(structures, options, own.number, folder.frames())
-    end = max(options.limit, UNUSUAL * usual_error(folder, own))
+    end = max(options.limit, UNUSUAL * usual_error(folder, own), HOPELESS * typical_force(folder))
     arguments = [(task, options, own.committee, make, end) for task in work]
     names = [task.name for task in work]
     explorations: list[Exploration] = _finished(jobs, explore, arguments, "exploration", names)
@@ -235,6 +237,12 @@ def usual_error(folder: LearnFolder, own: Round) -> float:
     std, _ = stored.calibration.of_forces(errors.numbers, errors.forces_spread)
     firsts = np.flatnonzero(np.diff(errors.frame, prepend=-1))  # of each frame
     return float(np.maximum.reduceat(np.linalg.norm(std, axis=1), firsts).mean())
+
+
+def typical_force(folder: LearnFolder) -> float:
+    """Median length of the forces in the labelled frames, eV/Å."""
+    forces = [frame.forces for frame in Dataset(folder.data) if frame.forces is not None]
+    return float(np.median(np.linalg.norm(np.concatenate(forces), axis=1)))
 
 
 def _chosen(

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ase_biasgrad.calibration import LEVEL
+from ase_biasgrad.calibration import LEVEL, Calibration
+from ase_biasgrad.committee_file import read_committee
+from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.files import whole_file, write_whole
-from ase_biasgrad.training.active.folder import LearnFolder, write_json
+from ase_biasgrad.training.active.folder import LearnFolder, Round, read_json, write_json
 from ase_biasgrad.training.active.learn import Learned
+from ase_biasgrad.training.evaluation.committee import (
+    CommitteeReport,
+    Coverage,
+    errors_of_file,
+)
+from ase_biasgrad.training.evaluation.report import write_reliability
 
 COLOUR, ACCENT = "#2a6f97", "#c1440e"
 
@@ -52,7 +60,11 @@ def _milli(value: float | None) -> str:
 
 
 def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
-    """Write `report/` with `summary.txt`, `summary.json` and `rounds.png`; return it."""
+    """Write `report/`; return it.
+
+    It holds `summary.txt`, `summary.json`, `rounds.png`, and how far the spreads of the last
+    committee can be trusted: `reliability.txt`, `reliability.json` and `reliability.png`.
+    """
     path = folder.path / "report"
     path.mkdir(exist_ok=True)
     stops = [
@@ -75,7 +87,18 @@ def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
     write_json(path / "summary.json", content)
     with whole_file(path / "rounds.png") as temporary:
         _picture(learned.rounds, found_by).savefig(temporary, format="png", dpi=120)
+    last = folder.round(learned.rounds[-1]["round"])
+    write_reliability(path, report_on(last, folder.data))
     return path
+
+
+def report_on(last: Round, data: Path) -> CommitteeReport:
+    """Errors of the committee of a round beside its spreads, on its validation frames."""
+    stored = read_committee(last.committee)
+    errors = errors_of_file(stored, Dataset(data), read_json(last.split)["validation"])
+    assert isinstance(stored.calibration, Calibration)
+    covered = Coverage(**stored.metadata["note"]["coverage_left_out"])
+    return CommitteeReport(last.committee, errors, stored.calibration, covered)
 
 
 def _found_by(folder: LearnFolder) -> list[dict[str, int]]:

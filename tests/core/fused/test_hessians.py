@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from conftest import copper, ethanol, small_potential
 
 from ase_biasgrad.fused.batches import evaluate
-from ase_biasgrad.fused.hessians import second_derivatives
+from ase_biasgrad.fused.hessians import RigidMotions, second_derivatives
 from ase_biasgrad.fused.networks import NETWORKS, compiled_network
 from ase_biasgrad.fused.structures import Evaluated, SplineConstants, room_for, structures_of
 from ase_biasgrad.fused.tangents import HESSIAN
@@ -51,6 +51,9 @@ STRUCTURES = {
     "crystal": copper,
     "atoms that see their own images": lambda: bulk("Cu").repeat((1, 1, 2)),
     "an atom alone": lambda: Atoms("O"),
+    "two atoms": lambda: Atoms("OH", [[0, 0, 0], [0.3, 0.4, 0.8]]),
+    "a linear molecule": lambda: molecule("CO2"),
+    "a molecule whose box is far away": lambda: Atoms(ethanol(), cell=3 * [30.0], pbc=True),
 }
 
 
@@ -67,6 +70,31 @@ def test_the_backbones_up_to_splines(name, structure):
     limit = 1e-4 * max(1e-3, np.abs(expected).max())
     np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
     np.testing.assert_allclose(found, found.T, rtol=0, atol=1e-10 * max(1.0, np.abs(found).max()))
+
+
+@pytest.mark.parametrize(("atoms", "count"), [
+    (Atoms("O"), 3), (molecule("CO2"), 5), (molecule("H2"), 5), (ethanol(), 6), (copper(), 3),
+])  # fmt: skip
+def test_rigid_motions_are_as_many_as_there_are(atoms, count):
+    """Whatever stands in the memory that no edge uses."""
+    structure, forces = structure_of(atoms, 4.0), np.zeros((len(atoms), 3))
+    structure.edges.shift[structure.edges.starts[len(atoms)] :] = 7
+    assert len(RigidMotions.of(structure, forces, rotations=True).coordinates) == count
+    assert len(RigidMotions.of(structure, forces, rotations=False).coordinates) == 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rigid_motions_turn_the_forces(name):
+    _, network = network_of(name)
+    atoms = ethanol()
+    atoms.rattle(0.1, seed=2)
+    hessian = second_derivatives(network, structure_of(atoms, network.knots.cutoff))
+    forces, _ = forces_of(network, atoms)
+    axis = np.array([0.3, -0.5, 0.8])
+    turned = hessian @ np.cross(axis, atoms.positions).ravel()
+    expected = np.cross(axis, -forces).ravel()
+    assert np.abs(expected).max() > 1e-3 * np.abs(hessian).max()
+    np.testing.assert_allclose(turned, expected, rtol=0, atol=1e-11 * np.abs(hessian).max())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -92,6 +92,11 @@ def test_the_budget_is_spent_in_rounds(learned):
     assert "ended because the budget" in (report / "summary.txt").read_text()
     assert (report / "rounds.png").stat().st_size > 0
     assert json.loads((report / "summary.json").read_text())["rounds"] == result.rounds
+    assert (report / "reliability.png").stat().st_size > 0
+    told = json.loads((report / "reliability.json").read_text())
+    assert told["force_mae"] == pytest.approx(result.rounds[-1]["force_mae"], rel=1e-6)
+    assert told["coverage_left_out"] == result.rounds[-1]["coverage"]
+    assert {"H", "all"} <= set(told["calibration"]["forces"])  # C and O are too few on their own
 
 
 def test_labels_are_those_of_the_reference(learned):
