@@ -119,8 +119,9 @@ class DeviceFrames(TorchDataset[Batch]):
         self.frames = np.asarray(frames, np.int64)
         parts = list(_parts(dataset, self.frames))
         order = np.argsort(np.concatenate([part.places for part in parts]), kind="stable")
-        counts = np.concatenate([np.full(len(p.places), len(p.numbers)) for p in parts])[order]
-        atom_order = _block_order([(len(p.places), len(p.numbers)) for p in parts], order)
+        of_parts = Ragged.of([p.numbers for p in parts for _ in p.places])
+        atom_order = of_parts.rows(order, torch.device("cpu"))[0].numpy()
+        counts = of_parts.count[order]
         self._atoms = Ragged(np.cumsum(counts) - counts, counts)
 
         def per_frame(values: Iterable[np.ndarray]) -> Tensor:
@@ -305,15 +306,6 @@ def _part(group: Group, places: np.ndarray, rows: np.ndarray) -> _Part:
         read("forces", (n, 3), np.nan),
         read("stress", (6,), np.nan),
     )
-
-
-def _block_order(blocks: Sequence[tuple[int, int]], order: np.ndarray) -> np.ndarray:
-    """Order of atoms that follows `order` of frames, for blocks of (frames, atoms per frame)."""
-    counts = np.concatenate([np.full(frames, atoms) for frames, atoms in blocks])
-    start = np.cumsum(counts) - counts
-    ordered = counts[order]
-    first = np.cumsum(ordered) - ordered
-    return np.arange(counts.sum()) + np.repeat(start[order] - first, ordered)
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:

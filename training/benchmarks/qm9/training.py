@@ -23,6 +23,7 @@ from ase_biasgrad.training.benchmarks.qm9.network import (
 )
 
 BOND_TOLERANCE = 1.2  # of the sum of covalent radii
+TOGETHER = 64  # molecules that are predicted at once
 Batch = tuple[MoleculeBatch, Tensor]
 
 
@@ -152,33 +153,30 @@ def train_network(
     )
 
 
-@torch.no_grad()
-def mean_absolute_error(
-    network: QM9Network, samples: Sequence[Sample], batch_size: int = 64
-) -> float:
+def mean_absolute_error(network: QM9Network, samples: Sequence[Sample]) -> float:
     """Mean absolute error in the unit of the target, on the device of the network."""
-    total, device = 0.0, network.target.device
-    for start in range(0, len(samples), batch_size):
-        batch, target = batch_of(samples[start : start + batch_size], device)
-        total += float((network.predict(batch) - target).abs().sum())
-    return total / len(samples)
+    targets = np.array([sample.target for sample in samples])
+    return float(np.abs(_predicted(network, samples) - targets).mean())
 
 
-@torch.no_grad()
 def predict(
     network: QM9Network,
     molecules: Sequence[tuple[np.ndarray, np.ndarray]],
     cutoff: float | None,
-    batch_size: int = 64,
 ) -> np.ndarray:
     """The property `(m,)` of molecules, pairs of numbers `(n,)` and positions `(n, 3)` Å.
 
     `cutoff` is the one that the network was trained with, as in `read_samples`.
     """
     samples = [graph_sample(*molecule, np.nan, cutoff) for molecule in molecules]
+    return _predicted(network, samples)
+
+
+@torch.no_grad()
+def _predicted(network: QM9Network, samples: Sequence[Sample]) -> np.ndarray:
     found, device = [], network.target.device
-    for start in range(0, len(samples), batch_size):
-        batch, _ = batch_of(samples[start : start + batch_size], device)
+    for start in range(0, len(samples), TOGETHER):
+        batch, _ = batch_of(samples[start : start + TOGETHER], device)
         found.append(network.predict(batch).cpu().numpy())
     return np.concatenate(found)
 
