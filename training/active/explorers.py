@@ -2,8 +2,8 @@
 
 Each is a function of a starting structure with the committee as its calculator. It takes along
 candidates, structures whose forces are expected to be off by more than half of the limit. One that
-is off by more than the limit stops it, unless the committee is as unsure of everything: a young
-committee leads far before it is unusually unsure, and so finds more than the first few steps.
+is off by more than the limit counts as a stop, but the way goes on to some times the limit: it
+leads to other conformers, and what is met there differs more.
 """
 
 from __future__ import annotations
@@ -255,8 +255,8 @@ def tasks(
 ) -> list[Task]:
     """Explorations of round `number`, from every structure by every explorer that it suits.
 
-    Those of one structure begin several times: once from it, then from the newest frames among
-    `labelled`, so that one round goes on where the last one ended.
+    Those of one structure begin several times: in the first round from it, later once from it, then
+    from the newest frames among `labelled`, so that one round goes on where the last one ended.
 
     Raises
     ------
@@ -289,14 +289,15 @@ def _tasks(
                     yield Task(explorer, (atoms, structures[k + 1]), start, 0.0, seed)
                 continue
             alike = [f for f, frame in enumerate(labelled) if _same_atoms(atoms, frame)]
+            newest = alike[-max(1, round(NEWEST * len(alike))) :]
             heats = options.temperatures if explorer == "md" else (0.0,)
             for t, temperature in enumerate(heats):
-                yield Task(explorer, (atoms,), start, temperature, (*seed, t, 0))
-                for r in range(1, options.trajectories if alike else 1):
-                    own = (*seed, t, r)
-                    newest = alike[-max(1, round(NEWEST * len(alike))) :]
-                    frame = newest[int(np.random.default_rng(own).integers(len(newest)))]
-                    yield Task(explorer, (labelled[frame],), f"frame {frame}", temperature, own)
+                for r in range(options.trajectories):
+                    own, first, name = (*seed, t, r), atoms, start
+                    if r > 0 and number > 0 and newest:
+                        frame = newest[int(np.random.default_rng(own).integers(len(newest)))]
+                        first, name = labelled[frame], f"frame {frame}"
+                    yield Task(explorer, (first,), name, temperature, own)
 
 
 def _same_atoms(one: Atoms, other: Atoms) -> bool:

@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 FEW_FAILURES, SHARE = 5, 0.2  # more failures than both stop it
 TOO_CLOSE = 0.4  # Å; structures that no reference describes
 FINAL_EVERY = 10  # frames, of which one validates the final potential
-# what ends an exploration: times the usual error of a committee, and the share of a typical force
-# beyond which the way of a structure means nothing
-UNUSUAL, HOPELESS = 2.0, 0.5
+FAR = 3.0  # times the limit: what ends an exploration, as its way means nothing any more
 FINAL_STEP = 2.5  # duration of a step of the final training in those of a member
 Say = Callable[[str], None]
 
@@ -119,7 +117,7 @@ def first_structures(structures: Sequence[Atoms], options: LearnOptions) -> list
     while len(found) < options.initial:
         k = len(found)
         atoms = structures[k % len(structures)].copy()
-        found.append(_displaced(atoms, random.uniform(0.2, 0.7), options, random))
+        found.append(_displaced(atoms, random.uniform(0.1, 0.5), options, random))
     for atoms in found:
         atoms.info = {"found_by": "start"}
         atoms.set_constraint()
@@ -212,8 +210,7 @@ def _explore(
     if own.explored.exists():
         return list(read_json(own.explored))
     work = tasks(structures, options, own.number, folder.frames())
-    end = max(options.limit, UNUSUAL * usual_error(folder, own), HOPELESS * typical_force(folder))
-    arguments = [(task, options, own.committee, make, end) for task in work]
+    arguments = [(task, options, own.committee, make, FAR * options.limit) for task in work]
     names = [task.name for task in work]
     explorations: list[Exploration] = _finished(jobs, explore, arguments, "exploration", names)
     counts = [len(r.chosen()) for r in folder.rounds()[: own.number + 1]]
@@ -227,22 +224,6 @@ def _explore(
     ]  # fmt: skip
     write_json(own.explored, told)
     return told
-
-
-def usual_error(folder: LearnFolder, own: Round) -> float:
-    """Largest expected error of a force in a frame, eV/Å, in the mean over validation frames."""
-    stored = read_committee(own.committee)
-    errors = errors_of_file(stored, Dataset(folder.data), read_json(own.split)["validation"])
-    assert isinstance(stored.calibration, Calibration)
-    std, _ = stored.calibration.of_forces(errors.numbers, errors.forces_spread)
-    firsts = np.flatnonzero(np.diff(errors.frame, prepend=-1))  # of each frame
-    return float(np.maximum.reduceat(np.linalg.norm(std, axis=1), firsts).mean())
-
-
-def typical_force(folder: LearnFolder) -> float:
-    """Median length of the forces in the labelled frames, eV/Å."""
-    forces = [frame.forces for frame in Dataset(folder.data) if frame.forces is not None]
-    return float(np.median(np.linalg.norm(np.concatenate(forces), axis=1)))
 
 
 def _chosen(

@@ -244,12 +244,15 @@ def test_explorations_go_on_from_the_newest_frames():
     ethanol, water = molecule("CH3CH2OH"), molecule("H2O")
     labelled = [(water, ethanol)[k % 2] for k in range(80)]
     options = settings(trajectories=5, temperatures=(300.0, 600.0))
-    starts = [t.start for round in range(20) for t in tasks([ethanol], options, round, labelled)]
+    first = [t.start for t in tasks([ethanol], options, 0, labelled)]
+    assert first == ["structure 0"] * 10  # displaced copies are no places to go on from
+    later = range(1, 21)
+    starts = [t.start for number in later for t in tasks([ethanol], options, number, labelled)]
     assert starts.count("structure 0") == 20 * 2
     frames = {int(start.split()[1]) for start in starts if start.startswith("frame")}
     assert frames == set(range(61, 81, 2))  # the last ten of ethanol
-    first = [t.start for t in tasks([ethanol], options, 0, labelled[:2])]
-    assert set(first) == {"structure 0", "frame 1"}
+    few = [t.start for t in tasks([ethanol], options, 1, labelled[:2])]
+    assert set(few) == {"structure 0", "frame 1"}
 
 
 def test_what_cannot_be_used_is_refused(tmp_path):
