@@ -4,8 +4,9 @@ Spreads are standard deviations over the members. They are compared with errors 
 that no member was trained on:
 
 - by *variance scaling*, √(Σ e² / Σ s²) turns them into standard deviations of the error
-  (D. Levi et al., arXiv:1905.11659), with sums over bins of like spread and the median of all bins:
-  a few frames far out, where both are a hundred times as large, do not decide for the others;
+  (D. Levi et al., arXiv:1905.11659). The median over groups of errors counts, so that a few frames
+  far out, where both are a hundred times as large, do not decide for the others. Groups must not
+  be of like spread: that of few members is mostly noise, and the small ones would be too small;
 - a *conformal* quantile of |e| / s turns them into half widths of intervals that hold 90 % of the
   errors, whatever their distribution (H. Papadopoulos et al., ECML 2002).
 
@@ -26,7 +27,7 @@ from ase_biasgrad.units import N_ELEMENTS
 
 LEVEL = 0.9  # share of the errors inside of an interval
 LEAST = 10  # errors of an element; of fewer those of all elements count
-BINS, IN_BIN = 12, 20  # bins of like spread at most, and errors in each at least
+GROUPS, IN_GROUP = 12, 10  # groups of errors at most, and errors in each unless there is one
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,10 @@ def atom_spread(spread: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(spread), axis=1))
 
 
-def binned(spread: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Root mean squares of spreads and of errors, both `(k,)`, in bins of equal counts."""
-    order = np.argsort(spread, kind="stable")
-    parts = np.array_split(order, min(BINS, max(1, len(order) // IN_BIN)))
-    squares = [(np.mean(spread[part] ** 2), np.mean(error[part] ** 2)) for part in parts]
-    spreads, errors = np.sqrt(np.array(squares)).T
-    return spreads, errors
-
-
 def scale_of(error: np.ndarray, spread: np.ndarray) -> Scale:
-    """Scale of the spreads `(k,)` of errors `(k,)`.
+    """Scale of the spreads `(k,)` of errors `(k,)`, in the order of their frames.
 
-    Raises `ValueError` if there are none, or all spreads are zero.
+    Raises `ValueError` if there are none, or all spreads or most errors are zero.
     """
     if not len(error) or not (spread > 0).any():
         raise ValueError("a calibration needs errors, and members that differ")
@@ -119,10 +111,14 @@ def scale_of(error: np.ndarray, spread: np.ndarray) -> Scale:
         ratios = np.where(error == 0, 0.0, np.abs(error) / spread)
     rank = min(math.ceil((len(error) + 1) * LEVEL), len(error))
     interval = float(np.sort(ratios)[rank - 1])
-    spreads, errors = binned(spread, error)
-    differ = spreads > 0
-    std = np.median(errors[differ] / spreads[differ])
-    return Scale(float(std), interval)
+    squares = np.stack([error**2, spread**2])
+    groups = np.array_split(squares, min(GROUPS, max(1, len(error) // IN_GROUP)), axis=1)
+    of_errors, of_spreads = np.array([group.sum(axis=1) for group in groups]).T
+    known = of_spreads > 0
+    std = float(np.median(np.sqrt(of_errors[known] / of_spreads[known])))
+    if not std > 0:
+        raise ValueError("a calibration needs errors that are not zero")
+    return Scale(std, interval)
 
 
 def calibrated(

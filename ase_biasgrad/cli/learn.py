@@ -52,7 +52,8 @@ def learn(
     timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
     friction: Annotated[float, typer.Option(help="1/fs")] = 0.02,
     limit: Annotated[
-        float, typer.Option(help="expected error of a force that stops a trajectory, eV/Å")
+        float,
+        typer.Option(help="eV/Å; explorations are unsure above it, and end at three times as much"),
     ] = 0.3,
     displacement: Annotated[
         float, typer.Option(help="largest standard deviation of random displacements, Å")

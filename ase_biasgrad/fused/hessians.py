@@ -87,7 +87,8 @@ class RigidMotions:
     def of(cls, structure: Structures, forces: np.ndarray, rotations: bool) -> RigidMotions:
         """Shifts, and rotations if asked for and no edge crosses a periodic boundary.
 
-        Those that hardly move the structure, as rotations of a linear molecule, are left out.
+        With strains they would turn the strain gradient, too. Those that hardly move the structure,
+        as rotations of a linear molecule about its axis, are left out.
         """
         n = len(structure.positions)
         motions, changes = [np.tile(np.eye(3), (n, 1))], [np.zeros((3 * n, 3))]

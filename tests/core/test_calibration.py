@@ -28,20 +28,37 @@ def test_standard_deviations_are_those_of_the_errors():
     assert set(found.forces) == {0, 1, 8}
     for z in (1, 8):
         assert found.forces[z].std == pytest.approx(2.5, rel=0.15)
-    std, _ = found.of_forces(numbers, spreads)
-    of_errors = np.sqrt(np.mean(errors[numbers == 1] ** 2))
-    assert np.sqrt(np.mean(std[numbers == 1] ** 2)) == pytest.approx(of_errors, rel=0.05)
     assert found.energy is not None
     assert found.energy.std == pytest.approx(2.5, rel=0.3)
 
 
+@pytest.mark.parametrize("members", [2, 4])
+@pytest.mark.parametrize("frames", [12, 39, 40, 100])
+def test_standard_deviations_have_no_bias(members, frames):
+    """However noisy a spread of few members is, in the mean over drawings."""
+    scales = []
+    for seed in range(60):
+        numbers, errors, spreads, *of_energies = drawn(seed, frames, members=members)
+        found = calibrated(numbers, errors, spreads, *of_energies, frames)
+        scales.append([found.forces[1].std, scale_of(*of_energies).std])
+    of_forces, of_energies = np.mean(scales, axis=0)
+    assert of_forces == pytest.approx(2.5, rel=0.05)
+    assert of_energies == pytest.approx(2.5, rel=0.06)
+
+
 def test_a_few_frames_far_out_do_not_decide():
-    numbers, errors, spreads, *of_energies = drawn(0)
-    far = np.arange(16)  # atoms, of two frames in sixty
-    errors[far], spreads[far] = 1000 * errors[far], 100 * spreads[far]
-    found = calibrated(numbers, errors, spreads, *of_energies, 60)
-    for z in (1, 8):
-        assert found.forces[z].std == pytest.approx(2.5, rel=0.25)  # 20 by sums over all
+    scales = []
+    for seed in range(20):
+        numbers, errors, spreads, *of_energies = drawn(seed)
+        far = np.arange(16)  # atoms, of two frames in sixty
+        errors[far], spreads[far] = 1000 * errors[far], 100 * spreads[far]
+        scales.append(calibrated(numbers, errors, spreads, *of_energies, 60).forces[1].std)
+    assert np.mean(scales) == pytest.approx(2.5, rel=0.05)  # 25 by sums over all
+
+
+def test_errors_that_are_zero_make_no_scale():
+    with pytest.raises(ValueError, match="not zero"):
+        scale_of(np.zeros(30), np.ones(30))
 
 
 def test_intervals_cover_nine_tenths_of_other_errors():

@@ -54,7 +54,14 @@ def test_other_parameters_move_as_with_adamw():
     assert torch.equal(weight, matrix(5, 4))  # without a gradient nothing moves
 
 
-def test_a_state_goes_on_where_it_was():
+OLDER = {  # what the groups of AdamW's own class had
+    "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False, "foreach": None,
+    "capturable": False, "differentiable": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of_group", [{}, OLDER])
+def test_a_state_goes_on_where_it_was(of_group):
     def begin() -> tuple[Muon, torch.nn.Parameter, torch.nn.Parameter]:
         weight, bias = matrix(6, 4), matrix(6, seed=1)
         return Muon([weight], [bias], lr=0.05), weight, bias
@@ -72,7 +79,9 @@ def test_a_state_goes_on_where_it_was():
     with torch.no_grad():
         for there, here in zip(second[1:], first[1:], strict=True):
             there.copy_(here)
-    second[0].load_state_dict(first[0].state_dict())
+    state = first[0].state_dict()
+    state["param_groups"][1] |= of_group
+    second[0].load_state_dict(state)
     go(*second, 3)
     for one, two in zip(whole[1:], second[1:], strict=True):
         assert torch.equal(one, two)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ase_biasgrad.calibration import Calibration
-from ase_biasgrad.committee_file import read_committee
+from ase_biasgrad.committee_file import StoredCommittee, read_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.labelling import Reference, labelled
 from ase_biasgrad.data.writer import closest_pair
@@ -29,7 +29,12 @@ from ase_biasgrad.training.active.folder import (
 from ase_biasgrad.training.active.jobs import Jobs
 from ase_biasgrad.training.active.members import final_config, member_config, train_in
 from ase_biasgrad.training.active.options import LearnOptions
-from ase_biasgrad.training.evaluation.committee import coverage, errors_of_file, make_committee
+from ase_biasgrad.training.evaluation.committee import (
+    CommitteeErrors,
+    coverage,
+    errors_of_file,
+    make_committee,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -263,8 +268,7 @@ def _summary(
     folder: LearnFolder, own: Round, options: LearnOptions, explored: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Numbers of a round in JSON values."""
-    stored, dataset = read_committee(own.committee), Dataset(folder.data)
-    validation = errors_of_file(stored, dataset, read_json(own.split)["validation"])
+    stored, validation = validated(own, dataset := Dataset(folder.data))
     return {
         "round": own.number,
         "labels": len(dataset),
@@ -276,6 +280,12 @@ def _summary(
         "new": _errors_on_new(folder, own, dataset),
         "explored": explored,
     }
+
+
+def validated(own: Round, dataset: Dataset) -> tuple[StoredCommittee, CommitteeErrors]:
+    """Committee of a round, and its errors on the validation frames of that round."""
+    stored = read_committee(own.committee)
+    return stored, errors_of_file(stored, dataset, read_json(own.split)["validation"])
 
 
 def _errors_on_new(folder: LearnFolder, own: Round, dataset: Dataset) -> dict[str, Any] | None:
@@ -317,7 +327,7 @@ def line(summary: dict[str, Any], options: LearnOptions, seconds_left: float) ->
     return (
         f"round {summary['round']}: {summary['labels']} of {options.budget} labels{failed}, force "
         f"MAE {1000 * summary['force_mae']:.0f} meV/Å{before}, {stopped} of "
-        f"{len(summary['explored'])} explorations stopped, {minutes} min left at most"
+        f"{len(summary['explored'])} explorations were unsure, {minutes} min left at most"
     )
 
 
@@ -326,7 +336,7 @@ def _why_end(
 ) -> str:
     """Reason to end after this round, or an empty text."""
     if not any(e["stopped"] for e in summary["explored"]):
-        return "no exploration stopped"
+        return "no exploration was unsure"
     if not folder.round(number + 1).chosen_file.exists():
         return f"the budget of {options.budget} labels is spent"
     return ""

@@ -34,7 +34,8 @@ class LearnOptions:
     steps, timestep, friction
         Of each trajectory: steps, fs, 1/fs.
     limit
-        Expected error of the force on an atom in eV/Å at which a trajectory stops.
+        Expected error of the force on an atom in eV/Å above which an exploration is unsure, and
+        learning goes on. It ends at three times that.
     displacement, strain
         Largest standard deviation of random displacements in Å, and largest strain.
     training_steps

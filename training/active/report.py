@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ase_biasgrad.calibration import LEVEL, Calibration
-from ase_biasgrad.committee_file import read_committee
 from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.files import whole_file, write_whole
-from ase_biasgrad.training.active.folder import LearnFolder, Round, read_json, write_json
-from ase_biasgrad.training.active.learn import Learned
-from ase_biasgrad.training.evaluation.committee import (
-    CommitteeReport,
-    Coverage,
-    errors_of_file,
-)
-from ase_biasgrad.training.evaluation.report import write_reliability
-
-COLOUR, ACCENT = "#2a6f97", "#c1440e"
+from ase_biasgrad.training.active.folder import LearnFolder, write_json
+from ase_biasgrad.training.active.learn import Learned, validated
+from ase_biasgrad.training.evaluation.committee import CommitteeReport, Coverage
+from ase_biasgrad.training.evaluation.report import ACCENT, COLOUR, write_reliability
 
 
 def rounds_table(rounds: list[dict[str, Any]]) -> str:
@@ -32,7 +25,7 @@ def rounds_table(rounds: list[dict[str, Any]]) -> str:
         "RMSE, new",
         "told",
         "inside",
-        "ends",
+        "unsure",
     )
     rows: list[tuple[str, ...]] = [heading]
     for r in rounds:
@@ -49,8 +42,8 @@ def rounds_table(rounds: list[dict[str, Any]]) -> str:
     lines = ["".join(f"{cell:>10}" for cell in row) for row in rows]
     lines.append(
         "MAE: on validation frames; new: of the committee on frames before it was trained on them, "
-        f"told: the RMSE that its spread told, inside: of its {LEVEL:.0%} intervals; ends: "
-        "explorations that stopped before their time"
+        f"told: the RMSE that its spread told, inside: of its {LEVEL:.0%} intervals; unsure: "
+        "explorations that met a force expected to be off by more than the limit"
     )
     return "\n".join(lines)
 
@@ -68,7 +61,7 @@ def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
     path = folder.path / "report"
     path.mkdir(exist_ok=True)
     stops = [
-        f"round {r['round']}: {e['name']} after {e['steps']} steps: {e['stopped']}"
+        f"round {r['round']}: {e['name']} after {e['steps']} steps, {e['stopped']}"
         for r in learned.rounds
         for e in r["explored"]
         if e["stopped"]
@@ -79,7 +72,7 @@ def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
         for k, reason in r.failures().items()
     ]
     parts = [f"ended because {learned.why}", rounds_table(learned.rounds)]
-    parts += ["explorations that stopped:\n" + "\n".join(stops or ["none"])]
+    parts += ["explorations that were unsure:\n" + "\n".join(stops or ["none"])]
     parts += ["structures without a label:\n" + "\n".join(failures)] if failures else []
     write_whole(path / "summary.txt", "\n\n".join(parts) + "\n")
     found_by = _found_by(folder)
@@ -88,17 +81,12 @@ def write_learning_report(folder: LearnFolder, learned: Learned) -> Path:
     with whole_file(path / "rounds.png") as temporary:
         _picture(learned.rounds, found_by).savefig(temporary, format="png", dpi=120)
     last = folder.round(learned.rounds[-1]["round"])
-    write_reliability(path, report_on(last, folder.data))
-    return path
-
-
-def report_on(last: Round, data: Path) -> CommitteeReport:
-    """Errors of the committee of a round beside its spreads, on its validation frames."""
-    stored = read_committee(last.committee)
-    errors = errors_of_file(stored, Dataset(data), read_json(last.split)["validation"])
+    stored, errors = validated(last, Dataset(folder.data))
     assert isinstance(stored.calibration, Calibration)
     covered = Coverage(**stored.metadata["note"]["coverage_left_out"])
-    return CommitteeReport(last.committee, errors, stored.calibration, covered)
+    committee = CommitteeReport(last.committee, errors, stored.calibration, covered)
+    write_reliability(path, committee)
+    return path
 
 
 def _found_by(folder: LearnFolder) -> list[dict[str, int]]:
@@ -136,7 +124,7 @@ def _picture(rounds: list[dict[str, Any]], found_by: list[dict[str, int]]):  # t
         done = [max(e["steps"], 1) for e in r["explored"]]
         ends = [ACCENT if e["stopped"] else COLOUR for e in r["explored"]]
         stops.scatter([labels[k]] * len(done), done, c=ends, s=14)
-    stops.set(xlabel="labels", ylabel="steps explored (red: stopped)", yscale="log")
+    stops.set(xlabel="labels", ylabel="steps explored (red: unsure)", yscale="log")
     bottom = [0] * len(found_by)
     for kind in sorted({kind for counts in found_by for kind in counts}):
         heights = [counts.get(kind, 0) for counts in found_by]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
-from ase_biasgrad.calibration import LEVEL, binned
+from ase_biasgrad.calibration import LEVEL
 from ase_biasgrad.files import whole_file, write_whole
 from ase_biasgrad.training.evaluation.evaluate import Report, save_json, table
 from ase_biasgrad.training.lightning.loggers import read_epoch_table
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ase_biasgrad.training.evaluation.committee import CommitteeReport
 
 COLOUR, ACCENT = "#2a6f97", "#c1440e"
+BINS = 12  # of the reliability diagram
 
 
 def write_report(folder: str | Path, report: Report, metrics: Path | None = None) -> list[Path]:
@@ -96,6 +97,15 @@ def save_picture(path: Path, figure: Figure) -> None:
 
 
 # --- committees -----------------------------------------------------------------------------
+
+
+def binned(std: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Root mean squares of predicted standard deviations and of errors in bins of equal counts."""
+    order = np.argsort(std)
+    parts = np.array_split(order, min(BINS, max(1, len(order) // 20)))
+    squares = [(np.mean(std[part] ** 2), np.mean(error[part] ** 2)) for part in parts]
+    predicted, found = np.sqrt(np.array(squares)).T
+    return predicted, found
 
 
 def reliability_table(report: CommitteeReport) -> str:

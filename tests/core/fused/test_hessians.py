@@ -57,13 +57,16 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.parametrize("strain", [False, True])
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_backbones_up_to_splines(name, structure):
+def test_the_backbones_up_to_splines(name, structure, strain):
     backbone, network = network_of(name)
     atoms = STRUCTURES[structure]()
-    atoms.rattle(0.05, seed=1)
-    strain = bool(atoms.pbc.all())
+    if strain and not atoms.pbc.all():
+        pytest.skip("only cells are strained")
+    if structure != "a linear molecule":
+        atoms.rattle(0.05, seed=1)
     found = second_derivatives(network, structure_of(atoms, backbone.cutoff), strain)
     expected = by_autograd(backbone, graph_from_atoms(atoms, backbone.cutoff), strain).numpy()
     assert found.shape == expected.shape

@@ -82,7 +82,7 @@ def test_the_budget_is_spent_in_rounds(learned):
     assert len(Dataset(result.data)) == 18
     assert "round 0 labels 12 structures by emt" in said[0]
     assert "round 1: 18 of 18 labels, force MAE" in said[2]
-    assert re.search(r"4 of 4 explorations stopped, \d+ min left at most", said[2])
+    assert re.search(r"4 of 4 explorations were unsure, \d+ min left at most", said[2])
     assert load_checkpoint(result.potential).potential.bias.zero != "none"
     atoms = molecule("CH3CH2OH")
     atoms.calc = MAKE(result.committee)
@@ -145,7 +145,7 @@ def test_it_ends_when_no_trajectory_stops(tmp_path):
     options = settings(limit=1e6, explorers=("md", "displacements", "relaxation"))
     folder = LearnFolder.new(tmp_path / "x", [molecule("CH3CH2OH")], options)
     result, _ = run(folder)
-    assert result.why == "no exploration stopped"
+    assert result.why == "no exploration was unsure"
     assert [e["steps"] for e in result.rounds[0]["explored"][:2]] == [40, 40]
     assert len(result.rounds) == 1
 
@@ -297,8 +297,8 @@ def test_the_command_in_processes(tmp_path):
     more = [word for option in options for word in ("--option", option)]
     steps = ("--training-steps", 8, "--final-steps", 8)
     said = biasgrad(tmp_path, *line, *small, *more, *steps)
-    assert "no exploration stopped" in said
+    assert "no exploration was unsure" in said
     assert (tmp_path / "out" / "report" / "rounds.png").exists()
     again = biasgrad(tmp_path, "learn", "--resume", "out")
-    assert "no exploration stopped" in again
+    assert "no exploration was unsure" in again
     assert "exists" in biasgrad(tmp_path, *line, code=1)
