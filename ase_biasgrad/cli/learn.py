@@ -56,7 +56,7 @@ def learn(
         typer.Option(help="eV/Å; explorations are unsure above it, and end at three times as much"),
     ] = 0.3,
     displacement: Annotated[
-        float, typer.Option(help="largest standard deviation of random displacements, Å")
+        float, typer.Option(help="largest root mean square of random displacements, Å")
     ] = 0.15,
     strain: Annotated[float, typer.Option(help="largest strain of cells")] = 0.05,
     training_steps: Annotated[

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ase_biasgrad.training.active.displacements import heat_displacements
 from ase_biasgrad.training.active.options import LearnOptions
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def _displacements(
     atoms = structures[0]
     start = atoms.positions.copy()
     for size in np.linspace(0.2, 1.0, ATTEMPTS) * options.displacement:
-        atoms.positions = start + random.normal(0, size, start.shape)
+        atoms.positions = start
+        atoms.positions = start + heat_displacements(atoms, size, random)
         if not watch.goes_on(atoms):
             break
 
@@ -188,7 +190,7 @@ def _relaxation(
     from ase.optimize import FIRE
 
     atoms = structures[0]
-    atoms.positions += random.normal(0, options.displacement, atoms.positions.shape)
+    atoms.positions += heat_displacements(atoms, options.displacement, random)
     search = FIRE(atoms, logfile=None)
     for _ in search.irun(fmax=0.02, steps=min(options.steps, 300)):
         if not watch.goes_on(atoms):
@@ -209,7 +211,7 @@ def _strain(
         strain = random.uniform(-size, size, (3, 3))
         atoms.set_cell(cell @ (np.eye(3) + 0.5 * (strain + strain.T)))
         atoms.set_scaled_positions(scaled)
-        atoms.positions += random.normal(0, 0.2 * options.displacement, atoms.positions.shape)
+        atoms.positions += heat_displacements(atoms, 0.2 * options.displacement, random)
         if not watch.goes_on(atoms):
             break
 

@@ -16,6 +16,7 @@ from ase_biasgrad.data.dataset import Dataset
 from ase_biasgrad.data.labelling import Reference, labelled
 from ase_biasgrad.data.writer import closest_pair
 from ase_biasgrad.files import whole_file
+from ase_biasgrad.training.active.displacements import heat_displacements
 from ase_biasgrad.training.active.explorers import Exploration, MakeCalculator, explore, tasks
 from ase_biasgrad.training.active.features import farthest_points, structure_features
 from ase_biasgrad.training.active.folder import (
@@ -122,7 +123,7 @@ def first_structures(structures: Sequence[Atoms], options: LearnOptions) -> list
     while len(found) < options.initial:
         k = len(found)
         atoms = structures[k % len(structures)].copy()
-        found.append(_displaced(atoms, random.uniform(0.1, 0.5), options, random))
+        found.append(_displaced(atoms, random.uniform(0.2, 0.6), options, random))
     for atoms in found:
         atoms.info = {"found_by": "start"}
         atoms.set_constraint()
@@ -135,7 +136,7 @@ def _displaced(
     if atoms.pbc.any():
         strain = size * options.strain * random.uniform(-1, 1, (3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-    atoms.positions += random.normal(0, size * options.displacement, atoms.positions.shape)
+    atoms.positions += heat_displacements(atoms, size * options.displacement, random)
     return atoms
 
 

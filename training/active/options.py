@@ -37,7 +37,7 @@ class LearnOptions:
         Expected error of the force on an atom in eV/Å above which an exploration is unsure, and
         learning goes on. It ends at three times that.
     displacement, strain
-        Largest standard deviation of random displacements in Å, and largest strain.
+        Largest root mean square of random displacements in Å, and largest strain.
     training_steps
         Optimizer steps of a member in each round.
     final_steps
