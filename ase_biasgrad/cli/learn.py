@@ -54,7 +54,7 @@ def learn(
     limit: Annotated[
         float,
         typer.Option(help="eV/Å; explorations are unsure above it, and end at three times as much"),
-    ] = 0.3,
+    ] = 0.2,
     displacement: Annotated[
         float, typer.Option(help="largest root mean square of random displacements, Å")
     ] = 0.15,

@@ -58,7 +58,7 @@ class LearnOptions:
     steps: int = 2000
     timestep: float = 0.5
     friction: float = 0.02
-    limit: float = 0.3
+    limit: float = 0.2
     displacement: float = 0.15
     strain: float = 0.05
     training_steps: int = 1500
