@@ -8,6 +8,7 @@ from ase.calculators.calculator import CalculatorSetupError, InputError
 
 from ase_biasgrad.calculators.biased import BiasedCalculator
 from ase_biasgrad.calculators.calculator import BiasGradCalculator
+from ase_biasgrad.numerics.rigid_motions import shifts
 
 LARGEST_FORCE = 0.01  # eV/Å
 LARGEST_STRESS = 2e-3  # eV/Å³, 0.3 GPa: what it would leave open in the constants
@@ -37,7 +38,7 @@ def elastic_constants(atoms: Atoms) -> np.ndarray:
     m = 3 * len(atoms)
     second = calc.get_hessian(atoms, strain=True)
     # translations cost nothing and couple to no strain; given a curvature, Φ can be inverted
-    translations = np.kron(np.ones((len(atoms), 1)), np.eye(3)) / np.sqrt(len(atoms))
+    translations = shifts(len(atoms)) / np.sqrt(len(atoms))
     mean = np.trace(second[:m, :m]) / m
     curvature = second[:m, :m] + max(mean, 1.0) * translations @ translations.T
     lowest = np.linalg.eigvalsh(curvature)[0]

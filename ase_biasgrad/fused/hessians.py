@@ -25,6 +25,7 @@ from ase_biasgrad.fused.geometry import add_force_tangents, move_edges
 from ase_biasgrad.fused.runtime import CompiledNetwork
 from ase_biasgrad.fused.structures import Evaluated, SplineConstants, Structures, room_for
 from ase_biasgrad.numerics.kernel_cache import compiled
+from ase_biasgrad.numerics.rigid_motions import shifts, turns
 
 LEAST_MOTION = 0.1  # of a rigid motion beside the largest one; smaller ones would spread errors
 
@@ -91,13 +92,12 @@ class RigidMotions:
         as rotations of a linear molecule about its axis, are left out.
         """
         n = len(structure.positions)
-        motions, changes = [np.tile(np.eye(3), (n, 1))], [np.zeros((3 * n, 3))]
+        motions, changes = [shifts(n)], [np.zeros((3 * n, 3))]
         if rotations and not structure.edges.shift[: structure.edges.starts[n]].any():
             positions = structure.positions - structure.positions.mean(axis=0)
             radius = np.linalg.norm(positions) / n**0.5 or 1.0  # makes them as long as shifts
-            axes = np.eye(3)[:, None] / radius
-            motions.append(np.cross(axes, positions).reshape(3, -1).T)
-            changes.append(np.cross(axes, -forces).reshape(3, -1).T)
+            motions.append(turns(positions / radius))
+            changes.append(turns(-forces / radius))
         every, changed = np.hstack(motions), np.hstack(changes)
         q, r, order = qr(every.T, mode="economic", pivoting=True)
         lengths = np.abs(np.diag(r))

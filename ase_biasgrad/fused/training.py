@@ -154,7 +154,7 @@ class Arrangement:
     constants: np.ndarray  # (c,) float64
     first: np.ndarray  # (numbers,) int32, where each number stands; w if nowhere
     again: list[tuple[np.ndarray, np.ndarray]]  # numbers that stand somewhere else, too, and where
-    ends: list[int]  # of all arrays but the last, one after another
+    shapes: list[tuple[int, ...]]  # of the arrays
 
     @classmethod
     def of(
@@ -180,8 +180,8 @@ class Arrangement:
         constants = program.weights[~program.learnt]
         source[~program.learnt] = 1 + len(chosen) + np.arange(len(constants))
         places = _places(source, len(chosen))
-        ends_of_used = list(np.cumsum([math.prod(shapes[key]) for key in names])[:-1])
-        return cls(program, names, source.astype(np.int32), constants, *places, ends_of_used)
+        of_names = [shapes[key] for key in names]
+        return cls(program, names, source.astype(np.int32), constants, *places, of_names)
 
     def weights(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights of the program from the arrays `names`."""
@@ -192,12 +192,13 @@ class Arrangement:
         return out
 
     def gradients(self, gradients: np.ndarray) -> list[np.ndarray]:
-        """Gradients `(numbers,)` of the arrays, from that of the weights and one 0."""
+        """Gradients of the arrays, from that of the weights and one 0."""
         found = np.empty(len(self.first), gradients.dtype)
         take(gradients, self.first, found)
         for numbers, places in self.again:
             add_taken(gradients, places, numbers, found)
-        return np.split(found, self.ends)
+        parts = np.split(found, np.cumsum([math.prod(shape) for shape in self.shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 def _places(
@@ -239,7 +240,7 @@ class _Evaluation(torch.autograd.Function):
         weights = network.arrangement.weights([array.detach().numpy() for array in arrays])
         out = network.run(structures, weights)
         ctx.network, ctx.structures, ctx.weights = network, structures, weights
-        ctx.evaluation, ctx.shapes = network.evaluations, [array.shape for array in arrays]
+        ctx.evaluation = network.evaluations
         energies, forces, strain_gradient = map(torch.from_numpy, out)
         return energies, forces, strain_gradient
 
@@ -250,6 +251,5 @@ class _Evaluation(torch.autograd.Function):
         if network.evaluations != ctx.evaluation:  # something else came after it
             network.run(ctx.structures, ctx.weights)
         of = Evaluated(*(c.contiguous().numpy() for c in cotangents))
-        found = network.arrangement.gradients(network.gradients(ctx.structures, ctx.weights, of))
-        gradients = (torch.from_numpy(g).view(s) for g, s in zip(found, ctx.shapes, strict=True))
-        return None, None, *gradients
+        gradients = network.gradients(ctx.structures, ctx.weights, of)
+        return None, None, *map(torch.from_numpy, network.arrangement.gradients(gradients))

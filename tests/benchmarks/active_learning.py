@@ -127,13 +127,12 @@ class Study:
         return folder
 
     def learn_options(self, seed: int) -> Found:
-        """Options of `learn` in the study; a limit below the default one spends the budget."""
+        """Options of `learn` in the study."""
         return {
             "calculator": self.options.calculator,
             "temperatures": TEMPERATURES,
             "budget": max(self.options.labels),
             "per_round": max(1, (max(self.options.labels) - 20) // 4),
-            "limit": 0.2,
             "seed": seed,
             **self.options.settings,
         }

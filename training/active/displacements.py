@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ase_biasgrad.numerics.rigid_motions import shifts, turns
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -40,10 +42,9 @@ def heat_displacements(atoms: Atoms, size: float, random: np.random.Generator) -
 
 
 def _without_rigid_motion(moved: np.ndarray, atoms: Atoms) -> np.ndarray:
-    rigid = [np.tile(np.eye(3), (len(atoms), 1))]  # (3n, 3) each
+    rigid = [shifts(len(atoms))]
     if not atoms.pbc.any():
-        positions = atoms.positions - atoms.positions.mean(axis=0)
-        rigid.append(np.cross(np.eye(3)[:, None], positions).reshape(3, -1).T)
+        rigid.append(turns(atoms.positions - atoms.positions.mean(axis=0)))
     motions, flat = np.hstack(rigid), moved.ravel()
     left = flat - motions @ np.linalg.lstsq(motions, flat, rcond=1e-9)[0]
     return left.reshape(-1, 3)

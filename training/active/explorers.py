@@ -2,7 +2,7 @@
 
 Each is a function of a starting structure with the committee as its calculator. It takes along
 candidates, structures whose forces are expected to be off by more than half of the limit. One that
-is off by more than the limit counts as a stop, but the way goes on to some times the limit: it
+is off by more than the limit makes it unsure, but the way goes on to `FAR` times the limit: it
 leads to other conformers, and what is met there differs more.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 MakeCalculator = Callable[[Path], "Calculator"]
+FAR = 3.0  # times the limit: what ends an exploration, as its way means nothing any more
 CHECK_EVERY = 5  # steps of dynamics
 MOST_CANDIDATES = 200  # of one exploration
 BEGIN = 20  # steps of dynamics that are done however unsure the committee is of the start
@@ -110,11 +111,11 @@ def expected_error(results: dict[str, Any]) -> float:
 
 
 def explore(
-    task: Task, options: LearnOptions, committee: Path, make: MakeCalculator, end: float
+    task: Task, options: LearnOptions, committee: Path, make: MakeCalculator
 ) -> Exploration:
     """Run one exploration with the committee in a file, of which `make` makes a calculator.
 
-    It ends where the expected error of a force is above `end`, in eV/Å.
+    It ends where a force is expected to be off by more than `FAR` times the limit.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it goes where the committee warns of
@@ -123,7 +124,7 @@ def explore(
             atoms.info = {}
             atoms.calc = make(committee)
         random = np.random.default_rng(task.seed)
-        watch = Watch(task.name, options.limit, end)
+        watch = Watch(task.name, options.limit, FAR * options.limit)
         RUN[task.explorer](structures, task.temperature, options, random, watch)
     return watch.found
 
@@ -170,11 +171,9 @@ def _displacements(
     watch: Watch,
 ) -> None:
     """Random displacements of growing size."""
-    atoms = structures[0]
-    start = atoms.positions.copy()
+    atoms, start = structures[0], structures[0].copy()
     for size in np.linspace(0.2, 1.0, ATTEMPTS) * options.displacement:
-        atoms.positions = start
-        atoms.positions = start + heat_displacements(atoms, size, random)
+        atoms.positions = start.positions + heat_displacements(start, size, random)
         if not watch.goes_on(atoms):
             break
 

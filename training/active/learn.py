@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 FEW_FAILURES, SHARE = 5, 0.2  # more failures than both stop it
 TOO_CLOSE = 0.4  # Å; structures that no reference describes
 FINAL_EVERY = 10  # frames, of which one validates the final potential
-FAR = 3.0  # times the limit: what ends an exploration, as its way means nothing any more
 FINAL_STEP = 2.5  # duration of a step of the final training in those of a member
 Say = Callable[[str], None]
 
@@ -216,7 +215,7 @@ def _explore(
     if own.explored.exists():
         return list(read_json(own.explored))
     work = tasks(structures, options, own.number, folder.frames())
-    arguments = [(task, options, own.committee, make, FAR * options.limit) for task in work]
+    arguments = [(task, options, own.committee, make) for task in work]
     names = [task.name for task in work]
     explorations: list[Exploration] = _finished(jobs, explore, arguments, "exploration", names)
     counts = [len(r.chosen()) for r in folder.rounds()[: own.number + 1]]
@@ -269,7 +268,8 @@ def _summary(
     folder: LearnFolder, own: Round, options: LearnOptions, explored: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Numbers of a round in JSON values."""
-    stored, validation = validated(own, dataset := Dataset(folder.data))
+    dataset = Dataset(folder.data)
+    stored, validation = validated(own, dataset)
     return {
         "round": own.number,
         "labels": len(dataset),

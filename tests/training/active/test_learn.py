@@ -185,14 +185,14 @@ def test_a_crystal_is_strained_and_a_path_explored(learned, tmp_path):
         ("strain", "structure 2"),
         ("neb", "structure 0"),
     ]
-    result = explore(found[-1], options, folder.round(0).committee, MAKE, 1e6)
+    result = explore(found[-1], options, folder.round(0).committee, MAKE)
     assert result.steps >= 9
     assert result.stopped is None
     box = ethanol.copy()
     box.set_cell([7, 7, 7])
     box.pbc = True
     task = Task("strain", (box,), "structure 0", 0.0, (0,))
-    assert explore(task, options, folder.round(0).committee, MAKE, 1e6).steps == 40
+    assert explore(task, options, folder.round(0).committee, MAKE).steps == 40
 
 
 class Told(Calculator):
